@@ -1,0 +1,34 @@
+# By hand, `make install` is:
+#   python3 -m venv .venv
+#   .venv/bin/pip install -e . -c constraints.txt
+# and `make demo` is then:
+#   .venv/bin/tuninglab demo
+
+PYTHON ?= python3
+PIP_ARGS ?=
+
+.PHONY: install demo test lint
+
+# The stamp files are newer than what they were made from as long as the installation is current.
+install: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is \
+	needed; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -e . -c constraints.txt $(PIP_ARGS)
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	.venv/bin/python -m pip install -e '.[dev]' -c constraints.txt $(PIP_ARGS)
+	touch $@
+
+demo: install
+	.venv/bin/tuninglab demo
+
+test: .venv/installed-dev
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
