@@ -1,0 +1,231 @@
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tuninglab.data.images import MAX_PIXELS, limit_aspect, load_image
+from tuninglab.errors import UserError
+
+# Pillow's own warnings of damaged files, which the package silences, pytest shows again.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+GENERATOR = np.random.default_rng(0)
+RGB = Image.fromarray(GENERATOR.integers(0, 256, (12, 17, 3), dtype=np.uint8))
+
+
+def saved(image, kind, **options):
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(image):
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_kinds_come_back_exactly(tmp_path, kind, options):
+    data = saved(RGB, kind, **options)
+    path = tmp_path / "picture.JPG"  # the name decides nothing
+    path.write_bytes(data)
+    for source in (data, path, str(path), RGB):
+        assert (pixels(load_image(source)) == pixels(RGB)).all()
+
+
+def test_jpeg_and_its_cmyk_come_back_nearly():
+    smooth = RGB.resize((64, 48))
+    for image in (smooth, smooth.convert("CMYK")):
+        got = pixels(load_image(saved(image, "JPEG", quality=98)))
+        assert abs(got - pixels(smooth)).mean() < 12
+
+
+def test_gray_palette_and_bilevel_modes():
+    gray = RGB.convert("L")
+    assert (pixels(load_image(saved(gray, "PNG"))) == np.asarray(gray)[..., None]).all()
+    bilevel = gray.point(lambda value: 255 * (value > 128)).convert("1")
+    expected = np.where(np.asarray(bilevel)[..., None], 255, 0)
+    assert (pixels(load_image(saved(bilevel, "PNG"))) == expected).all()
+    palette = RGB.quantize(8)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    for kind in ("PNG", "GIF"):
+        got = pixels(load_image(saved(palette, kind)))
+        assert (got == colours[np.asarray(palette)]).all()
+
+
+def on_white(colour, alpha):
+    alpha = alpha[..., None] / 255
+    return colour * alpha + 255 * (1 - alpha)
+
+
+def test_transparency_is_laid_on_white():
+    alpha = GENERATOR.integers(0, 256, (12, 17)).astype(np.uint8)
+    expected = on_white(pixels(RGB), alpha)
+    rgba = RGB.copy()
+    rgba.putalpha(Image.fromarray(alpha))
+    assert abs(pixels(load_image(saved(rgba, "PNG"))) - expected).max() <= 1
+    gray = RGB.convert("L")
+    expected = on_white(np.asarray(gray)[..., None].astype(int), alpha)
+    gray.putalpha(Image.fromarray(alpha))
+    assert gray.mode == "LA"
+    assert abs(pixels(load_image(saved(gray, "PNG"))) - expected).max() <= 1
+
+
+def test_transparent_palette_entries_are_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putdata([0, 1])
+    for kind in ("PNG", "GIF"):
+        got = pixels(load_image(saved(palette, kind, transparency=1)))
+        assert got.tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_a_transparent_colour_of_rgb_and_gray_is_white():
+    rgb = Image.new("RGB", (2, 1), (1, 2, 3))
+    rgb.putpixel((1, 0), (9, 9, 9))
+    got = pixels(load_image(saved(rgb, "PNG", transparency=(1, 2, 3))))
+    assert got.tolist() == [[[255, 255, 255], [9, 9, 9]]]
+    gray = rgb.convert("L")
+    got = pixels(load_image(saved(gray, "PNG", transparency=9)))
+    assert got[0, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_gray_is_scaled_by_its_range(kind):
+    values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(10, 30)
+    got = pixels(load_image(saved(Image.fromarray(values), kind)))
+    assert abs(got - values[..., None] / 257).max() <= 0.5
+    dark = saved(Image.fromarray(np.full((2, 2), 257, np.uint16)), kind)
+    assert (pixels(load_image(dark)) == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize(
+    ("low", "high", "black", "white"),
+    [
+        (0, 1, 0, 1),
+        (0, 200, 0, 255),
+        (0, 40000, 0, 65535),
+        (-500, 900, -500, 900),
+        (5, 1e6, 5, 1e6),
+    ],
+)
+def test_wide_gray_is_scaled_not_clipped(dtype, low, high, black, white):
+    values = np.linspace(low, high, 64).astype(dtype).reshape(8, 8)
+    got = pixels(load_image(saved(Image.fromarray(values), "TIFF")))
+    expected = (values.astype(float) - black) / (white - black) * 255
+    assert abs(got - expected[..., None]).max() <= 0.51
+
+
+def test_a_flat_or_not_finite_float_picture():
+    flat = Image.fromarray(np.full((2, 2), -3.0, np.float32))
+    assert (pixels(load_image(flat)) == 0).all()
+    with pytest.raises(UserError, match="not finite"):
+        load_image(Image.fromarray(np.array([[np.nan, 1.0]], np.float32)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(mode, orientation):
+    values = np.arange(6).reshape(2, 3)
+    undo = {
+        1: values,
+        2: values[:, ::-1],
+        3: values[::-1, ::-1],
+        4: values[::-1],
+        5: values.T,
+        6: np.rot90(values, -1),
+        7: np.rot90(values, 2).T,
+        8: np.rot90(values),
+    }[orientation]
+    scale, dtype = (257 * 10, np.uint16) if mode == "I;16" else (10, np.uint8)
+    image = Image.fromarray((values * scale).astype(dtype))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image.convert("RGB") if mode == "RGB" else image, "PNG", exif=exif)
+    assert (pixels(load_image(data))[..., 0] == undo * 10).all()
+
+
+def test_a_broken_exif_block_does_not_spoil_whole_pixels():
+    for block in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"):
+        assert (pixels(load_image(saved(RGB, "PNG", exif=block))) == pixels(RGB)).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_several_frames_the_first_is_taken(kind):
+    red, blue = Image.new("RGB", (5, 4), (255, 0, 0)), Image.new("RGB", (5, 4), (0, 0, 255))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    got = pixels(load_image(saved(red, kind, save_all=True, append_images=[blue], **options)))
+    assert (got == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 7)])
+def test_any_shape_loads(size):
+    assert load_image(saved(Image.new("RGB", size), "PNG")).size == size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_cut_files_are_refused(kind):
+    noise = Image.fromarray(GENERATOR.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = saved(noise, kind)
+    for fraction in (0.0, 0.001, 0.01, 0.5, 0.9):
+        with pytest.raises(UserError, match="damaged|known kind"):
+            load_image(data[: int(len(data) * fraction)])
+
+
+def png_header(width, height):
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    data = struct.pack(">I", 1000) + b"IDAT" + zlib.compress(bytes(50))
+    return b"\x89PNG\r\n\x1a\n" + chunk + data
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
+def test_a_header_that_claims_a_huge_size_is_refused_before_decoding(size):
+    with pytest.raises(UserError, match=f"too large: at most {MAX_PIXELS:,} pixels"):
+        load_image(png_header(*size))
+
+
+def test_kinds_that_are_not_read_are_refused():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    for data in (b"", b"hello", postscript, saved(RGB, "PPM"), saved(RGB, "ICO")):
+        with pytest.raises(UserError, match=r"not a picture of a known kind \(PNG, JPEG, WEBP"):
+            load_image(data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    kept=st.floats(0, 1),
+)
+def test_damaged_bytes_give_a_picture_or_a_user_error(kind, changes, kept):
+    data = bytearray(saved(RGB, kind))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    try:
+        assert load_image(bytes(data[: int(len(data) * kept)]), max_pixels=10**6).mode == "RGB"
+    except UserError as error:
+        assert "picture" in str(error)
+
+
+def test_only_extreme_shapes_lose_their_ends():
+    image = Image.new("RGB", (800, 100))
+    assert limit_aspect(image) is image
+    ramp = Image.fromarray(np.arange(200, dtype=np.uint8)[None].repeat(10, 0))
+    assert np.asarray(limit_aspect(ramp))[0].tolist() == list(range(60, 140))
+    assert limit_aspect(Image.new("L", (1, 5000))).size == (1, 8)

@@ -1,0 +1,64 @@
+import copy
+
+import pytest
+from PIL import Image
+
+from tuninglab.data.sample import Sample
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def answer(content):
+    return {"role": "assistant", "content": content}
+
+
+SURROGATE = "\ud800"
+BAD_DIALOGUES = {
+    "expected a list of messages": [None, [], "text", {"role": "user"}],
+    "message 1 is 5; expected an object": [[5, answer("a")]],
+    "unknown role 'robot'; known: system, user (or human), assistant (or gpt)": [
+        [{"role": "robot", "content": "x"}, answer("a")]
+    ],
+    "unknown role a list of 0": [[{"role": [], "content": "x"}, answer("a")]],
+    "there is no answer": [[user("a")], [{"role": "system", "content": "x"}]],
+    "the answer is empty": [
+        [user("a"), answer("")],
+        [user("a"), answer(" \n")],
+        [user("a"), answer([])],
+    ],
+    "the question is empty": [[user(""), answer("a")], [user("  "), answer("a")]],
+    "message 2 (user) follows another user": [[user("a"), user("b"), answer("c")]],
+    "message 3 (assistant) follows another": [[user("a"), answer("b"), answer("c")]],
+    "message 1 (assistant) stands first": [[answer("a"), user("b"), answer("c")]],
+    "message 3 is a system message": [[user("a"), answer("b"), {"role": "system", "content": "x"}]],
+    "last user message has no answer": [[user("a"), answer("b"), user("c")]],
+    "content is missing": [[user(None), answer("a")]],
+    "content is 5": [[user(5), answer("a")]],
+    "the part 'text' is unknown": [[user(["text"]), answer("a")]],
+    "the part an object of 2 is unknown": [[user([{"type": "video", "video": "v"}]), answer("a")]],
+    "the text of a part is missing": [[user([{"type": "text"}]), answer("a")]],
+    "half of a surrogate pair": [[user(SURROGATE), answer("a")], [user("a"), answer(SURROGATE)]],
+    "message 2 (assistant) holds an <image> mark": [[user("a"), answer("<image> a")]],
+    "1 <image> marks in the messages but 0 images": [[user("<image>?"), answer("a")]],
+}
+
+
+@pytest.mark.parametrize("words", BAD_DIALOGUES)
+def test_bad_dialogues_are_named(words):
+    for messages in BAD_DIALOGUES[words]:
+        with pytest.raises(ValueError) as raised:
+            Sample(messages, [])
+        assert words in str(raised.value)
+        str(raised.value).encode()
+
+
+def test_samples_made_in_python_are_checked_and_not_changed_in_place():
+    messages = [user("<image>a"), answer("b")]
+    before = copy.deepcopy(messages)
+    sample = Sample(messages, [Image.new("RGB", (1, 1))])
+    assert messages == before
+    assert sample.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "a"}]
+    with pytest.raises(ValueError, match="1 <image> marks"):
+        Sample(messages, [])

@@ -1,0 +1,170 @@
+"""Samples to batches: ids and labels, pixels, padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from tuninglab.data.images import limit_aspect, load_image
+from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
+from tuninglab.data.sample import ImageSource, Sample
+from tuninglab.data.sampler import MaskedRow
+from tuninglab.errors import DataError, UserError
+
+
+class SampleDataset(Dataset[dict[str, Any]]):
+    """Samples as the model's inputs, one row at a time; pictures are decoded when asked for.
+
+    Args:
+        samples: may be lazy, an item is fetched anew at each access.
+        processor: has `.tokenizer` and `.image_processor` (a CLIP processor).
+        max_tokens: no sample may be longer; this tokenizes all samples at once.
+        prompts_only: rows end where the last answer starts, for generation.
+
+    Raises:
+        DataError: samples longer than `max_tokens`, all of them listed.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Any,
+        max_tokens: int | None = None,
+        prompts_only: bool = False,
+    ):
+        if max_tokens is not None:
+            _, problems = split_too_long(samples, processor.tokenizer, max_tokens)
+            if problems:
+                raise DataError(problems, "Shorten them, or go on without: --skip_bad_records")
+        self.samples = samples
+        self.processor = processor
+        self.prompts_only = prompts_only
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index`: input_ids and labels (lists), pixel_values (M, F=1, 3, H, W) or None.
+
+        Raises:
+            UserError: a picture of the sample cannot be read any more.
+        """
+        # A plain int: what a lazy Sequence makes of a subclass is its own affair.
+        sample = self.samples[int(index)]
+        tokenizer = self.processor.tokenizer
+        # The dialogue as it stood when the last question was asked, earlier answers included.
+        if self.prompts_only:
+            input_ids = encode_prompt(sample.messages[:-1], tokenizer)
+            labels = [IGNORED] * len(input_ids)
+        else:
+            input_ids, labels, _ = encode_dialogue(sample.messages, tokenizer)
+        if isinstance(index, MaskedRow):
+            labels = [IGNORED] * len(labels)
+        try:
+            pixel_values = image_pixels(sample.images, self.processor.image_processor)
+        except UserError as error:
+            raise UserError(f"{sample.origin}: {error}") from error
+        # Ids stay lists: only the collator knows the length to pad to.
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "pixel_values": pixel_values,
+            "sample_id": sample.origin,
+        }
+
+
+def split_too_long(
+    samples: Sequence[Sample], tokenizer: Any, max_tokens: int
+) -> tuple[list[Sample], list[str]]:
+    """The samples of at most `max_tokens` tokens, and a line about each of the others."""
+    fitting, problems = [], []
+    for sample in samples:
+        length = len(encode_dialogue(sample.messages, tokenizer).input_ids)
+        if length <= max_tokens:
+            fitting.append(sample)
+            continue
+        # Cutting would take the answer, or its end, away from the question: never silently.
+        problems.append(
+            f"{sample.origin}: {length:,} tokens, but the language model takes at most "
+            f"{max_tokens:,}; shorten the texts or split the dialogue"
+        )
+    return fitting, problems
+
+
+def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> torch.Tensor | None:
+    """Pictures as the vision tower reads them, (M, F=1, 3, H, W); None without pictures.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    if not images:
+        return None
+    pictures = [load_image(image) for image in images]
+    # Only with "shortest_edge" does the size in between depend on the picture's shape.
+    if "shortest_edge" in image_processor.size:
+        pictures = [limit_aspect(picture) for picture in pictures]
+    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    return pixels.unsqueeze(1)  # a picture is a film of one frame
+
+
+@dataclass
+class Collator:
+    """Rows to a batch, padded to the longest; every batch has pictures, if only blank ones.
+
+    Args:
+        pad_token_id: fills `input_ids`; masked out in `attention_mask` and `labels`.
+        image_size: of the blank pictures: pixels of a side, or (height, width).
+        padding_side: "right" for training, "left" for prompts to be continued.
+
+    Raises:
+        ValueError: no pad token, or an unknown side.
+    """
+
+    pad_token_id: int
+    image_size: int | tuple[int, int]
+    padding_side: str = "right"
+
+    def __post_init__(self):
+        if self.padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is {self.padding_side!r}; expected 'left' or 'right'")
+        if self.pad_token_id is None:
+            raise ValueError("pad_token_id is None; add <PAD> (load_flamingo does) and pass its id")
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: input_ids, attention_mask, labels (B, T), pixel_values (B, M, F, 3, H, W)."""
+        return {
+            "input_ids": self._padded([row["input_ids"] for row in rows], self.pad_token_id),
+            "attention_mask": self._padded([[1] * len(row["input_ids"]) for row in rows], 0),
+            "labels": self._padded([row["labels"] for row in rows], IGNORED),
+            "pixel_values": self._pixels([row["pixel_values"] for row in rows]),
+            "sample_ids": [row["sample_id"] for row in rows],
+        }
+
+    def _padded(self, rows: list[list[int]], fill: int) -> torch.Tensor:
+        """Rows of any length as one tensor (B, T)."""
+        batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
+        for index, row in enumerate(rows):
+            # Generation continues a row at its right end, so its padding stands on the left.
+            start = batch.shape[1] - len(row) if self.padding_side == "left" else 0
+            batch[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+        return batch
+
+    def _pixels(self, rows: list[torch.Tensor | None]) -> torch.Tensor:
+        """Pictures as (B, M, F, 3, H, W), rows with fewer filled up at the end.
+
+        M is at least 1: through a surplus picture, which the model ignores, every trained parameter
+        takes part in every step, so that DDP needs no search for unused ones.
+        """
+        side = self.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        frames = next((row.shape[1] for row in rows if row is not None), 1)
+        media = max([1, *(len(row) for row in rows if row is not None)])
+        # Zero is the mean colour after CLIP's normalisation.
+        batch = torch.zeros(len(rows), media, frames, 3, height, width)
+        for index, row in enumerate(rows):
+            # At the end, because marks take a row's pictures in order: the surplus has no mark.
+            if row is not None:
+                batch[index, : len(row)] = row
+        return batch

@@ -1,0 +1,189 @@
+"""One record of training data, a dialogue and its pictures, whatever file it came from."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+IMAGE_MARK = "<image>"
+# LLaVA and ShareGPT say human and gpt; some tools mix both vocabularies in one file.
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
+Part: TypeAlias = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
+Message: TypeAlias = dict[str, Any]  # {"role": "user", "content": list of parts}
+
+
+@dataclass
+class Sample:
+    """A dialogue of user and assistant turns (a system message may stand first) and its pictures.
+
+    The messages are checked and brought to one form, so that whoever holds a Sample can rely on it.
+
+    Args:
+        messages: `{"role", "content"}` each, in Hugging Face's message format; a content that is a
+            plain string may hold `<image>` marks, in a list of parts text is only text.
+        images: one for each image part, in the order of the parts.
+        origin: where it came from, for messages to people ("my.json, record 3").
+        kind: the type of question, for scores by type.
+
+    Raises:
+        ValueError: what is wrong with the record and what to do, without naming the record.
+    """
+
+    messages: list[Message]
+    images: list[ImageSource]
+    origin: str = "sample"
+    kind: str | None = None
+
+    def __post_init__(self):
+        self.messages = normal_messages(self.messages)
+        check_turns(self.messages)
+        marks = count_images(self.messages)
+        if marks != len(self.images):
+            raise ValueError(
+                f"{marks} {IMAGE_MARK} marks in the messages but {len(self.images)} images; put "
+                "one mark where each picture belongs (in a text part the mark is plain text)"
+            )
+
+
+def normal_messages(messages: Any) -> list[Message]:
+    """Messages with every content as a list of image and text parts, empty texts left out.
+
+    Raises:
+        ValueError: a message is no object, its role is unknown or its content cannot be read.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"the dialogue is {brief(messages)}; expected a list of messages")
+    normal = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {number} is {brief(message)}; expected an object")
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            known = "system, user (or human), assistant (or gpt)"
+            raise ValueError(f"message {number} has the unknown role {brief(role)}; known: {known}")
+        try:
+            parts = content_parts(message.get("content"))
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+        normal.append({"role": ROLES[role], "content": parts})
+    return normal
+
+
+def content_parts(content: Any) -> list[Part]:
+    """A message's content as parts: a string is cut at its `<image>` marks, a list is checked.
+
+    Raises:
+        ValueError: the content is neither, or a part is of an unknown type.
+    """
+    if isinstance(content, str):
+        parts: list[Part] = []
+        # Spaces and newlines beside a mark are kept: only what the file says is learned.
+        for number, text in enumerate(content.split(IMAGE_MARK)):
+            parts += [{"type": "image"}] if number else []
+            parts += [{"type": "text", "text": checked_text(text)}] if text else []
+        return parts
+    if not isinstance(content, list):
+        raise ValueError(f"the content is {brief(content)}; expected a text or a list of parts")
+    return [part for raw in content if (part := _checked_part(raw)) is not None]
+
+
+def _checked_part(raw: Any) -> Part | None:
+    """One part without its extra keys; None for an empty text."""
+    if not isinstance(raw, dict) or raw.get("type") not in ("image", "text"):
+        raise ValueError(
+            f'the part {brief(raw)} is unknown; expected {{"type": "image"}} or '
+            '{"type": "text", "text": ...}'
+        )
+    # Exporters add keys with null (a datasets table has all columns); readers took the path.
+    if raw["type"] == "image":
+        return {"type": "image"}
+    text = raw.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"the text of a part is {brief(text)}; expected a string")
+    return {"type": "text", "text": checked_text(text)} if text else None
+
+
+def checked_text(text: str) -> str:
+    r"""The text itself, if it can be written as UTF-8 (JSON's "\ud800" cannot).
+
+    Raises:
+        ValueError: the text holds half of a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(
+            f"the text holds {half}, half of a surrogate pair and no character; write it in full"
+        ) from None
+    return text
+
+
+def check_turns(messages: list[Message]) -> None:
+    """Pass if user and assistant take turns, the assistant last, and every turn says something.
+
+    Raises:
+        ValueError: the first rule that is broken, with the number of the message in the file.
+    """
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    turns = messages[first:]
+    if not any(message["role"] == "assistant" for message in turns):
+        raise ValueError("there is no answer; add an assistant message, it is what is learned")
+    for index, message in enumerate(turns):
+        number, role = first + index + 1, message["role"]
+        if role == "system":
+            raise ValueError(f"message {number} is a system message; it may only stand first")
+        # Two user turns could be joined or answered apart: only the author of the data knows.
+        if role != ("user", "assistant")[index % 2]:
+            before = f"follows another {role} message" if index else "stands first"
+            raise ValueError(
+                f"message {number} ({role}) {before}; user and assistant take turns, the user "
+                "first: join the two messages or add the one between them"
+            )
+        # An empty answer would teach to say nothing; the loss of a row without labels is 0 / 0.
+        if role == "assistant" and not plain_text(message).strip():
+            raise ValueError(f"message {number}: the answer is empty; write one or drop the turn")
+        if role == "user" and not (plain_text(message).strip() or count_images([message])):
+            raise ValueError(f"message {number}: the question is empty; write one or drop the turn")
+    # Pictures are given, never generated: in an answer the mark would ask for a loss on it.
+    for number, message in enumerate(messages, 1):
+        if message["role"] != "user" and count_images([message]):
+            raise ValueError(
+                f"message {number} ({message['role']}) holds an {IMAGE_MARK} mark; pictures belong "
+                'to user messages (as plain text: {"type": "text", "text": ...})'
+            )
+    if turns[-1]["role"] == "user":
+        raise ValueError("the last user message has no answer; add one or drop the message")
+
+
+def count_images(messages: list[Message]) -> int:
+    """The number of image parts in the messages."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def plain_text(message: Message) -> str:
+    """The text parts of a message joined, without its pictures."""
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def brief(value: Any, characters: int = 60) -> str:
+    """A value of unknown origin, short and printable, as it stands in an error message."""
+    if value is None:
+        return "missing"
+    # A container may be huge or nested deeply enough to break repr: its type and size tell enough.
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**15:
+        return "a huge number"
+    # Control characters could move the cursor, lone surrogates could not be printed at all.
+    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return shown if len(shown) <= characters else f"{shown[: characters - 3]}..."

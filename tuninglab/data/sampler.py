@@ -1,0 +1,167 @@
+"""Which rows are trained when: seeded, resumable, and the same for any number of processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from tuninglab.errors import UserError
+
+Item = TypeVar("Item")
+
+
+class MaskedRow(int):
+    """The index of a row that only fills a place: its labels are all masked (see StepSampler)."""
+
+
+class StepSampler(Sampler[list[int]]):
+    """One rank's micro-batches, from the current step to the end of the epoch.
+
+    An optimizer step takes the next `batch_size * accumulation * world_size` rows of the epoch's
+    order; rank r takes its rows r, r + world_size, ... and cuts them into micro-batches. So the
+    rows of a step, and with a loss normalised over the step its gradient, do not depend on how
+    they are spread over processes and accumulation.
+
+    The last step of an epoch takes the rows that are left; none is dropped, none is seen twice. All
+    ranks have the same number of micro-batches: a rank without a row for its last one gets a
+    `MaskedRow`, which adds nothing to the loss or to the token count.
+
+    The position moves by `advance()` alone, not by iterating: a DataLoader draws indices ahead of
+    the steps that were made, and a checkpoint must hold the latter.
+
+    Args:
+        length: rows in the data set.
+        batch_size: rows of a micro-batch.
+        accumulation: micro-batches of a full step, on each rank.
+        shuffle: in an order that depends on (seed, epoch) only; False keeps the file's order.
+
+    Raises:
+        ValueError: a size below 1, or a rank outside the world.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        sizes = {"length": length, "batch_size": batch_size, "accumulation": accumulation}
+        # From Python any value may come; the flags are checked before.
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank} of {world_size}; expected 0 to {world_size - 1}")
+        self.length = length
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rows_per_step = batch_size * accumulation * world_size
+        self.epoch = 0
+        self.step = 0  # within the epoch: steps that were made
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, an incomplete last one included."""
+        return -(-self.length // self.rows_per_step)
+
+    def micro_batches(self, step: int | None = None) -> int:
+        """Micro-batches that each rank has in a step of the epoch (default: the current one)."""
+        step = self.step if step is None else step
+        rows = min(self.rows_per_step, self.length - step * self.rows_per_step)
+        # The fullest rank decides for all: they meet once a micro-batch or not at all.
+        return -(-rows // (self.world_size * self.batch_size))
+
+    def order(self) -> list[int]:
+        """The rows of the current epoch in the order of training."""
+        if not self.shuffle:
+            return list(range(self.length))
+        # numpy mixes the pair: seed 0 in epoch 1 and seed 1 in epoch 0 have nothing in common.
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.order()
+        for step in range(self.step, self.steps_per_epoch):
+            rows = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+            # Interleaved, so that in a last short step the ranks differ by one row at most.
+            mine = rows[self.rank :: self.world_size]
+            for number in range(self.micro_batches(step)):
+                batch = mine[number * self.batch_size : (number + 1) * self.batch_size]
+                # Any row of the step will do: it costs what its neighbours cost.
+                yield batch or [MaskedRow(rows[0])]
+
+    def __len__(self) -> int:
+        """Micro-batches from here to the end of the epoch."""
+        return sum(self.micro_batches(step) for step in range(self.step, self.steps_per_epoch))
+
+    def advance(self) -> None:
+        """Note that an optimizer step was made; after the last one the next epoch starts."""
+        self.step += 1
+        if self.step == self.steps_per_epoch:
+            self.epoch, self.step = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it depends on; the number of processes is no part of it."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seed": self.seed,
+            "length": self.length,
+            "rows_per_step": self.rows_per_step,
+            "shuffle": self.shuffle,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a saved position.
+
+        Raises:
+            UserError: the data or the settings are others, so that the position means nothing.
+        """
+        now = self.state_dict()
+        # world_size and accumulation may change: the rows of each step stay the same.
+        names = {
+            "length": "records in the data",
+            "rows_per_step": "rows per step (batch_size * gradient_accumulation_steps * processes)",
+            "seed": "seed",
+            "shuffle": "shuffle",
+        }
+        for key, name in names.items():
+            if state[key] != now[key]:
+                raise UserError(
+                    f"cannot resume: {name} was {state[key]}, now it is {now[key]}; go on with the "
+                    "same data and settings, or start a new run"
+                )
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+
+def split_validation(
+    samples: Sequence[Item], fraction: float, seed: int = 0
+) -> tuple[list[Item], list[Item]]:
+    """Training and validation samples, drawn by the seed; both keep the order of the file.
+
+    Records that share a picture may fall on both sides; a file of its own (--val_data) avoids that.
+
+    Raises:
+        UserError: the fraction is not within [0, 1), or leaves one of the two parts empty.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"val_split is {fraction}; expected 0 (none) or more, and less than 1")
+    # NaN fails the comparison above as well.
+    if fraction == 0:
+        return list(samples), []
+    count = max(1, round(len(samples) * fraction))
+    if count >= len(samples):
+        raise UserError(
+            f"val_split {fraction} of {len(samples)} samples leaves none to train on; give more "
+            "data, a smaller part, or a file of its own (--val_data)"
+        )
+    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    training = [sample for index, sample in enumerate(samples) if index not in chosen]
+    return training, [sample for index, sample in enumerate(samples) if index in chosen]
