@@ -1,0 +1,1 @@
+"""Scripts that rebuild what ships with the package."""

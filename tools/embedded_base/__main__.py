@@ -1,0 +1,61 @@
+"""Rebuild the embedded base: `python -m tools.embedded_base --out build/embedded_base`.
+
+It starts from nothing. Stages run in order, each leaves its part in --out and its figures in
+figures.json; name one or more to run those.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+STAGES = ("tokenizer", "lm", "tower", "bridge")
+
+
+def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
+    """Run one stage with its default or the given number of steps; returns its figures."""
+    if stage == "tokenizer":
+        from tools.embedded_base.vocabulary import train_tokenizer
+
+        tokenizer = train_tokenizer()
+        tokenizer.save_pretrained(out / "tokenizer")
+        return {"vocabulary_tokens": len(tokenizer)}
+    if stage == "lm":
+        from tools.embedded_base.language import train_language_model
+
+        return train_language_model(out, steps or 4000)
+    if stage == "tower":
+        from tools.embedded_base.tower import train_tower
+
+        return train_tower(out, steps or 5000)
+    from tools.embedded_base.bridge import train_bridge
+
+    return train_bridge(out, steps or 12000)
+
+
+def main() -> None:
+    """Parse the command line and run the stages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--out", type=Path, default=Path("build/embedded_base"))
+    parser.add_argument("--steps", type=int, help="instead of the default of the stage")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    figures_file = options.out / "figures.json"
+    for stage in options.stages:
+        began_s = time.perf_counter()
+        figures = run_stage(stage, options.out, options.steps)
+        figures["wall_s"] = round(time.perf_counter() - began_s, 1)
+        known = json.loads(figures_file.read_text()) if figures_file.exists() else {}
+        figures_file.write_text(json.dumps({**known, stage: figures}, indent=2) + "\n")
+        print(stage, figures, flush=True)
+
+
+if __name__ == "__main__":
+    main()

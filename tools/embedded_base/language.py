@@ -1,0 +1,111 @@
+"""Stage 2: a small LLaMA, trained on text alone."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
+from tools.embedded_base.text import passage, training_text
+from tools.embedded_base.vocabulary import load_tokenizer
+
+BATCH, BLOCK_TOKENS = 24, 96
+
+
+def new_language_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """LLaMA's architecture: 128 wide, 6 layers, untied; with the three Flamingo tokens."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode_pieces(
+    pieces: list[tuple[str, float]], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[float]]:
+    """Pieces tokenized apart, their ids joined: (ids, loss weight of each)."""
+    ids, weights = [], []
+    for text, weight in pieces:
+        piece = tokenizer(text, add_special_tokens=False).input_ids
+        ids += piece
+        weights += [weight] * len(piece)
+    return ids, weights
+
+
+def blocks(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of packed documents: ids (B, T) and loss weights (B, T)."""
+    ids: list[int] = []
+    weights: list[float] = []
+    while True:
+        while len(ids) < BATCH * BLOCK_TOKENS:
+            more, weight = encode_pieces(training_text(rng), tokenizer)
+            ids += [tokenizer.bos_token_id, *more, tokenizer.eos_token_id]
+            weights += [0.0, *weight, 0.1]
+        size = BATCH * BLOCK_TOKENS
+        yield (
+            torch.tensor(ids[:size]).view(BATCH, BLOCK_TOKENS),
+            torch.tensor(weights[:size]).view(BATCH, BLOCK_TOKENS),
+        )
+        ids, weights = ids[size:], weights[size:]
+
+
+def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Next-token loss, averaged with the weight of the predicted token.
+
+    Logits are (B, T, V), ids and weights (B, T).
+    """
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    return (loss * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def reading_exact_match(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200
+) -> float:
+    """Share of questions on unseen passages answered exactly, greedily, up to the dialogue's end.
+
+    The end of the dialogue is part of the answer.
+    """
+    rng, right = random.Random(99), 0
+    for _ in range(count):
+        text, asked = passage(rng)
+        question, answer = asked[0]
+        start = (text, "\n\n", "### Instruction:\n", question, "\n\n", "### Response:\n")
+        pieces = [(piece, 0.0) for piece in start]
+        ids, weights = encode_pieces([*pieces, (answer, 1.0), ("<|endofchunk|>", 1.0)], tokenizer)
+        ids, weights = [tokenizer.bos_token_id, *ids], [0.0, *weights]
+        guess = model(torch.tensor([ids])).logits[0, :-1].argmax(-1).tolist()
+        right += all(
+            g == t for g, t, w in zip(guess, ids[1:], weights[1:], strict=True) if w == 1.0
+        )
+    return right / count
+
+
+def train_language_model(out: Path, steps: int) -> dict[str, float]:
+    """Train from nothing and save to `out/lm`; returns what it reached."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(out)
+    model = new_language_model(tokenizer)
+    optimizer = make_optimizer([(model, 1.0)])
+    progress, batches = Progress("lm", steps), blocks(tokenizer, random.Random(1))
+    for step in range(steps):
+        ids, weights = next(batches)
+        loss = weighted_loss(model(ids).logits, ids, weights)
+        optimize(optimizer, loss, learning_rate(step, steps, 2e-3))
+        progress(step, loss=loss.item())
+    model.eval().save_pretrained(out / "lm")
+    return {"reading_exact_match": reading_exact_match(model, tokenizer)}

@@ -1,0 +1,118 @@
+"""Questions about a picture, each with the one right answer, by type."""
+
+import random
+from dataclasses import dataclass
+
+from tuninglab.embedded.digits import DigitScene
+from tuninglab.embedded.scenes import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, Thing
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a type, as a person would put it, and its exact answer."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def ask(picture: Scene | DigitScene, rng: random.Random, count: int) -> list[Question]:
+    """Up to `count` questions of different types, the types drawn evenly."""
+    possible = ask_scene(picture, rng) if isinstance(picture, Scene) else ask_digits(picture, rng)
+    rng.shuffle(possible)
+    first_of_type = {q.type: q for q in reversed(possible)}
+    types = sorted(first_of_type)
+    return [first_of_type[t] for t in rng.sample(types, min(count, len(types)))]
+
+
+def ask_scene(scene: Scene, rng: random.Random) -> list[Question]:
+    """Every question on shapes that has one clear answer in this scene."""
+    things = scene.things
+    colors, shapes, names = ([getattr(t, a) for t in things] for a in ("color", "shape", "name"))
+    asked = []
+    for thing in things:
+        if shapes.count(thing.shape) == 1:
+            text = rng.choice(("What color is the {}?", "Name the color of the {}.")).format(
+                thing.shape
+            )
+            asked.append(Question("color", text, thing.color))
+        if colors.count(thing.color) == 1:
+            text = rng.choice(("What shape is the {} object?", "Which {} shape do you see?"))
+            asked.append(Question("shape", text.format(thing.color), thing.shape))
+        if names.count(thing.name) == 1:
+            asked.append(Question("size", f"Is the {thing.name} small or large?", thing.size))
+            text = rng.choice(("Where is the {}?", "Tell me the position of the {}."))
+            asked.append(Question("where", text.format(thing.name), thing.place))
+    asked.append(Question("count", "How many objects are there?", str(len(things))))
+    color = rng.choice(colors if rng.random() < 0.7 else list(COLORS))
+    asked.append(
+        Question("count by color", f"How many {color} objects are there?", str(colors.count(color)))
+    )
+    asked.append(ask_exists(things, rng))
+    unique = [t for t in things if names.count(t.name) == 1]
+    if len(unique) > 1:
+        asked.append(ask_relation(*rng.sample(unique, 2), rng))
+    return asked
+
+
+def ask_exists(things: tuple[Thing, ...], rng: random.Random) -> Question:
+    """A yes/no question; "no" prefers words that both occur in the picture, only not together."""
+    names = {t.name for t in things}
+    if rng.random() < 0.5:
+        name, answer = rng.choice(sorted(names)), "yes"
+    else:
+        name, answer = absent_name(things, rng), "no"
+    return Question("exists", f"Is there {with_article(name)}?", answer)
+
+
+def absent_name(things: tuple[Thing, ...], rng: random.Random) -> str:
+    """A colour and shape that no thing joins, mostly of words that both occur in the picture.
+
+    Where no thing is of a held-out pair (all training pictures), none is named either: it would
+    always be absent there, and naming it would teach the answer "no".
+    """
+    absent = {f"{c} {s}" for c in COLORS for s in SHAPES} - {t.name for t in things}
+    if not any(t.held_out for t in things):
+        absent -= {f"{c} {s}" for c, s in HELD_OUT_PAIRS}
+    near = absent & {f"{a.color} {b.shape}" for a in things for b in things}
+    half = {n for n in absent if any(t.color in n or t.shape in n for t in things)}
+    return rng.choice(sorted(near if near and rng.random() < 0.6 else half))
+
+
+def with_article(name: str) -> str:
+    """`a blue star`, `an orange star`."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def ask_relation(a: Thing, b: Thing, rng: random.Random) -> Question:
+    """A yes/no question on where one thing lies as seen from another; half the answers are yes."""
+    right, down = b.cell % 3 - a.cell % 3, b.cell // 3 - a.cell // 3
+    holds = {"left of": right > 0, "right of": right < 0, "above": down > 0, "below": down < 0}
+    truth = rng.random() < 0.5
+    word = rng.choice([w for w, so in holds.items() if so is truth])
+    return Question("relation", f"Is the {a.name} {word} the {b.name}?", "yes" if truth else "no")
+
+
+def ask_digits(scene: DigitScene, rng: random.Random) -> list[Question]:
+    """Every question on handwriting that has one clear answer in this picture."""
+    inks, digits = scene.inks, [ink.digit for ink in scene.inks]
+    k = rng.randrange(len(inks))
+    ink, place = inks[k], scene.places[k]
+    asked = [
+        Question(
+            "parity", f"Is the {ink.color} digit even or odd?", "odd" if ink.digit % 2 else "even"
+        ),
+        Question("how many digits", "How many digits do you see?", str(len(inks))),
+    ]
+    if digits.count(ink.digit) == 1:
+        asked.append(Question("ink color", f"What color is the {ink.digit}?", ink.color))
+    if len(inks) == 1:
+        text = rng.choice(("Which digit is this?", "What digit is shown?", "Read the digit."))
+        return [*asked, Question("digit", text, str(digits[0]))]
+    text = rng.choice(("Read the number.", "What number is written here?"))
+    asked.append(Question("number", text, " ".join(map(str, digits))))
+    text = rng.choice(("Which digit is {}?", "Read the {} digit.")).format(ink.color)
+    asked.append(Question("digit by color", text, str(ink.digit)))
+    where = "in the middle" if place == "middle" else f"on the {place}"
+    asked.append(Question("digit by place", f"Which digit is {where}?", str(ink.digit)))
+    return asked

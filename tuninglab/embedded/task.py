@@ -1,0 +1,123 @@
+"""The demo's task: questions about generated pictures, made on the fly from a seed.
+
+The splits differ by construction: training never shows a held-out colour-shape pair or a scan of a
+test writer; every test picture shows one of the two.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuninglab.console import say
+from tuninglab.data.sample import Message, Sample
+from tuninglab.embedded.digits import DigitScene, sample_digits
+from tuninglab.embedded.questions import Question, ask
+from tuninglab.embedded.scenes import Scene, sample_scene
+from tuninglab.errors import UserError
+
+SEEDS = {"train": 11, "val": 12, "test": 13}
+# What a picture of a split shows, so that figures can be reported apart.
+GROUPS = {
+    "train": ("scenes", "handwriting"),
+    "val": ("scenes", "handwriting, validation writers"),
+    "test": ("held-out pairs", "handwriting, unseen writers"),
+}
+TRAIN_PICTURES = 1000  # of `finetune` without data; the demo asks for more
+VAL_QUESTIONS = 240
+TEST_QUESTIONS = 1000
+TURNS = 3  # questions in a training dialogue; a test dialogue has one
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture, the questions asked about it, and the group it belongs to."""
+
+    picture: Scene | DigitScene
+    questions: tuple[Question, ...]
+    group: str
+
+
+class EmbeddedSamples(Sequence[Sample]):
+    """Samples of a split, half shapes and half handwriting; a picture is drawn when asked for.
+
+    Args:
+        split: train, val or test.
+        count: number of pictures.
+        turns: questions in a dialogue.
+    """
+
+    def __init__(self, split: str, count: int, turns: int = 1):
+        rng = random.Random(SEEDS[split])
+        self.split = split
+        self.items: list[Item] = []
+        for k in range(count):
+            if k % 2:
+                picture = sample_digits(rng, split)
+            else:
+                picture = sample_scene(rng, held_out=split == "test")
+            questions = tuple(ask(picture, rng, turns))
+            self.items.append(Item(picture, questions, GROUPS[split][k % 2]))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        item = self.items[index]
+        kind = item.questions[0].type if len(item.questions) == 1 else None
+        origin = f"embedded {self.split} data, picture {index + 1}"
+        return Sample(dialogue(item.questions), [item.picture.draw()], origin=origin, kind=kind)
+
+
+def dialogue(questions: Sequence[Question]) -> list[Message]:
+    """Questions and answers in turn; the picture comes with the first question."""
+    messages: list[Message] = []
+    for k, question in enumerate(questions):
+        text = {"type": "text", "text": question.text}
+        messages.append({"role": "user", "content": [text] if k else [{"type": "image"}, text]})
+        messages.append(
+            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}
+        )
+    return messages
+
+
+def most_frequent_answers(train: EmbeddedSamples) -> dict[str, str]:
+    """The prior: for every question type its most frequent answer in training.
+
+    Of answers equally frequent it is the first by alphabet.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for item in train.items:
+        for question in item.questions:
+            of_type = counts.setdefault(question.type, {})
+            of_type[question.answer] = of_type.get(question.answer, 0) + 1
+    return {kind: min(of_type, key=lambda a: (-of_type[a], a)) for kind, of_type in counts.items()}
+
+
+def write_data(folder: Path, train_pictures: int) -> None:
+    """Write the three splits as messages JSONL with PNG pictures, as `finetune --data` reads them.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--write_data {folder}: it exists and is not an empty folder; name a new one"
+        )
+    sizes = {
+        "train": (train_pictures, TURNS),
+        "val": (VAL_QUESTIONS, 1),
+        "test": (TEST_QUESTIONS, 1),
+    }
+    try:
+        for split, (count, turns) in sizes.items():
+            (folder / split).mkdir(parents=True)
+            with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
+                for k, sample in enumerate(EmbeddedSamples(split, count, turns)):
+                    name = f"{split}/{k:05d}.png"
+                    sample.images[0].save(folder / name)
+                    lines.write(json.dumps({"messages": sample.messages, "images": [name]}) + "\n")
+            say(f"{folder / split}.jsonl: {count} pictures")
+    except OSError as error:
+        raise UserError(f"--write_data {folder}: cannot write there ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""How well a tuned model answers, and whether it looks at the pictures."""

@@ -1,0 +1,120 @@
+"""Answers that a model generates, and their exact match with the true ones."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tuninglab.data.batches import Collator, SampleDataset
+from tuninglab.data.prompt import decode_answer
+from tuninglab.data.sample import Sample
+
+GREY = (128, 128, 128)
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    batch_size: int = 64,
+    max_new_tokens: int = 12,
+) -> list[str]:
+    """Greedy answers to the last question of each sample, as plain text.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT; its mode (train or eval) is left as it was.
+        processor: its processor.
+        samples: dialogues whose last turn is the true answer, which the model does not see.
+        batch_size: dialogues generated together.
+        max_new_tokens: longer answers are cut, and so are wrong.
+    """
+    rows = SampleDataset(samples, processor, prompts_only=True)
+    size = processor.image_processor.crop_size
+    collate = Collator(processor.tokenizer.pad_token_id, (size["height"], size["width"]), "left")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    answers: list[str] = []
+    try:
+        for start in range(0, len(rows), batch_size):
+            batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
+            inputs = {
+                name: batch[name].to(device)
+                for name in ("input_ids", "attention_mask", "pixel_values")
+            }
+            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+            answers += [decode_answer(row, processor.tokenizer) for row in new]
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def exact_match(
+    answers: Sequence[str], truths: Sequence[str], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Share of answers equal to the truth, over all and by type of question.
+
+    Returns:
+        `exact_match` (0 to 1), `by_type` {type: share}, `count`.
+
+    Raises:
+        ValueError: the three lists differ in length, or are empty.
+    """
+    if not len(answers) == len(truths) == len(kinds) or not answers:
+        raise ValueError(
+            f"{len(answers)} answers, {len(truths)} truths, {len(kinds)} types;"
+            " expected as many of each"
+        )
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for answer, truth, kind in zip(answers, truths, kinds, strict=True):
+        hits[kind].append(answer == truth)
+    share = {kind: sum(of_type) / len(of_type) for kind, of_type in sorted(hits.items())}
+    total = sum(sum(of_type) for of_type in hits.values())
+    return {"exact_match": total / len(answers), "by_type": share, "count": len(answers)}
+
+
+class Blanked(Sequence[Sample]):
+    """The same dialogues, every picture replaced by a grey one of its size: a control."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        sample = self.samples[index]
+        return replace(sample, images=[Image.new("RGB", (96, 96), GREY) for _ in sample.images])
+
+
+class Shuffled(Sequence[Sample]):
+    """The same dialogues, each with the pictures of another one of its group: a control.
+
+    Args:
+        samples: each with the same number of pictures.
+        groups: pictures are exchanged within a group only, so that they stay plausible.
+        seed: of the exchange.
+    """
+
+    def __init__(self, samples: Sequence[Sample], groups: Sequence[str], seed: int = 0):
+        self.samples = samples
+        self.source = list(range(len(samples)))
+        rng = random.Random(seed)
+        for group in sorted(set(groups)):
+            members = [k for k, g in enumerate(groups) if g == group]
+            rng.shuffle(members)
+            # One cycle through the shuffled members: nobody keeps the own picture.
+            for k, other in zip(members, members[1:] + members[:1], strict=True):
+                self.source[k] = other
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return replace(self.samples[index], images=self.samples[self.source[index]].images)
