@@ -1,0 +1,288 @@
+"""The Flamingo: a vision tower, a Perceiver, and a language model whose layers see images."""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.gated_cross_attention import (
+    Conditioning,
+    FlamingoLayer,
+    GatedCrossAttentionBlock,
+    conditioned_on,
+    count_text_time,
+)
+from tuninglab.models.generation import FlamingoGenerationMixin
+from tuninglab.models.perceiver import PerceiverResampler
+from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
+
+
+class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerationMixin):
+    """A language model whose layers cross-attend to images (Alayrac et al. 2022, OpenFlamingo).
+
+    The vision tower is frozen (`requires_grad` False) as in OpenFlamingo; unfreeze it to train it.
+
+    What `forward` takes, besides the usual arguments of a causal language model:
+        input_ids (B, T): with an `<image>` token where each image stands.
+        attention_mask (B, T): 0 at padding, on either side. Without position_ids, and without a
+            cache, positions are counted from it.
+        pixel_values (B, M, F, 3, H, W) or (B, M, 3, H, W): the k-th image of a row belongs to its
+            k-th mark; images beyond its marks are padding and are ignored.
+        image_features (B, M, L, D): from `encode_images`, instead of pixel_values.
+        media_key_values (B, G, M, L, 2 * width): from `encode_key_values`, instead of either.
+        text_time (B, T): the number from 1 of the image each token sees, 0 for none. Needed only
+            with a filled cache, when the marks are no longer in input_ids.
+        labels (B, T): -100 where there is no loss; they are shifted here.
+        num_items_in_batch: divides the summed loss, instead of the count of labels in the batch.
+        labels_only_logits: compute the head only where there is a label. The logits are then
+            (N, vocabulary), a row a label; it saves the most where prompts are long.
+
+    Args:
+        config: the configuration; alone, it gives random weights.
+        lang_encoder: a ready language model for `config.text_config`; it is wrapped in place.
+        vision_encoder: a ready CLIP vision tower for `config.vision_config`.
+
+    Raises:
+        ValueError: the decoder layers of the language model were not found.
+    """
+
+    def __init__(
+        self,
+        config: FlamingoConfig,
+        lang_encoder: PreTrainedModel | None = None,
+        vision_encoder: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        for part in (lang_encoder, vision_encoder):
+            if part is not None:
+                # transformers' mark: post_init leaves such modules alone.
+                part.apply(lambda module: setattr(module, "_is_hf_initialized", True))
+        self.vision_encoder: PreTrainedModel = (
+            vision_encoder or AutoModel.from_config(config.vision_config)
+        ).requires_grad_(False)
+        media_width = config.vision_config.hidden_size
+        self.perceiver = PerceiverResampler(
+            media_width,
+            config.perceiver_depth,
+            config.perceiver_latents,
+            config.perceiver_heads,
+            config.perceiver_dim_head,
+            config.ff_mult,
+        )
+        self.lang_encoder: PreTrainedModel = lang_encoder or AutoModelForCausalLM.from_config(
+            config.text_config
+        )
+        self._lang_arguments = frozenset(inspect.signature(self.lang_encoder.forward).parameters)
+        self._wrap_decoder_layers(media_width)
+        self.post_init()
+        self.set_generation_defaults()
+
+    def _wrap_decoder_layers(self, media_width: int) -> None:
+        config = self.config
+        width = config.text_config.get_text_config(decoder=True).hidden_size
+        layers = find_decoder_layers(self.lang_encoder)
+        for i, layer in enumerate(layers):
+            number, rest = divmod(i + 1, config.cross_attn_every_n_layers)
+            block = None
+            if rest == 0:
+                block = GatedCrossAttentionBlock(
+                    width,
+                    media_width,
+                    config.cross_attn_dim_head,
+                    config.cross_attn_heads,
+                    config.ff_mult,
+                )
+            # In place: caches find their layer by a number inside its attention, masks by the
+            # configuration, so the language model notices nothing.
+            layers[i] = FlamingoLayer(block, layer, number - 1)
+
+    @property
+    def gated_blocks(self) -> list[GatedCrossAttentionBlock]:
+        """The gated blocks, from the first layer to the last."""
+        return [m for m in self.lang_encoder.modules() if isinstance(m, GatedCrossAttentionBlock)]
+
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> patch features (B, M, F, P, D).
+
+        Features are `last_hidden_state` without the class token, before post_layernorm, as
+        OpenFlamingo was trained (open_clip <= 2.22). A frozen tower records no gradient.
+
+        Raises:
+            ValueError: the shape is another one.
+        """
+        if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
+                "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
+            )
+        if pixel_values.ndim == 5:
+            pixel_values = pixel_values.unsqueeze(2)
+        # Decided by the weights and not by a setting, so unfreezing a part of the tower is enough.
+        trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
+        flat = pixel_values.flatten(0, 2).to(self.vision_encoder.dtype)
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            features = self.vision_encoder(pixel_values=flat).last_hidden_state[:, 1:]
+        return features.unflatten(0, pixel_values.shape[:3])
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> latents (B, M, L, D)."""
+        return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
+
+    def encode_key_values(self, image_features: Tensor) -> Tensor:
+        """Latents (B, M, L, D) -> keys and values of the G gated blocks, (B, G, M, L, 2 * width).
+
+        Batch comes first, so that `generate` repeats them for beams and returned sequences.
+        """
+        media = image_features.to(self.lang_encoder.dtype)
+        # Through the module and not its weight: an adapter may stand in its place.
+        return torch.stack([block.attn.to_kv(media) for block in self.gated_blocks], dim=1)
+
+    def check_marks(self, input_ids: Tensor, media: Tensor | None) -> None:
+        """Refuse rows of input_ids (B, T) with more marks than media (B, ..., M, L, D) has images.
+
+        Raises:
+            ValueError: a row has too many marks, or the numbers of rows differ.
+        """
+        rows, image_count = (len(input_ids), 0) if media is None else (len(media), media.shape[-3])
+        if rows != len(input_ids):
+            raise ValueError(f"input_ids has {len(input_ids)} rows, but the images have {rows}")
+        marks = (input_ids == self.config.image_token_id).sum(-1)
+        wrong = (marks > image_count).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(
+                f"row {wrong[0]} has {int(marks[wrong[0]])} <image> marks but {image_count} "
+                "images; give an image for each mark, in their order, or remove marks"
+            )
+
+    def _condition(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        media_key_values: Tensor | None,
+        text_time: Tensor | None,
+        past_key_values: Any,
+    ) -> Conditioning | None:
+        """What the gated blocks attend to, from whichever form the images were given in."""
+        if image_features is None and media_key_values is None and pixel_values is not None:
+            # A batch without images may come as (B, 0, F, 3, H, W).
+            image_features = self.encode_images(pixel_values) if pixel_values.shape[1] else None
+        media = image_features if media_key_values is None else media_key_values
+        if text_time is None:
+            cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if media is not None and cached:
+                raise ValueError(
+                    "images and a filled cache were given without text_time: which image a token "
+                    "sees cannot be read from new input_ids alone; give text_time (rows, tokens)"
+                )
+            # Reading the counts would break a compiled graph.
+            if not torch.compiler.is_compiling():
+                self.check_marks(input_ids, media)
+            config = self.config
+            text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
+        return Conditioning.of(text_time, image_features, media_key_values)
+
+    def _targets(
+        self, labels: Tensor, only: bool, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, int | Tensor]:
+        """Next tokens (B, T) and logits_to_keep; (N,) and the mask of the N labels with `only`."""
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        # transformers applies a (B, T) bool mask before the head, and so before whatever scaling
+        # or capping a head has. An architecture that cannot computes all logits.
+        if not only or "logits_to_keep" not in self._lang_arguments:
+            return targets, logits_to_keep
+        labelled = targets != -100
+        return targets[labelled], labelled
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        image_features: Tensor | None = None,
+        media_key_values: Tensor | None = None,
+        text_time: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        labels_only_logits: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the next tokens, and the loss if labels are given; arguments: see the class.
+
+        Raises:
+            ValueError: a row has more marks than images, or arguments do not fit together.
+        """
+        conditioning = self._condition(
+            input_ids, pixel_values, image_features, media_key_values, text_time, past_key_values
+        )
+        if position_ids is None and past_key_values is None:
+            position_ids = _positions(attention_mask)
+        targets = None
+        if labels is not None:
+            use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
+            targets, logits_to_keep = self._targets(labels, labels_only_logits, logits_to_keep)
+        optional = {"position_ids": position_ids, "logits_to_keep": logits_to_keep}
+        with conditioned_on(conditioning):
+            outputs = self.lang_encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                # MPT and BLOOM have no positions to give.
+                **{k: v for k, v in optional.items() if k in self._lang_arguments},
+                **kwargs,
+            )
+        loss = None
+        if targets is not None:
+            loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def next_token_loss(
+    logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of logits (..., V) and targets (...), in float32, without targets of -100.
+
+    The sum is divided by `num_items_in_batch`, or else by the count of targets; no target is 0.
+
+    Raises:
+        ValueError: logits were not computed for every target.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits of {tuple(logits.shape[:-1])} positions for labels of {tuple(targets.shape)}; "
+            "a loss needs logits_to_keep=0 (or labels_only_logits=True)"
+        )
+    # A sum, because a mean over this batch cannot be joined exactly with those of other ranks and
+    # accumulation steps that hold other numbers of answer tokens.
+    total = F.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten().to(logits.device), reduction="sum"
+    )
+    if num_items_in_batch is None:
+        return total / (targets != -100).sum().clamp(min=1).to(total.device)
+    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+
+
+def _positions(attention_mask: Tensor | None) -> Tensor | None:
+    # Positions that do not count padding: without them a left-padded row of GPT-2 (absolute
+    # positions) differs from the same row alone by 3.0 in the logits.
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
