@@ -1,0 +1,227 @@
+"""TuningConfig becomes a PEFT LoRA under `lang_encoder`, and the rest of the model is frozen."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.console import Choices
+from tuninglab.errors import UserError
+
+SCOPE = "lang_encoder"
+GATED_BLOCK = "gated_cross_attn_layer"
+GATES = ("attn_gate", "ff_gate")
+FRESH_REASON = (
+    "the bridge is new and its gates are closed: LoRA behind a closed gate learns nothing"
+)
+
+
+def train_fresh_bridge(config: TuningConfig, choices: Choices) -> TuningConfig:
+    """Turn on what a new Perceiver and new gated blocks need: training in full, said aloud."""
+    choices.add("trained in full", "perceiver, gated cross-attention blocks", FRESH_REASON)
+    return replace(config, train_gates=True, train_perceiver=True, train_cross_attention=True)
+
+
+def tune(model: nn.Module, config: TuningConfig, base: str | None = None) -> PeftModel:
+    """Wrap a Flamingo for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
+
+    All trained parameters are made float32, whatever the base is held in.
+
+    Args:
+        model: a Flamingo; it is changed in place.
+        config: what to tune.
+        base: what the user named as the base model, for adapter_config.json.
+
+    Raises:
+        UserError: a pattern hits nothing, or only a frozen part.
+    """
+    direct = _direct_modules(model, config)
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=_target_regex(model, config, direct),
+        lora_dropout=config.lora_dropout,
+        bias=config.bias,
+        # PEFT refuses "VL" since 0.14; no task type means its generic wrapper.
+        task_type=None if config.task_type == "VL" else config.task_type,
+        trainable_token_indices=_token_rows(model) if config.train_new_tokens else None,
+    )
+    peft_model = quietly(get_peft_model, model, lora)
+    peft_model.peft_config["default"].base_model_name_or_path = base
+    _unfreeze(model, config, direct)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # AdamW steps of 1e-5 are lost in bf16's 8 bits of mantissa.
+            parameter.data = parameter.data.float()
+    return peft_model
+
+
+def quietly(wrap: Callable[..., PeftModel], *args: Any) -> PeftModel:
+    """Call a function of PEFT without the warnings that no user can act on."""
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers by a name that 5.23 deprecates.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        # GPT-2's Conv1D layers are stored transposed; PEFT notices, adapts, and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        return wrap(*args)
+
+
+def trainable_table(model: nn.Module) -> list[dict[str, Any]]:
+    """List what trains: one row a kind of module, with `module`, `dtype`, `tensors`, `parameters`.
+
+    Layers of equal name share a row (`*` for the layer number).
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        label = _row_label(name.removeprefix("base_model.model."))
+        row = rows.setdefault(
+            (label, dtype), {"module": label, "dtype": dtype, "tensors": 0, "parameters": 0}
+        )
+        row["tensors"] += 1
+        row["parameters"] += parameter.numel()
+    return list(rows.values())
+
+
+def matching_modules(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the matrix modules that a pattern hits, by PEFT's rule: equal, or `.` + end."""
+    return [name for name, _ in _linear_modules(model) if _ends_with(name, pattern)]
+
+
+def _ends_with(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith("." + pattern)
+
+
+def _linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    # Linear, its int8 forms, GPT-2's Conv1D and Embedding: whatever holds one matrix.
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    ]
+
+
+def _target_regex(model: nn.Module, config: TuningConfig, direct: list[str]) -> str:
+    problems = []
+    for pattern in config.lora_target_modules:
+        hits = matching_modules(model, pattern)
+        if not any(name.startswith(SCOPE + ".") for name in hits):
+            problems.append(_pattern_problem(model, pattern, hits))
+    if problems:
+        listed = ", ".join(_suffixes(model))
+        hint = f"Linear layers under {SCOPE} end in: {listed}. Change lora_target_modules."
+        raise UserError("\n".join([*problems, hint]))
+    ends = "|".join(re.escape(pattern) for pattern in config.lora_target_modules)
+    # A module that trains in full gets no LoRA: the same change would be learned twice.
+    skipped = "".join(
+        rf"(?!{re.escape(name)}(?:\.|$))" for name in direct if name.startswith(SCOPE)
+    )
+    regex = rf"{skipped}{SCOPE}\.(?:.*\.)?(?:{ends})"
+    if not any(re.fullmatch(regex, name) for name, _ in _linear_modules(model)):
+        raise UserError(
+            "lora_target_modules names only layers that train in full here; "
+            f"name one that does not, of: {', '.join(_suffixes(model))}."
+        )
+    return regex
+
+
+def _pattern_problem(model: nn.Module, pattern: str, hits: list[str]) -> str:
+    near = difflib.get_close_matches(pattern, _suffixes(model), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    if hits:
+        part = hits[0].split(".")[0]
+        return f"LoRA pattern {pattern!r} hits only {part} ({len(hits)} layers), not {SCOPE}{hint}"
+    return f"LoRA pattern {pattern!r} hits no layer{hint}"
+
+
+def _suffixes(model: nn.Module) -> list[str]:
+    """Shortest telling ends of the names of all linear modules under the language model."""
+    ends = {}
+    for name, module in _linear_modules(model):
+        if name.startswith(SCOPE + ".") and not isinstance(module, nn.Embedding):
+            parts = name.split(".")
+            # "1" says nothing, "ff.1" does.
+            ends[".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])] = None
+    return list(ends)
+
+
+def _direct_modules(model: nn.Module, config: TuningConfig) -> list[str]:
+    """Full names of the modules that train in full, in place.
+
+    PEFT's own modules_to_save would train a copy and match by bare string ends ("norm" also hits
+    CLIP's layer norms); the keys in the adapter file are the same.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    wanted = list(config.modules_to_save)
+    wanted += ["perceiver"] * config.train_perceiver
+    wanted += [GATED_BLOCK] * config.train_cross_attention
+    direct: dict[str, None] = {}
+    for end in wanted:
+        inside = (name for name in known if name.startswith(SCOPE + ".") and _ends_with(name, end))
+        hits = [name for name in known if name == end] or list(inside)
+        if not hits:
+            raise UserError(_module_problem(known, end))
+        direct.update(dict.fromkeys(hits))
+    return list(direct)
+
+
+def _module_problem(known: list[str], wanted: str) -> str:
+    if wanted in GATES:
+        return f"modules_to_save: {wanted} is a parameter, no module. Use train_gates instead."
+    ends = list(dict.fromkeys(name.split(".")[-1] for name in known if name.startswith(SCOPE)))
+    near = difflib.get_close_matches(wanted, ends, n=3)
+    named = [end for end in ends if not end.isdigit()]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(named)}."
+    return f"modules_to_save: {wanted!r} hits no module under {SCOPE}. {hint}"
+
+
+def _token_rows(model: Any) -> dict[str, list[int]]:
+    """Rows of the new tokens: ids by embedding module, input and (where untied) output."""
+    ids = sorted({model.config.eoc_token_id, model.config.image_token_id})
+    names = {id(module): name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise UserError(
+            "train_new_tokens: the output layer of this language model has a bias, which PEFT's "
+            "token training drops (peft 0.21). Train the layer in full instead: modules_to_save."
+        )
+    rows = {names[id(model.get_input_embeddings())]: ids}
+    if head is not None and not model.config.tie_word_embeddings:
+        rows[names[id(head)]] = ids
+    return rows
+
+
+def _unfreeze(model: nn.Module, config: TuningConfig, direct: list[str]) -> None:
+    for name, parameter in model.named_parameters():
+        if any(name.startswith(module + ".") for module in direct):
+            parameter.requires_grad = True
+        elif name.split(".")[-1] in GATES:
+            parameter.requires_grad = config.train_gates
+        elif not name.startswith(SCOPE + "."):
+            # bias="all" unfreezes the tower's and the Perceiver's biases too.
+            parameter.requires_grad = False
+
+
+def _row_label(name: str) -> str:
+    name = re.sub(r"\.default(?=\.|$)", "", name)
+    parts = re.sub(r"\.\d+\.", ".*.", name, count=1).split(".")
+    for i, part in enumerate(parts):
+        if part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
+            return ".".join(parts[:i]) + " (LoRA)"
+        if part == "token_adapter":
+            return ".".join(parts[:i]) + " (rows of new tokens)"
+        if part in GATES:
+            return ".".join(parts)
+    if parts[0] == "perceiver":
+        return "perceiver"
+    if GATED_BLOCK in parts:
+        return ".".join(parts[: parts.index(GATED_BLOCK) + 1])
+    return ".".join(part for part in parts[:-1] if part != "base_layer")
