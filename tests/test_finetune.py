@@ -1,0 +1,197 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+from tuninglab import flamingo
+from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.config import FinetuneConfig
+from tuninglab.data.splits import read_splits
+from tuninglab.errors import DataError, UserError
+from tuninglab.flamingo import finetune
+from tuninglab.models.build import load_flamingo
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tiny_bases, tiny_data, tmp_path) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(tiny_bases["plain"]),
+        data=str(tiny_data),
+        output_dir=str(tmp_path),
+        run_name="a",
+        precision="fp32",
+        max_steps=3,
+        batch_size=4,
+        learning_rate=3e-3,
+    )
+
+
+def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tmp_path):
+    report = finetune(replace(config, val_split=0.25))
+    run = tmp_path / "a"
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "adapter"),
+        *("checkpoints", "report.json", "report.html", "loss.png"),
+    }
+    assert json.loads((run / "report.json").read_text()) == report
+    assert (report["run_name"], report["task"]) == ("a", "colours.jsonl")
+    assert (report["base"], report["precision"]) == (config.model, "fp32")
+    figures = report["train"]
+    assert (figures["steps"], figures["samples"]) == (3, 9)
+    assert figures["trainable_parameters"] == 15_746
+    assert set(report["evaluation"]) == {"before", "after", "controls"}
+    assert report["evaluation"]["after"]["val_loss"] < report["evaluation"]["before"]["val_loss"]
+    assert report["adapter_bytes"] == sum(f.stat().st_size for f in (run / "adapter").iterdir())
+    base, _ = load_flamingo(config.model)
+    loaded = PeftModel.from_pretrained(base, str(run / "adapter"))
+    weights = load_file(run / "checkpoints" / "step-000003" / "trainable.safetensors")
+    parameters = dict(loaded.named_parameters())
+    assert all(torch.equal(parameters[name], weight) for name, weight in weights.items())
+
+
+def test_a_task_of_its_own_is_scored_before_and_after(config, tmp_path):
+    class Task:
+        splits = read_splits(config.data)
+        gates = []
+
+        def before(self, model, processor):
+            self.gates.append(
+                [block.attn_gate.item() for block in model.get_base_model().gated_blocks]
+            )
+            return {"exact_match": 0.1}
+
+        def after(self, model, processor):
+            self.before(model, processor)
+            return {"after": {"exact_match": 0.9}, "controls": {"blank": {}}, "prior": {}}
+
+        def write_cards(self, run_dir):
+            return [{"question": "colour?"}]
+
+    task = Task()
+    report = finetune(replace(config, data=None), task)
+    assert report["evaluation"] == {
+        "before": {"exact_match": 0.1},
+        "after": {"exact_match": 0.9},
+        "controls": {"blank": {}},
+        "prior": {},
+    }
+    assert task.gates[0] == [pytest.approx(0.6)] and task.gates[1] != task.gates[0]
+    assert json.loads((tmp_path / "a" / "answers.json").read_text())[0]["question"] == "colour?"
+
+
+def test_parts_train_their_new_bridge_and_leave_a_whole_base(config, tiny_bases, tmp_path, capsys):
+    model, processor = load_flamingo(tiny_bases["plain"])
+    text = model.config.text_config
+    language = AutoModelForCausalLM.from_config(text)
+    language.save_pretrained(tmp_path / "lm")
+    AutoTokenizer.from_pretrained(tiny_bases["plain"]).save_pretrained(tmp_path / "lm")
+    CLIPVisionModel(model.config.vision_config).save_pretrained(tmp_path / "clip")
+    processor.image_processor.save_pretrained(tmp_path / "clip")
+    parts = {"lang_encoder": str(tmp_path / "lm"), "vision_encoder": str(tmp_path / "clip")}
+    report = finetune(
+        replace(config, model="embedded", cross_attn_every_n_layers=1, max_steps=2, **parts)
+    )
+    assert "closed gate" in capsys.readouterr().err
+    run = tmp_path / "a"
+    base, _ = load_flamingo(report["base"])
+    assert Path(report["base"]) == run / "base"
+    assert all(block.attn_gate.item() == 0 for block in base.gated_blocks)
+    tuned = PeftModel.from_pretrained(base, str(run / "adapter"))
+    weights = load_file(run / "checkpoints" / "step-000002" / "trainable.safetensors")
+    assert any(".perceiver." in name for name in weights)
+    parameters = dict(tuned.named_parameters())
+    assert all(torch.equal(parameters[name], weight) for name, weight in weights.items())
+    resumed = replace(config, model="embedded", data=None, run_name="a", resume=True, max_steps=3)
+    defaults = FinetuneConfig(output_dir=config.output_dir)
+    names = ("batch_size", "learning_rate", "precision")
+    resumed = replace(resumed, **{name: getattr(defaults, name) for name in names})
+    assert finetune(resumed)["train"]["steps"] == 3
+
+
+def test_wrong_data_is_told_before_a_model_is_loaded(config, monkeypatch):
+    monkeypatch.setattr(flamingo, "load_model", None)
+    with pytest.raises(UserError, match="nothing.json"):
+        finetune(replace(config, data="nothing.json"))
+    assert not (Path(config.output_dir) / "a").exists()
+
+
+def test_an_old_run_survives_a_mistake(config, tmp_path):
+    finetune(replace(config, max_steps=1))
+    with pytest.raises(UserError):
+        finetune(replace(config, overwrite=True, model=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="tokens"):
+        finetune(replace(config, overwrite=True, max_tokens=3))
+    assert (tmp_path / "a" / "report.json").exists()
+
+
+def test_too_long_samples_are_left_out_on_demand(config, capsys):
+    # Only the row without a picture is one token shorter.
+    lengths = {"max_tokens": 17, "skip_bad_records": True}
+    for longest in range(10, 20):
+        lengths["max_tokens"] = longest
+        try:
+            report = finetune(replace(config, max_steps=1, epochs=1, **lengths))
+        except DataError:
+            continue
+        break
+    assert 0 < report["train"]["samples"] < 12
+    assert "left out" in capsys.readouterr().err
+
+
+def command_line(config: FinetuneConfig, name: str, **flags) -> list[str]:
+    flags = {"run_name": name, "model": config.model, "data": config.data, **flags}
+    flags = {"output_dir": config.output_dir, "precision": "fp32", "max_steps": 4, **flags}
+    return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+
+
+def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path):
+    """12 samples, 2 x 5 rows a step: the second step of an epoch is short and uneven."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    finetune(replace(config, run_name="one", batch_size=10, max_steps=4, learning_rate=2e-4))
+    lines = {}
+    for name in ("one", "two"):
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        lines[name] = [json.loads(line) for line in text.splitlines()]
+    for one, two in zip(lines["one"], lines["two"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert (two["samples"], two["tokens"]) == (one["samples"], one["tokens"])
+    weights = [load_file(tmp_path / n / "adapter" / "adapter_model.safetensors") for n in lines]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_script_runs_from_within_the_package(config, tmp_path):
+    """The source document's `cd tuninglab && python flamingo.py ... \\ ` with its blank argument."""
+    words = command_line(config, "b", max_steps=1, learning_rate=1e-5, lr_scheduler="cosine")
+    done = subprocess.run(
+        [sys.executable, "flamingo.py", *words, "--workers", "1", "--batch_size", "1", " "],
+        cwd=ROOT / "tuninglab",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "b" / "report.json").exists()
+
+
+def test_tuning_config_is_what_is_tuned(config):
+    report = finetune(replace(config, max_steps=1, tuning_config=TuningConfig(r=2)))
+    # LoRA scales with its rank; two gates do not.
+    assert report["train"]["trainable_parameters"] == (15_746 - 2) // 8 + 2
