@@ -1,0 +1,118 @@
+import io
+
+import pytest
+from PIL import Image
+
+from tuninglab import cli
+from tuninglab.errors import UserError
+from tuninglab.serving.conversation import Conversation
+from tuninglab.serving.open_model import open_model
+
+
+@pytest.fixture(scope="module")
+def opened(model_directory):
+    return open_model(str(model_directory))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures, one with a blank and Chinese in its name."""
+    paths = [tmp_path / "red.png", tmp_path / "蓝 色.png"]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (20, 30), colour).save(path)
+    return paths
+
+
+@pytest.fixture
+def talk(model_directory, monkeypatch, capsys):
+    """A function (typed lines, flags) -> exit code, answers, notes."""
+
+    def run(text, *flags, model=model_directory):
+        stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+        monkeypatch.setattr("sys.stdin", stdin)
+        code = cli.main(["chat", str(model), "--max_new_tokens", "4", *flags])
+        output = capsys.readouterr()
+        return code, output.out.splitlines(), output.err
+
+    return run
+
+
+def test_questions_from_a_pipe_are_answered_line_by_line(talk):
+    code, answers, notes = talk("What is it?\n\n你好\n")
+    assert code == 0
+    assert len(answers) == 2
+    assert "/image PATH" in notes
+
+
+def test_quit_ends_it_and_help_repeats(talk):
+    code, answers, notes = talk("/help\n/quit\nnever asked\n")
+    assert (code, answers) == (0, [])
+    assert notes.count("/image PATH") == 2
+
+
+def test_pictures_by_flag_and_command(talk, pictures):
+    text = f"And this?\n/image {pictures[1]}\nBoth?\n/image '{pictures[1]}'\n"
+    code, answers, notes = talk(text, "--image", str(pictures[0]))
+    assert (code, len(answers)) == (0, 2)
+    assert notes.count("蓝 色.png. Ask about it.") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/image", "needs the path"),
+        ("/image nowhere.png", "nowhere.png"),
+        ("/imag x.png", "Did you mean /image"),
+        ("x" * 300, "/reset"),
+    ],
+)
+def test_a_mistake_is_told_and_the_chat_goes_on(talk, line, said):
+    code, answers, notes = talk(f"{line}\nstill there?\n")
+    assert (code, len(answers)) == (0, 1)
+    assert said in notes
+    assert "Traceback" not in notes
+
+
+def test_a_wrong_start_is_exit_2(talk, tmp_path):
+    assert talk("", "--image", "nowhere.png")[0] == 2
+    assert talk("", model=tmp_path / "none")[0] == 2
+    assert talk("", "--max_new_tokens", "0")[0] == 2
+
+
+def test_a_tuned_run_can_be_talked_to(talk, run_folder):
+    assert talk("Hello?\n", model=run_folder)[0] == 0
+
+
+def test_a_turn_sees_the_turns_and_pictures_before_it(opened, pictures):
+    both = Conversation(*opened, max_new_tokens=8)
+    both.show(str(pictures[0]))
+    both.ask("One?")
+    second = both.ask("Two?")
+    assert len(both.messages) == 4
+    # The same dialogue with another picture, and the question alone, are answered otherwise.
+    other = Conversation(*opened, max_new_tokens=8)
+    other.show(str(pictures[1]))
+    other.ask("One?")
+    other.messages[1] = both.messages[1]
+    fresh = Conversation(*opened, max_new_tokens=8)
+    assert len({second, other.ask("Two?"), fresh.ask("Two?")}) == 3
+
+
+def test_reset_forgets_everything(opened, pictures):
+    conversation = Conversation(*opened, max_new_tokens=4)
+    first = conversation.ask("One?")
+    conversation.show(str(pictures[0]))
+    conversation.ask("Two?")
+    conversation.show(str(pictures[0]))
+    conversation.reset()
+    assert conversation.ask("One?") == first
+
+
+def test_a_question_too_long_leaves_no_turn_behind(opened):
+    conversation = Conversation(*opened, max_new_tokens=4)
+    with pytest.raises(UserError, match="200"):
+        conversation.ask("x" * 300)
+    assert conversation.messages == []
+    # 180 tokens of 200 leave room for a shorter answer only.
+    long = Conversation(*opened, max_new_tokens=100)
+    long.ask("x" * 140)

@@ -1,0 +1,143 @@
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuninglab import cli
+from tuninglab.config import FinetuneConfig
+from tuninglab.config_file import config_yaml
+from tuninglab.errors import UserError, WorkError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("give another"), 2, "give another"),
+        (WorkError("it broke"), 1, "it broke"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 1, "runs/a"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/b"), 2, "runs/b"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/c"), 2, "runs/c"),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_errors_become_exit_codes_and_one_message(error, code, said, debug, capsys):
+    assert cli.run_command(raises(error), debug) == code
+    output = capsys.readouterr()
+    assert said in output.err
+    assert ("Traceback" in output.err) is debug
+    assert output.out == ""
+
+
+def test_errors_that_nobody_foresaw_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run_command(raises(ZeroDivisionError()))
+    with pytest.raises(OSError):
+        cli.run_command(raises(OSError(errno.EIO, "broken")))
+
+
+def test_the_work_being_done_is_0():
+    assert cli.run_command(lambda: None) == 0
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], [" ", "--help"]])
+def test_help_names_every_verb(words, capsys):
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    assert f"tuninglab {verb}" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_gets_the_nearest(capsys):
+    assert cli.main(["finetun", "--seed", "1"]) == 2
+    assert "Did you mean 'finetune'" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "tuninglab 0.1.0\n"
+
+
+def test_print_config_prints_the_resolved_settings_and_stops(capsys):
+    words = ["finetune", "--print_config", "--lr", "1e-5", "--run_name", "x", " "]
+    assert cli.main(words) == 0
+    output = capsys.readouterr()
+    assert output.out == config_yaml(FinetuneConfig(run_name="x", learning_rate=1e-5))
+    assert yaml.safe_load(output.out)["learning_rate"] == 1e-5
+    assert output.err == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["--learning_rate", "nan"], ["--run_name", "a/b"], ["--config", "nowhere.yaml"]]
+)
+def test_a_wrong_setting_is_one_line_without_traceback(words, capsys):
+    assert cli.finetune_main(words) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.finetune_main(["--batch_size", "0", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+HEAVY = "import sys; print(sorted({'torch', 'transformers', 'peft', 'numpy'} & {*sys.modules}))"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import tuninglab",
+        "import tuninglab.config, tuninglab.config_file, tuninglab.flags",
+        "import tuninglab; tuninglab.TuningConfig",
+        "from tuninglab.cli import main; main(['--help'])",
+        "from tuninglab.cli import main; main(['finetune', '--help'])",
+        "from tuninglab.cli import main; main(['finetune', '--batch_size', '0'])",
+    ],
+)
+def test_help_and_flags_load_nothing_heavy(start):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{start}\n{HEAVY}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m tuninglab finetune --print_config | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_the_module_and_the_torchrun_script_are_the_same_command():
+    for command in (["-m", "tuninglab", "finetune"], ["fine_tuning.py"]):
+        done = subprocess.run(
+            [sys.executable, *command, "--seed", "-1", " "],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("--seed is -1;")

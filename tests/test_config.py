@@ -1,0 +1,108 @@
+import math
+
+import pytest
+
+from tuninglab.config import ChatConfig, DemoConfig, FinetuneConfig
+from tuninglab.errors import UserError
+
+DOCUMENT = dict(
+    r=16,
+    lora_alpha=16,
+    lora_target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "to_q", "to_kv", "to_out"]
+    + ["ff.1", "ff.3"],
+    lora_dropout=0.0,
+    bias="none",
+    modules_to_save=[],
+    task_type="VL",
+)
+
+
+def test_the_defaults_hold():
+    FinetuneConfig().validate()
+    DemoConfig().validate()
+    ChatConfig().validate()
+
+
+def test_tuning_config_is_taken_as_the_document_writes_it():
+    assert FinetuneConfig(tuning_config=DOCUMENT).tuning_config == FinetuneConfig().tuning_config
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("weight_decay", math.nan),
+        ("max_grad_norm", -0.1),
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("max_steps", 0),
+        ("gradient_accumulation_steps", -1),
+        ("cross_attn_every_n_layers", 0),
+        ("logging_steps", 0),
+        ("save_steps", 0),
+        ("max_tokens", 0),
+        ("workers", -1),
+        ("warmup_steps", -1),
+        ("seed", 2**32),
+        ("lr_scheduler", "cosin"),
+        ("precision", "int4"),
+        ("run_name", ""),
+        ("run_name", " "),
+        ("run_name", "."),
+        ("run_name", ".."),
+        ("run_name", "a/b"),
+        ("run_name", "a\\b"),
+        ("run_name", "a\nb"),
+        ("run_name", "a\0b"),
+        ("run_name", "-x"),
+        ("run_name", "x" * 300),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag_and_itself(flag, value):
+    with pytest.raises(UserError) as caught:
+        FinetuneConfig(**{flag: value}).validate()
+    assert f"--{flag}" in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_a_validation_share_outside_its_range_is_refused(share):
+    with pytest.raises(UserError, match="--val_split"):
+        FinetuneConfig(data="x.json", val_split=share).validate()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resume": True, "overwrite": True, "run_name": "x"},
+        {"resume": True},
+        {"lang_encoder": "lm"},
+        {"vision_encoder": "clip"},
+        {"lang_encoder": "lm", "vision_encoder": "clip", "model": "other"},
+        {"data": "x.json", "val_data": "y.json", "val_split": 0.1},
+        {"data": "x.json", "eval_steps": 5},
+        {"image_root": "pics"},
+        {"val_data": "y.json"},
+        {"val_split": 0.1},
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings):
+    with pytest.raises(UserError, match="--"):
+        FinetuneConfig(**settings).validate()
+
+
+@pytest.mark.parametrize("name", ["exp_1", "第一次", "a b", ".hidden", "v1.2"])
+def test_plain_run_names_are_taken(name):
+    FinetuneConfig(run_name=name).validate()
+
+
+@pytest.mark.parametrize("tuning", [{"r": 0}, {"bias": "some"}, {"lora_dropout": 1.0}])
+def test_the_tuning_config_is_checked_too(tuning):
+    config = FinetuneConfig()
+    for name, value in tuning.items():
+        setattr(config.tuning_config, name, value)
+    with pytest.raises(UserError, match=next(iter(tuning))):
+        config.validate()

@@ -1,0 +1,81 @@
+"""The house: what the project files say of each other, and the size of its rooms."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "tuninglab").rglob("*.py"))
+FILE_LINES = 300
+FUNCTION_LINES = 60
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_environment_yml_installs_this_project_at_the_tested_versions():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert environment["name"] == PROJECT["name"]
+    # What conda installs besides Python and pip would not follow pyproject.toml.
+    (python,) = [entry for entry in conda if entry != "pip"]
+    name, _, version = python.partition("=")
+    assert name == "python"
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(version)
+    assert pip == ["-c constraints.txt", "-e ."]
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    pinned = {canonicalize_name(pin.name): pin for pin in constraints()}
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        (exact,) = pinned[canonicalize_name(wanted.name)].specifier
+        assert exact.operator == "=="
+        assert wanted.specifier.contains(exact.version), text
+
+
+def test_the_version_is_the_same_everywhere():
+    import tuninglab
+
+    assert tuninglab.__version__ == PROJECT["version"]
+
+
+def test_the_license_is_apache():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "Version 2.0" in text
+    assert re.search(r"Copyright \d{4} tuninglab", text)
+
+
+def test_no_module_shadows_another():
+    # `cd tuninglab && python flamingo.py` would import it in the other's place.
+    entries = {path.stem for path in (ROOT / "tuninglab").iterdir() if path.suffix in ("", ".py")}
+    ours = {name for name in entries if not name.startswith("__")}
+    assert ours & sys.stdlib_module_names == set()
+    assert ours & packages_distributions().keys() == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= FUNCTION_LINES, node.name

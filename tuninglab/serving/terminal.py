@@ -1,0 +1,105 @@
+"""A chat in the terminal, over several turns and pictures; questions may also come from a pipe."""
+
+import difflib
+import sys
+from collections.abc import Iterator
+
+from tuninglab.config import ChatConfig
+from tuninglab.console import say
+from tuninglab.errors import UserError
+from tuninglab.serving.conversation import Conversation
+
+HELP = """\
+Type a question, or one of:
+  /image PATH  show a picture; it goes with your next question
+  /reset       forget the conversation and its pictures
+  /help        this text
+  /quit        leave (or Ctrl-D)"""
+COMMANDS = ("/image", "/reset", "/help", "/quit")
+PROMPT = "> "
+
+
+def chat(config: ChatConfig) -> None:
+    """Answer questions from the keyboard or a pipe, until /quit or the end of the input.
+
+    Answers go to standard output, everything else to standard error.
+
+    Raises:
+        UserError: the model or the first picture cannot be loaded.
+    """
+    # Loaded here, so that a wrong flag is answered before torch is imported.
+    from tuninglab.serving.open_model import open_model
+
+    model, processor = open_model(config.model)
+    conversation = Conversation(model, processor, config.max_new_tokens)
+    # After the model: a missing model is the larger mistake of the two, and is told first.
+    if config.image is not None:
+        conversation.show(config.image)
+        say(f"Showing {config.image}.")
+    say(f"Talking to {config.model}.\n{HELP}")
+    for line in _lines():
+        try:
+            if not _react(line.strip(), conversation):
+                return
+        except UserError as error:
+            # A wrong path or a long conversation is no reason to lose what was said so far.
+            say(str(error))
+
+
+def _react(line: str, conversation: Conversation) -> bool:
+    """Do what one line says; False if it says to leave."""
+    command, _, rest = line.partition(" ")
+    if not line:
+        return True
+    if command == "/quit":
+        return False
+    if command == "/help":
+        say(HELP)
+    elif command == "/reset":
+        conversation.reset()
+        say("Forgotten.")
+    elif command == "/image":
+        path = _unquoted(rest.strip())
+        conversation.show(path)
+        say(f"Showing {path}. Ask about it.")
+    elif command.startswith("/"):
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        say(f"Unknown command {command}.{hint} /help lists them.")
+    else:
+        # Flushed at once, so that a program on the other side of a pipe can wait for the answer.
+        print(conversation.ask(line) or "(no answer)", flush=True)
+    return True
+
+
+def _unquoted(path: str) -> str:
+    """The path as written, without the quotes that a dragged file comes with.
+
+    Raises:
+        UserError: there is no path.
+    """
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
+        path = path[1:-1]
+    if not path:
+        raise UserError("/image needs the path of a picture: /image photo.jpg")
+    return path
+
+
+def _lines() -> Iterator[str]:
+    """Lines from the keyboard, with editing and history where Python has readline, or a pipe."""
+    if not sys.stdin.isatty():
+        if hasattr(sys.stdin, "reconfigure"):
+            # Bytes that are no text become marks in the question instead of an error.
+            sys.stdin.reconfigure(errors="replace")  # pyright: ignore
+        yield from sys.stdin
+        return
+    try:
+        import readline  # noqa: F401  (importing it is what gives input() editing)
+    except ImportError:
+        pass
+    while True:
+        try:
+            yield input(PROMPT)
+        except EOFError:
+            say()
+            return
