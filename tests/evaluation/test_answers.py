@@ -21,6 +21,7 @@ def test_exact_match_by_counting(rows):
     for kind in set(kinds):
         of_kind = [a == t for a, t, k in rows if k == kind]
         assert score["by_type"][kind] == sum(of_kind) / len(of_kind)
+        assert score["count_by_type"][kind] == len(of_kind)
 
 
 def test_exact_match_refuses_lists_that_do_not_fit():

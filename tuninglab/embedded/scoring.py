@@ -7,7 +7,6 @@ from tuninglab.console import say
 from tuninglab.data.splits import Splits
 from tuninglab.embedded.task import (
     TEST_QUESTIONS,
-    TRAIN_PICTURES,
     TURNS,
     VAL_QUESTIONS,
     EmbeddedSamples,
@@ -19,32 +18,33 @@ SHOWN_PICTURES = 24
 
 
 class EmbeddedTask:
-    """Questions about shapes and handwriting, scored by exact match on the test split.
+    """Questions about shapes and handwriting, scored by exact match.
 
     Args:
         train_pictures: dialogues to train on.
-        test_questions: questions to score on; settings were chosen on the validation split.
+        scored: the split to score on; "val" is for choosing settings, "test" for reporting.
+        questions: how many to score on.
     """
 
-    def __init__(self, train_pictures: int = TRAIN_PICTURES, test_questions: int = TEST_QUESTIONS):
+    def __init__(self, train_pictures: int, scored: str = "test", questions: int = TEST_QUESTIONS):
         train = EmbeddedSamples("train", train_pictures, TURNS)
         self.splits = Splits("embedded questions", train, EmbeddedSamples("val", VAL_QUESTIONS))
-        self.test = EmbeddedSamples("test", test_questions)
-        self.kinds = [item.questions[0].type for item in self.test.items]
-        self.groups = [item.group for item in self.test.items]
-        self.truths = [item.questions[0].answer for item in self.test.items]
+        self.scored = EmbeddedSamples(scored, questions)
+        self.kinds = [item.questions[0].type for item in self.scored.items]
+        self.groups = [item.group for item in self.scored.items]
+        self.truths = [item.questions[0].answer for item in self.scored.items]
         self.prior = most_frequent_answers(train)
         self.answers: dict[str, list[str]] = {}
 
     def before(self, model: Any, processor: Any) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
-        return self._score("before", generate_answers(model, processor, self.test))
+        return self._score("before", generate_answers(model, processor, self.scored))
 
     def after(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
         """Score the tuned model: `after`, `controls` (blank, shuffled), and the `prior`."""
-        blank, shuffled = Blanked(self.test), Shuffled(self.test, self.groups)
+        blank, shuffled = Blanked(self.scored), Shuffled(self.scored, self.groups)
         return {
-            "after": self._score("after", generate_answers(model, processor, self.test)),
+            "after": self._score("after", generate_answers(model, processor, self.scored)),
             "controls": {
                 "blank": self._score("blank", generate_answers(model, processor, blank)),
                 "shuffled": self._score("shuffled", generate_answers(model, processor, shuffled)),
@@ -56,19 +56,20 @@ class EmbeddedTask:
         """Exact match over all, by type, and by what the picture shows; the answers are kept."""
         self.answers[name] = answers
         score = exact_match(answers, self.truths, self.kinds)
-        score["by_group"] = exact_match(answers, self.truths, self.groups)["by_type"]
-        say(f"exact match, {name}: {score['exact_match']:.3f} of {score['count']} test questions")
+        groups = exact_match(answers, self.truths, self.groups)
+        score |= {"by_group": groups["by_type"], "count_by_group": groups["count_by_type"]}
+        say(f"exact match, {name}: {score['exact_match']:.3f} of {score['count']} questions")
         return score
 
     def write_cards(self, run_dir: Path) -> list[dict[str, str]]:
-        """Write some test pictures to `pictures/`; returns what was asked and answered about each.
+        """Write some of the pictures to `pictures/`; returns what was asked and answered about each.
 
-        The first questions of the test set are shown, whatever their answers.
+        The first questions scored are shown, whatever their answers.
         """
         folder = run_dir / "pictures"
         folder.mkdir(exist_ok=True)
         cards = []
-        for k, item in enumerate(self.test.items[:SHOWN_PICTURES]):
+        for k, item in enumerate(self.scored.items[:SHOWN_PICTURES]):
             name = f"pictures/{k:03d}.png"
             item.picture.draw().save(run_dir / name)
             card = {"picture": name, "question": item.questions[0].text, "type": self.kinds[k]}

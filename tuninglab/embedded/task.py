@@ -24,7 +24,6 @@ GROUPS = {
     "val": ("scenes", "handwriting, validation writers"),
     "test": ("held-out pairs", "handwriting, unseen writers"),
 }
-TRAIN_PICTURES = 1000  # of `finetune` without data; the demo asks for more
 VAL_QUESTIONS = 240
 TEST_QUESTIONS = 1000
 TURNS = 3  # questions in a training dialogue; a test dialogue has one

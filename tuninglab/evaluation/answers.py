@@ -61,7 +61,7 @@ def exact_match(
     """Share of answers equal to the truth, over all and by type of question.
 
     Returns:
-        `exact_match` (0 to 1), `by_type` {type: share}, `count`.
+        `exact_match` (0 to 1), `by_type` {type: share}, `count`, `count_by_type`.
 
     Raises:
         ValueError: the three lists differ in length, or are empty.
@@ -74,9 +74,13 @@ def exact_match(
     hits: dict[str, list[bool]] = defaultdict(list)
     for answer, truth, kind in zip(answers, truths, kinds, strict=True):
         hits[kind].append(answer == truth)
-    share = {kind: sum(of_type) / len(of_type) for kind, of_type in sorted(hits.items())}
     total = sum(sum(of_type) for of_type in hits.values())
-    return {"exact_match": total / len(answers), "by_type": share, "count": len(answers)}
+    return {
+        "exact_match": total / len(answers),
+        "by_type": {kind: sum(of_type) / len(of_type) for kind, of_type in sorted(hits.items())},
+        "count": len(answers),
+        "count_by_type": {kind: len(of_type) for kind, of_type in sorted(hits.items())},
+    }
 
 
 class Blanked(Sequence[Sample]):
