@@ -18,6 +18,7 @@ from tuninglab.data.splits import read_splits
 from tuninglab.errors import DataError, UserError
 from tuninglab.flamingo import finetune
 from tuninglab.models.build import load_flamingo
+from tuninglab.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,6 +126,14 @@ def test_wrong_data_is_told_before_a_model_is_loaded(config, monkeypatch):
     assert not (Path(config.output_dir) / "a").exists()
 
 
+def test_resume_without_a_checkpoint_is_told_before_a_model_is_loaded(config, monkeypatch):
+    run = RunFolder.plan(config)
+    run.create(config)
+    monkeypatch.setattr(flamingo, "load_model", None)
+    with pytest.raises(UserError, match="no checkpoint"):
+        finetune(replace(config, resume=True))
+
+
 def test_an_old_run_survives_a_mistake(config, tmp_path):
     finetune(replace(config, max_steps=1))
     with pytest.raises(UserError):
@@ -178,7 +187,7 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path):
 
 
 def test_script_runs_from_within_the_package(config, tmp_path):
-    """The source document's `cd tuninglab && python flamingo.py ... \\ ` with its blank argument."""
+    """As the source document writes it, with the blank argument of its stray `\\ `."""
     words = command_line(config, "b", max_steps=1, learning_rate=1e-5, lr_scheduler="cosine")
     done = subprocess.run(
         [sys.executable, "flamingo.py", *words, "--workers", "1", "--batch_size", "1", " "],

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.lora import train_fresh_bridge, trainable_table, tune
 from tuninglab.adapters.saving import save_adapter
+from tuninglab.checkpoint import newest_checkpoint
 from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.batches import Collator, SampleDataset
@@ -90,7 +91,8 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
     run = RunFolder.plan(config)
     if config.resume:
         config = run.resumed_config(config)
-    # Mistakes in the data are told before anything heavy is loaded.
+        newest_checkpoint(run.checkpoints)
+    # Mistakes up to here, and in the data, are told before anything heavy is loaded.
     if task is None and config.data is None:
         from tuninglab.embedded.scoring import EmbeddedTask
 

@@ -166,13 +166,13 @@ def _optimizer_step(
         losses.append(loss.detach().float())
     signalled = torch.tensor(float(bool(stop)), device=accelerator.device)
     sums = torch.stack([torch.stack(losses).sum(), signalled])
-    total, stopping = _over_processes(sums, accelerator).tolist()
+    total, stopping = (float(value) for value in _over_processes(sums, accelerator))
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     gradient_norm: Any = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
     norm = float(gradient_norm)
     if not math.isfinite(total) or not (math.isfinite(norm) or _scaler_adapts(accelerator)):
         _raise_not_finite(state.progress.step + 1, total, norm, batches, losses)
-    rate = state.schedule.get_last_lr()[0]
+    rate = float(state.schedule.get_last_lr()[0])
     state.optimizer.step()
     if not accelerator.optimizer_step_was_skipped:
         state.schedule.step()

@@ -25,14 +25,14 @@ def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
     if stage == "lm":
         from tools.embedded_base.language import train_language_model
 
-        return train_language_model(out, steps or 4000)
+        return train_language_model(out, steps or 1500)
     if stage == "tower":
         from tools.embedded_base.tower import train_tower
 
-        return train_tower(out, steps or 5000)
+        return train_tower(out, steps or 2000)
     from tools.embedded_base.bridge import train_bridge
 
-    return train_bridge(out, steps or 12000)
+    return train_bridge(out, steps or 5000)
 
 
 def main() -> None:

@@ -175,6 +175,8 @@ def save_base(
     Every weight is well inside the range of half precision.
     """
     state = {k: v.half() for k, v in model.state_dict().items()}
+    for part in (model.config.text_config, model.config.vision_config):
+        part._name_or_path = ""  # where the stages lay on this machine means nothing elsewhere
     model.save_pretrained(folder, state_dict=state)
     FlamingoProcessor(processor, tokenizer).save_pretrained(folder)
 

@@ -23,13 +23,13 @@ class EmbeddedTask:
     Args:
         train_pictures: dialogues to train on.
         scored: the split to score on; "val" is for choosing settings, "test" for reporting.
-        questions: how many to score on.
+        questions: how many to score on; None: 1000.
     """
 
-    def __init__(self, train_pictures: int, scored: str = "test", questions: int = TEST_QUESTIONS):
+    def __init__(self, train_pictures: int, scored: str = "test", questions: int | None = None):
         train = EmbeddedSamples("train", train_pictures, TURNS)
         self.splits = Splits("embedded questions", train, EmbeddedSamples("val", VAL_QUESTIONS))
-        self.scored = EmbeddedSamples(scored, questions)
+        self.scored = EmbeddedSamples(scored, questions or TEST_QUESTIONS)
         self.kinds = [item.questions[0].type for item in self.scored.items]
         self.groups = [item.group for item in self.scored.items]
         self.truths = [item.questions[0].answer for item in self.scored.items]

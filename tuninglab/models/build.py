@@ -245,6 +245,9 @@ def _load_weights(
     Raises:
         UserError: weights are missing, surplus or of another shape; tied ones are not missing.
     """
+    if local:
+        # A bar for files on disk is gone before it can be read; downloads keep theirs.
+        logging.disable_progress_bar()
     with _explained(what, where):
         model, info = loader.from_pretrained(
             where,
