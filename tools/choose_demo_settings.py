@@ -1,6 +1,6 @@
 """Compare settings of the demo on the validation split, which shares no picture with the test.
 
-    python -m tools.choose_demo_settings --learning_rates 1e-3 3e-3 --pictures 6000
+    python -m tools.choose_demo_settings --learning_rates 2e-3 4e-3 --batch_sizes 16 32
 
 Prints a JSON line for each setting: exact match over all validation questions and by type, and time.
 """
@@ -9,9 +9,10 @@ import argparse
 import json
 import tempfile
 from dataclasses import replace
+from itertools import product
 
 from tuninglab.config import FinetuneConfig
-from tuninglab.demo import SETTINGS
+from tuninglab.demo import PICTURES, SETTINGS
 from tuninglab.embedded.scoring import EmbeddedTask
 from tuninglab.flamingo import finetune
 
@@ -22,21 +23,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--learning_rates", type=float, nargs="+", required=True)
-    parser.add_argument("--pictures", type=int, nargs="+", required=True)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[SETTINGS["batch_size"]])
+    parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--questions", type=int, default=800)
     options = parser.parse_args()
     base = FinetuneConfig(run_name="try", overwrite=True, precision="fp32", **SETTINGS)
-    for pictures in options.pictures:
-        for rate in options.learning_rates:
-            with tempfile.TemporaryDirectory() as folder:
-                config = replace(base, output_dir=folder, learning_rate=rate)
-                task = EmbeddedTask(pictures, scored="val", questions=options.questions)
-                report = finetune(config, task)
-            after = report["evaluation"]["after"]
-            figures = {"learning_rate": rate, "pictures": pictures} | {
-                name: after[name] for name in ("exact_match", "by_type", "by_group")
-            }
-            print(json.dumps(figures | {"tuning_s": report["train"]["wall_s"]}), flush=True)
+    for size, rate in product(options.batch_sizes, options.learning_rates):
+        with tempfile.TemporaryDirectory() as folder:
+            config = replace(base, output_dir=folder, learning_rate=rate, batch_size=size)
+            task = EmbeddedTask(options.pictures, scored="val", questions=options.questions)
+            report = finetune(config, task)
+        after = report["evaluation"]["after"]
+        figures = {"learning_rate": rate, "batch_size": size, "pictures": options.pictures} | {
+            name: after[name] for name in ("exact_match", "by_type", "by_group")
+        }
+        print(json.dumps(figures | {"tuning_s": report["train"]["wall_s"]}), flush=True)
 
 
 if __name__ == "__main__":

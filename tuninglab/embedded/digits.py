@@ -9,6 +9,7 @@ was ever seen before.
 import random
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,7 +75,7 @@ def scans(split: str) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         load_digits,
     )  # half a second to import: only when a picture is drawn
 
-    data = load_digits()
+    data: Any = load_digits()
     start, end = FORMS[split]
     images, targets = data.images[start:end].astype(np.float32) / 16, data.target[start:end]
     return images, tuple(np.flatnonzero(targets == digit) for digit in range(10))

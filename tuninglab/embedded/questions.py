@@ -51,7 +51,8 @@ def ask_scene(scene: Scene, rng: random.Random) -> list[Question]:
     asked.append(ask_exists(things, rng))
     unique = [t for t in things if names.count(t.name) == 1]
     if len(unique) > 1:
-        asked.append(ask_relation(*rng.sample(unique, 2), rng))
+        a, b = rng.sample(unique, 2)
+        asked.append(ask_relation(a, b, rng))
     return asked
 
 

@@ -76,7 +76,8 @@ class Scene:
     def draw(self) -> Image.Image:
         """Render the scene as an RGB picture of 96 x 96 px."""
         rng = np.random.default_rng(self.seed)
-        picture = background(rng).resize((SIDE_PX * OVERSAMPLE,) * 2, Image.Resampling.NEAREST)
+        side = SIDE_PX * OVERSAMPLE
+        picture = background(rng).resize((side, side), Image.Resampling.NEAREST)
         pen = ImageDraw.Draw(picture)
         for thing in self.things:
             radius = rng.uniform(*SIZES[thing.size])

@@ -113,10 +113,11 @@ def write_data(folder: Path, train_pictures: int) -> None:
         for split, (count, turns) in sizes.items():
             (folder / split).mkdir(parents=True)
             with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
-                for k, sample in enumerate(EmbeddedSamples(split, count, turns)):
+                for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
                     name = f"{split}/{k:05d}.png"
-                    sample.images[0].save(folder / name)
-                    lines.write(json.dumps({"messages": sample.messages, "images": [name]}) + "\n")
+                    item.picture.draw().save(folder / name)
+                    record = {"messages": dialogue(item.questions), "images": [name]}
+                    lines.write(json.dumps(record) + "\n")
             say(f"{folder / split}.jsonl: {count} pictures")
     except OSError as error:
         raise UserError(f"--write_data {folder}: cannot write there ({error.strerror})") from error
