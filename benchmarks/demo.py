@@ -2,8 +2,8 @@
 
     python benchmarks/demo.py --seeds 0 1 2
 
-Each run is a process of its own, so that its time is what a user waits for. The embedded test set is
-the same in every run: the spread is that of tuning. Writes benchmarks/results/demo.json.
+Each run is a process of its own, so that its time is what a user waits for. The embedded test set
+is the same in every run: the spread is that of tuning. Writes benchmarks/results/demo.json.
 """
 
 import argparse

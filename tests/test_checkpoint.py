@@ -127,3 +127,24 @@ def test_generators_repeat():
     draws = [(random.random(), np.random.normal(), torch.randn(1)) for _ in range(3)]
     set_generator_state(state, CPU)
     assert draws == [(random.random(), np.random.normal(), torch.randn(1)) for _ in range(3)]
+
+
+def test_a_damaged_checkpoint_is_named_and_strange_folders_are_passed_over(tmp_path, accelerator):
+    save_checkpoint(tmp_path, make_state(steps=2), accelerator)
+    (tmp_path / "step-old").mkdir()
+    newest = newest_checkpoint(tmp_path)
+    for name in ("state.pt", "trainable.safetensors"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="step-000002 is damaged"):
+            load_checkpoint(newest, make_state(), accelerator)
+        (newest / name).write_bytes(whole)
+
+
+def test_a_longer_plan_takes_its_own_rate_at_once(tmp_path, accelerator):
+    save_checkpoint(tmp_path, make_state(steps=10), accelerator)  # a linear plan of 10: rate 0
+    longer = make_state()
+    longer.schedule = make_schedule(longer.optimizer, "linear", 20, 0)
+    load_checkpoint(tmp_path / "step-000010", longer, accelerator)
+    assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 10 / 20)
+    assert longer.schedule.get_last_lr()[0] == pytest.approx(0.1 * 10 / 20)

@@ -106,3 +106,21 @@ def test_the_tuning_config_is_checked_too(tuning):
         setattr(config.tuning_config, name, value)
     with pytest.raises(UserError, match=next(iter(tuning))):
         config.validate()
+
+
+def test_paths_that_exist_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "embedded").mkdir()
+    located = FinetuneConfig(model="base", data="nowhere.json").located()
+    assert located.model == str(tmp_path / "base") and located.data == "nowhere.json"
+    assert FinetuneConfig().located() == FinetuneConfig()
+    assert FinetuneConfig(model="owner/name").located().model == "owner/name"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"cross_attn_every_n_layers": 2}, {"embedded_pictures": 5, "data": "a.json"}]
+)
+def test_settings_without_effect_are_refused(settings):
+    with pytest.raises(UserError, match="is given with"):
+        FinetuneConfig(**settings).validate()

@@ -80,3 +80,15 @@ def test_a_missing_file_and_a_folder_are_user_errors(tmp_path):
 def test_other_verbs_read_files_too(tmp_path):
     (tmp_path / "demo.yaml").write_text("seed: 3\n")
     assert read_config(tmp_path / "demo.yaml", DemoConfig) == DemoConfig(seed=3)
+
+
+def test_the_spellings_of_the_flags_work_in_a_file(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("num_train_epochs: 2\ntuning_config: {target_modules: [q_proj]}\n")
+    config = read_config(path, FinetuneConfig)
+    assert config.epochs == 2 and config.tuning_config.lora_target_modules == ["q_proj"]
+    path.write_text("epochs: 1\nnum_train_epochs: 2\n")
+    with pytest.raises(UserError, match="epochs is given twice"):
+        read_config(path, FinetuneConfig)
+    path.write_text("tuning_config:\n")
+    assert read_config(path, FinetuneConfig) == FinetuneConfig()

@@ -16,6 +16,7 @@ from tuninglab.config import DemoConfig
 from tuninglab.embedded import base_directory, scoring
 from tuninglab.embedded.digits import sample_digits
 from tuninglab.embedded.scenes import sample_scene
+from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 
 QUESTIONS = 40
@@ -73,3 +74,17 @@ def test_the_shipped_base_captions_pictures_it_never_saw():
             features = model.encode_images(pixels(pictures, processor.image_processor)[:, None])
             rows = [[("<image>", 0.0), (f"{caption(p)}", 1.0)] for p in pictures]
             assert exact(model, processor.tokenizer, rows, features) > 0.5
+
+
+def test_the_demo_leaves_other_runs_alone(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.yaml").write_text("data: /mine.json\n")
+    with pytest.raises(UserError, match="a run of your own"):
+        demo.run_demo(DemoConfig(output_dir=str(tmp_path)))
+    assert (tmp_path / "demo" / "config.yaml").read_text() == "data: /mine.json\n"
+
+
+def test_the_shipped_configuration_names_no_place_it_was_made_at():
+    config = json.loads((base_directory() / "config.json").read_text())
+    assert not config["text_config"].get("_name_or_path")
+    assert not config["vision_config"].get("_name_or_path")

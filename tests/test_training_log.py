@@ -11,7 +11,16 @@ def test_progress_adds_up_and_averages_the_window():
     progress.note(1.0, {"samples": 3, "tokens": 10}, seconds=1.0)
     assert progress.take_window() == {"loss": 1.0, "step_s": 1.0, "tokens_per_s": 10.0}
     assert (progress.step, progress.samples, progress.tokens) == (3, 9, 110)
-    assert (progress.first_loss, progress.last_loss, progress.wall_s) == (4.0, 1.0, 5.0)
+    assert (progress.first_loss, progress.last_loss) == (4.0, 1.0)
+
+
+def test_wall_time_is_the_whole_loop_not_the_steps_alone(monkeypatch):
+    progress, clock = Progress(), iter((12.0, 17.5))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    lap = progress.spend(10.0)
+    assert (lap, progress.wall_s) == (12.0, 2.0)
+    progress.spend(lap)
+    assert progress.wall_s == 7.5
 
 
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):

@@ -2,7 +2,7 @@
 
     python -m tools.choose_demo_settings --learning_rates 2e-3 4e-3 --batch_sizes 16 32
 
-Prints a JSON line for each setting: exact match over all validation questions and by type, and time.
+Prints a JSON line for each setting: exact match over all validation questions and by type, time.
 """
 
 import argparse

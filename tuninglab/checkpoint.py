@@ -3,16 +3,18 @@
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from tuninglab.data.sampler import StepSampler
 from tuninglab.disk import whole_folder
@@ -39,7 +41,7 @@ class TrainState:
     model: nn.Module
     wrapped: nn.Module
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: LambdaLR
     sampler: StepSampler
     progress: Progress
 
@@ -76,7 +78,8 @@ def newest_checkpoint(folder: Path) -> Path:
         UserError: there is none.
     """
     names = (WEIGHTS_NAME, STATE_NAME)
-    whole = [p for p in folder.glob("step-*") if all((p / name).is_file() for name in names)]
+    numbered = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
+    whole = [p for p in numbered if all((p / name).is_file() for name in names)]
     if not whole:
         raise UserError(
             f"--resume: there is no checkpoint in {folder}. Start over with --overwrite."
@@ -88,11 +91,20 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
     """Put a run back to where `save_checkpoint` found it, in place.
 
     Raises:
-        UserError: the checkpoint is of another model, other data or another number of processes.
+        UserError: the checkpoint is damaged, or of another model, other data or another number of
+            processes.
     """
-    # weights_only: a checkpoint from elsewhere must not run code.
-    saved = torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
-    load_trainable(state.model, path / WEIGHTS_NAME)
+    try:
+        # weights_only: a checkpoint from elsewhere must not run code.
+        saved = torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
+        weights = load_file(path / WEIGHTS_NAME)
+    # A file cut short is any of these, by where it was cut (torch 2.13).
+    except (UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"--resume: the checkpoint {path} is damaged. Delete it, and the run goes on from the "
+            "one before."
+        ) from error
+    load_trainable(state.model, weights, path)
     ranks = len(saved["generators"])
     if ranks != accelerator.num_processes:
         raise UserError(
@@ -101,6 +113,12 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
         )
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
+    # Both bring back the rate of the old plan; with more --max_steps the new plan has another.
+    plans = zip(state.schedule.base_lrs, state.schedule.lr_lambdas, strict=True)
+    rates = [peak * plan(state.schedule.last_epoch) for peak, plan in plans]
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    state.schedule._last_lr = rates
     state.sampler.load_state_dict(saved["sampler"])
     if accelerator.scaler and saved["scaler"]:
         accelerator.scaler.load_state_dict(saved["scaler"])
@@ -118,14 +136,13 @@ def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load_trainable(model: nn.Module, path: Path) -> None:
-    """Set the trainable parameters from a file of `trainable_weights`.
+def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Set the trainable parameters from `trainable_weights`, read from `path`.
 
     Raises:
         UserError: the file holds other parameters than the model trains.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    weights = load_file(path)
     differing = {n for n in weights.keys() & parameters if weights[n].shape != parameters[n].shape}
     differing |= weights.keys() ^ parameters.keys()
     if differing:

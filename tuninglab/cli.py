@@ -159,9 +159,11 @@ def _tell_os_error(error: OSError, debug: bool) -> int:
 
 
 def _tell(message: str, debug: bool) -> None:
-    if debug and is_main_process():
+    if debug:
         traceback.print_exc()
-    say(message)
+    # An error may strike one process of torchrun alone: it must not be the silent one.
+    rank = "" if is_main_process() else f"[process {os.environ['RANK']}] "
+    print(rank + message, file=sys.stderr, flush=True)
 
 
 def _run_verb(

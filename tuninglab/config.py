@@ -4,7 +4,8 @@ Neither torch nor transformers is imported here, so that `--help` answers at onc
 """
 
 import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
@@ -17,6 +18,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # A name of more bytes is refused by the usual file systems (NAME_MAX is 255 on Linux).
 LONGEST_NAME = 200
+
+EVERY_N_LAYERS = 4  # OpenFlamingo-9B's interval
+EMBEDDED_PICTURES = 1000
 
 
 def check(holds: bool, flag: str, value: object, expected: str, remedy: str = "") -> None:
@@ -64,13 +68,13 @@ class FinetuneConfig:
     """Start from this plain language model instead (directory or hub id; with --vision_encoder)."""
     vision_encoder: str | None = None
     """CLIP tower for --lang_encoder (directory or hub id)."""
-    cross_attn_every_n_layers: int = 4
+    cross_attn_every_n_layers: int = EVERY_N_LAYERS
     """With --lang_encoder: a gated block before every n-th decoder layer."""
     data: str | None = None
     """Training data: LLaVA JSON, messages JSON or JSONL. None: the embedded data."""
     image_root: str | None = None
     """Folder that picture paths start from. None: the data file's folder."""
-    embedded_pictures: int = 1000
+    embedded_pictures: int = EMBEDDED_PICTURES
     """Without --data: training pictures of the embedded data, each with three questions."""
     val_data: str | None = None
     """Validation data, in the formats of --data."""
@@ -135,6 +139,17 @@ class FinetuneConfig:
         if isinstance(self.tuning_config, dict):
             self.tuning_config = TuningConfig.from_dict(self.tuning_config)
 
+    def located(self) -> "FinetuneConfig":
+        """These settings with the paths of what exists made absolute, so that a run keeps its base.
+
+        A run folder names its base and data; it may be used from any working directory.
+        """
+        names = ("model", "lang_encoder", "vision_encoder", "data", "image_root", "val_data")
+        given = {name: getattr(self, name) for name in names}
+        # "embedded" names what ships with the package, whatever lies in this directory.
+        paths = {n: p for n, p in given.items() if p and p != "embedded" and os.path.exists(p)}
+        return replace(self, **{name: os.path.abspath(path) for name, path in paths.items()})
+
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.
 
@@ -182,6 +197,11 @@ class FinetuneConfig:
         if pair[0] is not None and self.model != "embedded":
             raise UserError("--model and --lang_encoder are both given. Give one of them.")
         # One keeps what is there, the other deletes it.
+        if pair[0] is None and self.cross_attn_every_n_layers != EVERY_N_LAYERS:
+            raise UserError(
+                "--cross_attn_every_n_layers is given without --lang_encoder. A base model has its "
+                "gated blocks already; leave the flag out."
+            )
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite are both given. Give one of them.")
         if self.resume and self.run_name is None:
@@ -190,6 +210,8 @@ class FinetuneConfig:
             raise UserError("--val_data and --val_split are both given. Give one of them.")
         if self.data is None:
             self._check_without_data()
+        elif self.embedded_pictures != EMBEDDED_PICTURES:
+            raise UserError("--embedded_pictures is given with --data. Leave one of them out.")
         elif self.eval_steps is not None and self.val_data is None and self.val_split == 0:
             raise UserError(
                 "--eval_steps is given, but no validation data. Add --val_split 0.1 or --val_data."
@@ -215,7 +237,7 @@ class DemoConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps. None: the demonstration's own length."""
     precision: Precision = "fp32"
-    """Number format of the computation; fp32 is what the demonstration's figures were measured in."""
+    """Number format of the computation; the demonstration was measured in fp32."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
     write_data: str | None = None

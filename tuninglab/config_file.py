@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from tuninglab.adapters import tuning_config
 from tuninglab.errors import UserError
 
 Config = TypeVar("Config")
@@ -53,12 +54,25 @@ def _build(settings: object, config_class: type[Config], where: str) -> Config:
         kind = type(settings).__name__
         raise UserError(f"{where}: holds a {kind}; expected `name: value` lines.")
     hints = get_type_hints(config_class)
+    aliases = _aliases(config_class)
     values = {}
-    for key, value in settings.items():
+    for written, value in settings.items():
+        key = aliases.get(written, written)
         if key not in hints:
             raise UserError(f"{where}: {_unknown(key, list(hints))}")
+        if key in values:
+            raise UserError(f"{where}: {key} is given twice, once as {written}.")
         values[key] = _convert(value, hints[key], f"{where}, {key}")
     return config_class(**values)
+
+
+def _aliases(config_class: type) -> dict[str, str]:
+    """Other spellings of the fields, as the flags have them."""
+    names = dict(tuning_config.ALIASES) if config_class is tuning_config.TuningConfig else {}
+    for field, hint in get_type_hints(config_class, include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            names |= {alias.lstrip("-"): field for alias in getattr(mark, "aliases", None) or ()}
+    return names
 
 
 def _unknown(key: object, known: list[str]) -> str:
@@ -76,7 +90,7 @@ def _convert(value: object, hint: Any, where: str) -> Any:
     choices = get_args(hint)
     # tuning_config is a mapping in the file and `--tuning_config.r` on the command line.
     if is_dataclass(hint):
-        return _build(value, hint, where)  # pyright: ignore[reportArgumentType]
+        return _build({} if value is None else value, hint, where)  # pyright: ignore[reportArgumentType]
     if type(None) in choices:
         return None if value is None else _convert(value, choices[0], where)
     if get_origin(hint) is Literal:

@@ -1,4 +1,4 @@
-"""What a command says while it works: notes to standard error, automatic choices with their reason."""
+"""What a command says while it works: notes to standard error, choices with their reason."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ def is_main_process() -> bool:
 
 
 def say(text: str = "") -> None:
-    """Print a note to standard error, from the main process only; standard output stays for results."""
+    """Print a note to standard error, from the main process; standard output is for results."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
 class Choices:
-    """Automatic choices of a run: each is said once, with its reason, and saved in environment.json."""
+    """Automatic choices of a run: each is said once, with its reason, and saved with the run."""
 
     made: list[dict[str, str]] = field(default_factory=list)
 

@@ -7,9 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tuninglab.config import DemoConfig, FinetuneConfig
+from tuninglab.config_file import read_config
 from tuninglab.console import is_main_process, say
 from tuninglab.embedded.task import write_data
+from tuninglab.errors import UserError
 from tuninglab.flamingo import finetune
+from tuninglab.report_tables import percent
 
 # Chosen on the validation split (tools/choose_demo_settings.py): fits three minutes on 2 cores.
 PICTURES = 6000
@@ -25,6 +28,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     if config.write_data is not None:
         write_data(Path(config.write_data), PICTURES)
         return {"data": config.write_data}
+    run = Path(config.output_dir) / config.run_name
+    check_own(run)
     say("A small Flamingo, pre-trained on captions, learns to answer questions about pictures.")
     report = finetune(
         FinetuneConfig(
@@ -39,8 +44,21 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         )
     )
     if is_main_process():
-        show(report, Path(config.output_dir) / config.run_name)
+        show(report, run)
     return report
+
+
+def check_own(run: Path) -> None:
+    """Pass if there is no such run, or it is an earlier demo, which a new one replaces.
+
+    Raises:
+        UserError: it is a run of somebody's own data or model.
+    """
+    if not (run / "config.yaml").is_file():
+        return
+    earlier = read_config(run / "config.yaml", FinetuneConfig)
+    if earlier.data is not None or earlier.model != "embedded" or earlier.lang_encoder is not None:
+        raise UserError(f"{run} is no demo but a run of your own. Choose another --run_name.")
 
 
 def show(report: dict[str, Any], run: Path) -> None:
@@ -74,8 +92,3 @@ def show(report: dict[str, Any], run: Path) -> None:
     say(f"the adapter has {report['adapter_bytes'] / 1024:,.0f} KiB.")
     say(f"See what it answered:  {run / 'report.html'}")
     say(f"Talk to it:            tuninglab chat {run} --terminal --image PICTURE")
-
-
-def percent(share: float) -> str:
-    """0.815 as `81.5 %`."""
-    return f"{100 * share:.1f} %"

@@ -69,13 +69,6 @@ class Setup:
     trainable: list[dict[str, Any]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the flags of `tuninglab finetune` and run it; returns the exit code."""
-    from tuninglab.cli import finetune_main
-
-    return finetune_main(argv)
-
-
 def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]:
     """Tune a Flamingo and write its run folder; returns the figures of report.json.
 
@@ -88,6 +81,7 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
         WorkError: training failed, or the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
+    config = config.located()
     run = RunFolder.plan(config)
     if config.resume:
         config = run.resumed_config(config)
@@ -103,9 +97,10 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
     if setup.val_loader and not run.resumed:
         run.append_metrics({"step": 0, "epoch": 0.0, **evaluation["before"]})
-    if task:
+    if task and is_main_process():
         with setup.accelerator.autocast():
             evaluation["before"] |= task.before(setup.model.eval(), setup.processor)
+    setup.accelerator.wait_for_everyone()
 
     progress = train(
         setup.model, setup.train_loader, config, run, setup.accelerator, setup.val_loader
@@ -113,12 +108,15 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
     if is_main_process():
         save_adapter(setup.model, run.adapter)
 
-    evaluation["after"] = val_score(setup)
-    if task:
+    if progress.val_loss is not None:
+        evaluation["after"] = {"val_loss": progress.val_loss}
+    if task and is_main_process():
         score_tuned(task, setup, run, evaluation)
+    setup.accelerator.wait_for_everyone()
     report = {
         "run_name": run.path.name,
         "task": splits.name,
+        "data": {"train": len(splits.train), "val": len(splits.val), "skipped": splits.skipped},
         "base": setup.base,
         "precision": precision_of(setup.accelerator),
         "train": train_figures(progress, setup),
@@ -208,8 +206,8 @@ def make_loaders(
     Raises:
         DataError: samples are longer than the language model can read, or than `max_tokens`.
     """
-    longest = getattr(model.config.text_config, "max_position_embeddings", None)
-    longest = config.max_tokens or longest
+    readable = getattr(model.config.text_config, "max_position_embeddings", None)
+    longest = min((n for n in (config.max_tokens, readable) if n), default=None)
     image_size = model.config.vision_config.image_size
     collator = Collator(processor.tokenizer.pad_token_id, image_size)
 
@@ -247,8 +245,7 @@ def score_tuned(task: Task, setup: Setup, run: RunFolder, evaluation: dict[str, 
         scores = task.after(setup.model.eval(), setup.processor)
     for name, values in scores.items():
         evaluation[name] = evaluation.get(name, {}) | values
-    if is_main_process():
-        run.write("answers.json", task.write_cards(run.path))
+    run.write("answers.json", task.write_cards(run.path))
 
 
 def train_figures(progress: Progress, setup: Setup) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
             "--precision fp16 does not work on a CPU: it has no fp16 arithmetic, every operation "
             "is emulated and takes many times as long. Use --precision fp32, bf16 or auto."
         )
+    if device_type == "mps" and asked in ("bf16", "fp16"):
+        raise UserError(
+            f"--precision {asked} has not been tried on Apple GPUs, so it is not offered there. "
+            "Use --precision fp32 or auto."
+        )
     native = _has_bf16(device_type)
     if asked != "auto":
         slow = asked == "bf16" and not native

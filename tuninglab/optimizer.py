@@ -2,7 +2,7 @@
 
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 # Share of all steps where --warmup_steps is not given.
@@ -49,7 +49,7 @@ def make_optimizer(
 
 def make_schedule(
     optimizer: AdamW, name: str, total_steps: int, warmup_steps: int | None = None
-) -> LRScheduler:
+) -> LambdaLR:
     """Build a schedule of optimizer steps: `constant`, `linear` or `cosine` after linear warm-up.
 
     Linear and cosine reach 0 at `total_steps`; `warmup_steps` None takes 3 % of all steps.

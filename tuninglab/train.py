@@ -64,7 +64,7 @@ def train(
     state, total = _start(model, loader, config, run, accelerator)
     progress = state.progress
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
-        begun = time.perf_counter()
+        begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
             outcome = _optimizer_step(state, batches, counts, config, accelerator, stop)
@@ -79,11 +79,15 @@ def train(
                 line = validation_line(state, val_loader, accelerator)
                 run.append_metrics(line)
                 log.validation(line)
+                progress.val_loss = line["val_loss"]
+            # Validation and checkpoints are part of what a run costs; step_s leaves them out.
+            lap = progress.spend(lap)
             if last or outcome["stop"] or _due(config.save_steps, progress.step):
                 save_checkpoint(run.checkpoints, state, accelerator)
             if outcome["stop"] and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
+        progress.spend(lap)
     accelerator.unwrap_model(state.wrapped, keep_fp32_wrapper=False)
     return progress
 
@@ -241,7 +245,9 @@ def validation_line(
 def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> float:
     """Mean loss of the answer tokens over a data set; leaves the model in eval mode."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    # Apple's GPUs have no float64.
+    exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    sums = torch.zeros(2, dtype=exact, device=accelerator.device)
     for batch in loader:
         with accelerator.autocast():
             loss = batch_loss(model, batch, 1, accelerator)

@@ -26,6 +26,8 @@ class Progress:
     wall_s: float = 0.0
     first_loss: float | None = None
     last_loss: float | None = None
+    # Of the last validation.
+    val_loss: float | None = None
     # Since the last line in metrics.jsonl.
     window_loss: float = 0.0
     window_steps: int = 0
@@ -37,13 +39,18 @@ class Progress:
         self.step += 1
         self.samples += counts["samples"]
         self.tokens += counts["tokens"]
-        self.wall_s += seconds
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.last_loss = loss
         self.window_loss += loss
         self.window_steps += 1
         self.window_s += seconds
         self.window_tokens += counts["tokens"]
+
+    def spend(self, since: float) -> float:
+        """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""
+        now = time.perf_counter()
+        self.wall_s += now - since
+        return now
 
     def take_window(self) -> dict[str, float]:
         """Means over the steps since the last call: `loss`, `step_s`, `tokens_per_s`."""

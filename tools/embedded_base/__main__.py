@@ -40,15 +40,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}")
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; none: all")
     parser.add_argument("--out", type=Path, default=Path("build/embedded_base"))
     parser.add_argument("--steps", type=int, help="instead of the default of the stage")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    unknown = [stage for stage in options.stages if stage not in STAGES]
+    if unknown:
+        parser.error(f"unknown stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+    stages = options.stages or STAGES
+    if options.steps and len(stages) != 1:
+        parser.error("--steps is for one stage: name it")
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     figures_file = options.out / "figures.json"
-    for stage in options.stages:
+    for stage in stages:
         began_s = time.perf_counter()
         figures = run_stage(stage, options.out, options.steps)
         figures["wall_s"] = round(time.perf_counter() - began_s, 1)

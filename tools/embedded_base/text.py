@@ -1,8 +1,9 @@
 """Pre-training text: small English about people and things, never a question about a picture.
 
 It gives the language model words, sentences, looking things up in a passage, and the shape of a
-dialogue. Colours, shapes, places in a picture and digits occur in statements only; the demo's
-question types do not occur at all (tests/embedded/test_pretraining.py checks it).
+dialogue. Colours, shapes, places in a picture and digits occur in statements only. It does ask
+where a person is or how many cups there are, in the words of a passage; no question of the demo
+occurs word for word (tests/embedded/test_task.py checks it).
 """
 
 import random

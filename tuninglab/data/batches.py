@@ -11,7 +11,7 @@ from tuninglab.data.images import limit_aspect, load_image
 from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
 from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.data.sampler import MaskedRow
-from tuninglab.errors import DataError, UserError
+from tuninglab.errors import UserError
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
@@ -20,24 +20,15 @@ class SampleDataset(Dataset[dict[str, Any]]):
     Args:
         samples: may be lazy, an item is fetched anew at each access.
         processor: has `.tokenizer` and `.image_processor` (a CLIP processor).
-        max_tokens: no sample may be longer; this tokenizes all samples at once.
         prompts_only: rows end where the last answer starts, for generation.
-
-    Raises:
-        DataError: samples longer than `max_tokens`, all of them listed.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         processor: Any,
-        max_tokens: int | None = None,
         prompts_only: bool = False,
     ):
-        if max_tokens is not None:
-            _, problems = split_too_long(samples, processor.tokenizer, max_tokens)
-            if problems:
-                raise DataError(problems, "Shorten them, or go on without: --skip_bad_records")
         self.samples = samples
         self.processor = processor
         self.prompts_only = prompts_only

@@ -15,11 +15,12 @@ from tuninglab.errors import DataError
 
 @dataclass
 class Splits:
-    """Training and validation samples, and what to call them in the report."""
+    """Training and validation samples, what to call them in the report, and how many were bad."""
 
     name: str
     train: Sequence[Sample]
     val: Sequence[Sample]
+    skipped: int = 0
 
 
 def read_splits(
@@ -35,11 +36,11 @@ def read_splits(
     Raises:
         UserError: a file or record is wrong; all records are checked.
     """
-    samples, _ = read_samples(data, image_root, skip_bad_records)
+    samples, skipped = read_samples(data, image_root, skip_bad_records)
     if val_data:
-        val, _ = read_samples(val_data, image_root, skip_bad_records)
-        return Splits(Path(data).name, samples, val)
-    return Splits(Path(data).name, *split_validation(samples, val_split, seed))
+        val, more = read_samples(val_data, image_root, skip_bad_records)
+        return Splits(Path(data).name, samples, val, len(skipped) + len(more))
+    return Splits(Path(data).name, *split_validation(samples, val_split, seed), len(skipped))
 
 
 def fitting_samples(

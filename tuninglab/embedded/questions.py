@@ -1,6 +1,7 @@
 """Questions about a picture, each with the one right answer, by type."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuninglab.embedded.digits import DigitScene
@@ -16,13 +17,26 @@ class Question:
     answer: str
 
 
-def ask(picture: Scene | DigitScene, rng: random.Random, count: int) -> list[Question]:
-    """Up to `count` questions of different types, the types drawn evenly."""
+def ask(
+    picture: Scene | DigitScene,
+    rng: random.Random,
+    count: int,
+    weights: Mapping[str, float] | None = None,
+) -> list[Question]:
+    """Up to `count` questions of different types.
+
+    Args:
+        picture: what is asked about.
+        rng: draws types and wordings.
+        count: of questions; fewer where the picture allows fewer types.
+        weights: how eagerly a type is drawn, 1 where it is not named.
+    """
     possible = ask_scene(picture, rng) if isinstance(picture, Scene) else ask_digits(picture, rng)
     rng.shuffle(possible)
     first_of_type = {q.type: q for q in reversed(possible)}
-    types = sorted(first_of_type)
-    return [first_of_type[t] for t in rng.sample(types, min(count, len(types)))]
+    # Weighted drawing without replacement (Efraimidis and Spirakis, 2006): the highest u ** (1/w).
+    keys = {t: rng.random() ** (1 / (weights or {}).get(t, 1)) for t in sorted(first_of_type)}
+    return [first_of_type[t] for t in sorted(keys, key=keys.__getitem__, reverse=True)[:count]]
 
 
 def ask_scene(scene: Scene, rng: random.Random) -> list[Question]:

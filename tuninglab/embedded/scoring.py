@@ -62,7 +62,7 @@ class EmbeddedTask:
         return score
 
     def write_cards(self, run_dir: Path) -> list[dict[str, str]]:
-        """Write some of the pictures to `pictures/`; returns what was asked and answered about each.
+        """Write some pictures to `pictures/`; returns what was asked and answered about each.
 
         The first questions scored are shown, whatever their answers.
         """

@@ -26,6 +26,9 @@ GROUPS = {
 }
 VAL_QUESTIONS = 240
 TEST_QUESTIONS = 1000
+# Training asks more often what takes longer to learn: with all types alike, relations were still at
+# 0.61 on the validation split when colour, shape, size and place had reached 1.0.
+TRAIN_WEIGHTS = {"relation": 6, "exists": 3, "count by color": 3, "number": 3}
 TURNS = 3  # questions in a training dialogue; a test dialogue has one
 
 
@@ -56,7 +59,8 @@ class EmbeddedSamples(Sequence[Sample]):
                 picture = sample_digits(rng, split)
             else:
                 picture = sample_scene(rng, held_out=split == "test")
-            questions = tuple(ask(picture, rng, turns))
+            weights = TRAIN_WEIGHTS if split == "train" else None
+            questions = tuple(ask(picture, rng, turns, weights))
             self.items.append(Item(picture, questions, GROUPS[split][k % 2]))
 
     def __len__(self) -> int:
@@ -98,7 +102,7 @@ def write_data(folder: Path, train_pictures: int) -> None:
     """Write the three splits as messages JSONL with PNG pictures, as `finetune --data` reads them.
 
     Raises:
-        UserError: the folder holds something already, or cannot be written.
+        UserError: the folder holds something already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
@@ -109,15 +113,12 @@ def write_data(folder: Path, train_pictures: int) -> None:
         "val": (VAL_QUESTIONS, 1),
         "test": (TEST_QUESTIONS, 1),
     }
-    try:
-        for split, (count, turns) in sizes.items():
-            (folder / split).mkdir(parents=True)
-            with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
-                for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
-                    name = f"{split}/{k:05d}.png"
-                    item.picture.draw().save(folder / name)
-                    record = {"messages": dialogue(item.questions), "images": [name]}
-                    lines.write(json.dumps(record) + "\n")
-            say(f"{folder / split}.jsonl: {count} pictures")
-    except OSError as error:
-        raise UserError(f"--write_data {folder}: cannot write there ({error.strerror})") from error
+    for split, (count, turns) in sizes.items():
+        (folder / split).mkdir(parents=True)
+        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
+            for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
+                name = f"{split}/{k:05d}.png"
+                item.picture.draw().save(folder / name)
+                record = {"messages": dialogue(item.questions), "images": [name]}
+                lines.write(json.dumps(record) + "\n")
+        say(f"{folder / split}.jsonl: {count} pictures")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tuninglab.data.batches import Collator, SampleDataset
+from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
 
@@ -34,8 +35,9 @@ def generate_answers(
         max_new_tokens: longer answers are cut, and so are wrong.
     """
     rows = SampleDataset(samples, processor, prompts_only=True)
-    size = processor.image_processor.crop_size
-    collate = Collator(processor.tokenizer.pad_token_id, (size["height"], size["width"]), "left")
+    collate = Collator(
+        processor.tokenizer.pad_token_id, model.config.vision_config.image_size, "left"
+    )
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -94,7 +96,8 @@ class Blanked(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         sample = self.samples[index]
-        return replace(sample, images=[Image.new("RGB", (96, 96), GREY) for _ in sample.images])
+        sizes = [load_image(image).size for image in sample.images]
+        return replace(sample, images=[Image.new("RGB", size, GREY) for size in sizes])
 
 
 class Shuffled(Sequence[Sample]):
