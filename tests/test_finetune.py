@@ -143,6 +143,13 @@ def test_an_old_run_survives_a_mistake(config, tmp_path):
     assert (tmp_path / "a" / "report.json").exists()
 
 
+def test_a_wrong_pattern_leaves_no_folder_behind(config, tmp_path):
+    wrong = TuningConfig(lora_target_modules=["qproj"])
+    with pytest.raises(UserError, match="did you mean q_proj"):
+        finetune(replace(config, run_name="new", tuning_config=wrong))
+    assert not (tmp_path / "new").exists()
+
+
 def test_too_long_samples_are_left_out_on_demand(config, capsys):
     # Only the row without a picture is one token shorter.
     lengths = {"max_tokens": 17, "skip_bad_records": True}

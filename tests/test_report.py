@@ -191,7 +191,7 @@ def test_no_run_no_report(tmp_path):
         with pytest.raises(UserError, match=said):
             read_figures(place)
     (tmp_path / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="--overwrite"):
         read_figures(tmp_path)
 
 

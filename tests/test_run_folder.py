@@ -37,7 +37,10 @@ def test_config_is_saved_in_full(config):
 
 
 def test_a_given_name_that_exists_is_refused(config):
-    made(config)
+    run = made(config)
+    with pytest.raises(UserError, match="exists. Replace it: --overwrite"):
+        RunFolder.plan(config)
+    (run.checkpoints / "step-000003").mkdir(parents=True)
     with pytest.raises(UserError, match="exists.*--resume.*--overwrite"):
         RunFolder.plan(config)
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from tuninglab.adapters.lora import train_fresh_bridge, trainable_table, tune
+from tuninglab.adapters.lora import check_patterns, train_fresh_bridge, trainable_table, tune
 from tuninglab.adapters.saving import save_adapter
 from tuninglab.checkpoint import newest_checkpoint
 from tuninglab.config import FinetuneConfig
@@ -158,6 +158,8 @@ def prepare(config: FinetuneConfig, splits: Splits, run: RunFolder) -> Setup:
     tuning = config.tuning_config
     if config.lang_encoder:
         tuning = train_fresh_bridge(tuning, choices)
+    # A mistake told before the folder is made leaves nothing in the way of the corrected command.
+    check_patterns(model, tuning)
     run.create(config)
     base = config.model
     if config.lang_encoder:
@@ -271,8 +273,12 @@ def finish(report: dict[str, Any], run: RunFolder, accelerator: Accelerator) -> 
         page = write_report(run.path)
         figures = report["train"]
         say(
-            f"Loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in "
-            f"{figures['steps']} steps, {figures['wall_s']:.0f} s."
+            f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
+            f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."
         )
+        scores = report["evaluation"]
+        if "val_loss" in scores["before"] and "val_loss" in scores["after"]:
+            before, after = scores["before"]["val_loss"], scores["after"]["val_loss"]
+            say(f"Validation loss {before:.4f} before, {after:.4f} after.")
         say(f"Adapter: {run.adapter} ({report['adapter_bytes']:,} bytes). Report: {page}")
     accelerator.end_training()

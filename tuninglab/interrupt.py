@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tuninglab.console import say
+from tuninglab.run_folder import how_to_end
 
 
 @contextmanager
@@ -38,7 +39,6 @@ def raise_stopped(run: Path, step: int) -> NoReturn:
     Raises:
         KeyboardInterrupt: always; the command line ends with 130 on it.
     """
-    place = "" if str(run.parent) == "runs" else f" --output_dir {run.parent}"
     say(f"Stopped after step {step}; its state is saved in {run / 'checkpoints'}.")
-    say(f"Go on with: tuninglab finetune --resume --run_name {run.name}{place}")
+    say(how_to_end(run))
     raise KeyboardInterrupt

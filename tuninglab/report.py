@@ -13,6 +13,7 @@ from tuninglab.disk import write_whole
 from tuninglab.errors import UserError
 from tuninglab.report_page import page
 from tuninglab.report_tables import mapping, number
+from tuninglab.run_folder import how_to_end
 
 Metrics = list[dict[str, Any]]
 
@@ -70,10 +71,7 @@ def read_figures(run_dir: str | Path) -> dict[str, Any]:
         return figures
     # config.yaml is the first file of a run, report.json the last.
     if (run_dir / "config.yaml").exists():
-        raise UserError(
-            f"{run_dir}: no report.json, the run has not ended. Let it go on with "
-            f"`tuninglab finetune --resume --run_name {run_dir.name} ...`, then ask again."
-        )
+        raise UserError(f"{run_dir}: no report.json, the run has not ended. {how_to_end(run_dir)}")
     raise UserError(f"{run_dir}: not a run folder (no config.yaml, no report.json). Name another.")
 
 

@@ -73,9 +73,9 @@ class RunFolder:
 
     def _check_taken(self, overwrite: bool) -> None:
         if not overwrite:
+            go_on = "Go on with it: --resume; replace" if has_checkpoint(self.path) else "Replace"
             raise UserError(
-                f"{self.path} exists. Go on with it: --resume; replace it: --overwrite; "
-                "or choose another --run_name."
+                f"{self.path} exists. {go_on} it: --overwrite; or choose another --run_name."
             )
         if self.path.is_symlink() or not (self.path / "config.yaml").is_file():
             raise UserError(
@@ -196,6 +196,22 @@ class RunFolder:
                 "choices": choices.made,
             },
         )
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder holds something to go on from."""
+    return any((run / "checkpoints").glob("step-*"))
+
+
+def how_to_end(run: Path) -> str:
+    """What to do with a run that has not ended."""
+    if has_checkpoint(run):
+        return f"Let it go on: tuninglab finetune --resume --run_name {run.name}{_place(run)}"
+    return f"It saved nothing to go on from: start it again with --overwrite{_place(run)}"
+
+
+def _place(run: Path) -> str:
+    return "" if str(run.parent) == "runs" else f" --output_dir {run.parent}"
 
 
 def git_commit() -> str | None:

@@ -24,18 +24,26 @@ def solve_scene(things, text):
     if m := re.search(r"Is the (.+) small or large", text):
         (thing,) = find(things, m[1])
         return thing.size
-    if m := re.search(r"(?:Where is|position of) the (.+)[?.]", text):
-        (thing,) = find(things, m[1])
-        return CELLS[thing.cell]
+    if "from the" in text:
+        return solve_relation(things, text)
     if m := re.search(r"How many (\w+ )?objects", text):
         return str(len(find(things, m[1] or "")))
     if m := re.search(r"Is there an? (.+)\?", text):
         return "yes" if find(things, m[1]) else "no"
-    m = re.fullmatch(r"Is the (.+) (left of|right of|above|below) the (.+)\?", text)
-    (a,), (b,) = find(things, m[1]), find(things, m[3])
-    (ya, xa), (yb, xb) = divmod(a.cell, 3), divmod(b.cell, 3)
-    answer = {"left of": xa < xb, "right of": xa > xb, "above": ya < yb, "below": ya > yb}[m[2]]
-    return "yes" if answer else "no"
+    m = re.search(r"(?:Where is|position of) the (.+)[?.]", text)
+    (thing,) = find(things, m[1])
+    return CELLS[thing.cell]
+
+
+def solve_relation(things, text):
+    if m := re.fullmatch(r"Where is the (.+), from the (.+)\?", text):
+        (thing,), (origin,) = find(things, m[1]), find(things, m[2])
+    else:
+        m = re.fullmatch(r"In which direction from the (.+) is the (.+)\?", text)
+        (origin,), (thing,) = find(things, m[1]), find(things, m[2])
+    (y, x), (oy, ox) = divmod(thing.cell, 3), divmod(origin.cell, 3)
+    words = ["to the left"] * (x < ox) + ["to the right"] * (x > ox)
+    return " and ".join(words + ["above"] * (y < oy) + ["below"] * (y > oy))
 
 
 def solve_digits(inks, text):
@@ -102,13 +110,23 @@ def test_training_questions_never_name_a_held_out_pair():
 
 def test_yes_and_no_are_balanced_in_training_and_test():
     for held_out in (False, True):
-        rng, yes = random.Random(10), {"exists": [], "relation": []}
+        rng, yes = random.Random(10), []
         for _ in range(2000):
-            for question in ask_scene(sample_scene(rng, held_out=held_out), rng):
-                if question.type in yes:
-                    yes[question.type].append(question.answer == "yes")
-        for answers in yes.values():
-            assert 0.45 < sum(answers) / len(answers) < 0.55
+            asked = ask_scene(sample_scene(rng, held_out=held_out), rng)
+            yes += [q.answer == "yes" for q in asked if q.type == "exists"]
+        assert 0.45 < sum(yes) / len(yes) < 0.55
+
+
+def test_weights_make_a_type_more_frequent_and_none_forbidden():
+    def share(weights):
+        rng, asked = random.Random(12), []
+        for _ in range(600):
+            asked += [q.type for q in ask(sample_scene(rng), rng, 2, weights)]
+        assert len(set(asked)) == 8
+        return asked.count("exists") / len(asked)
+
+    assert 0.8 / 8 < share(None) < 1.4 / 8  # relation, and others now and then, cannot be asked
+    assert share({"exists": 4}) > 2 * share(None)
 
 
 def test_ask_gives_different_types_and_no_more_than_there_are():

@@ -37,6 +37,9 @@ def test_what_is_missing_is_said(run_folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(config_yaml(FinetuneConfig(model=str(tmp_path / "gone"))))
+    with pytest.raises(UserError, match="saved nothing to go on from.*--overwrite"):
+        open_model(str(run))
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
     with pytest.raises(UserError, match="--resume --run_name run"):
         open_model(str(run))
     shutil.copytree(run_folder / "adapter", run / "adapter")

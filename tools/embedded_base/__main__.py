@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("tokenizer", "lm", "tower", "bridge")
+STAGES = ("tokenizer", "lm", "tower", "bridge", "refine")
 
 
 def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
@@ -32,6 +32,8 @@ def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
         return train_tower(out, steps or 2000)
     from tools.embedded_base.bridge import train_bridge
 
+    if stage == "refine":
+        return train_bridge(out, steps or 1500, refine=True)
     return train_bridge(out, steps or 5000)
 
 

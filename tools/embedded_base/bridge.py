@@ -23,6 +23,7 @@ from tools.embedded_base.vocabulary import load_tokenizer
 from tuninglab.embedded.digits import sample_digits
 from tuninglab.embedded.scenes import sample_scene
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor
+from tuninglab.models.build import load_flamingo
 
 PICTURES, ROWS_EACH = 24, 3
 # Which object a statement starts with is the author's whim; what follows is in the picture.
@@ -181,12 +182,16 @@ def save_base(
     FlamingoProcessor(processor, tokenizer).save_pretrained(folder)
 
 
-def train_bridge(out: Path, steps: int) -> dict[str, float]:
+def train_bridge(out: Path, steps: int, refine: bool = False) -> dict[str, float]:
     """Train the whole Flamingo on captions and text, save it to `out/base`, return its scores."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(out)
     processor = CLIPImageProcessorPil.from_pretrained(out / "tower")
-    model = new_flamingo(out, tokenizer)
+    if refine:
+        model, _ = load_flamingo(out / "base", dtype=torch.float32)
+        model.requires_grad_(True)
+    else:
+        model = new_flamingo(out, tokenizer)
     gated = [
         layer for name, layer in model.named_modules() if name.endswith("gated_cross_attn_layer")
     ]
@@ -207,8 +212,8 @@ def train_bridge(out: Path, steps: int) -> dict[str, float]:
     model.train()
     progress, rng, texts = (
         Progress("bridge", steps),
-        random.Random(3),
-        blocks(tokenizer, random.Random(4)),
+        random.Random(5 if refine else 3),
+        blocks(tokenizer, random.Random(6 if refine else 4)),
     )
     for step in range(steps):
         if step % TEXT_EVERY == TEXT_EVERY - 1:
@@ -216,7 +221,7 @@ def train_bridge(out: Path, steps: int) -> dict[str, float]:
             loss = weighted_loss(model(input_ids=ids).logits, ids, weights)
         else:
             loss = caption_loss(model, tokenizer, processor, rng, pair=step % PAIR_EVERY == 0)
-        optimize(optimizer, loss, learning_rate(step, steps, 1e-3))
+        optimize(optimizer, loss, learning_rate(step, steps, 5e-4 if refine else 1e-3))
         progress(step, loss=loss.item())
         if step % 1000 == 999:
             model.eval()

@@ -7,10 +7,11 @@ with two objects. No statement is a question.
 """
 
 import random
+from itertools import permutations
 
 from tuninglab.embedded.digits import DigitScene
 from tuninglab.embedded.questions import absent_name, with_article
-from tuninglab.embedded.scenes import COLORS, SHAPES, Scene, sample_scene
+from tuninglab.embedded.scenes import COLORS, SHAPES, Scene, direction, sample_scene
 
 # (start, continuation): the start is given or cheap to guess, the continuation needs the picture
 Statement = tuple[str, str]
@@ -56,15 +57,19 @@ def scene_statements(scene: Scene, rng: random.Random) -> list[Statement]:
             said.append((f"The {t.name} lies at the", f"{t.place}."))
         said.append((f"At the {t.place} lies", f"{with_article(f'{t.size} {t.name}')}."))
     said.append(("The picture shows", number(len(things), "thing")))
-    color, shape = rng.choice(colors + list(COLORS)), rng.choice(shapes + list(SHAPES))
+    for color, shape in zip(rng.sample(sorted(COLORS), 2), rng.sample(SHAPES, 2), strict=True):
+        said.append((f"The number of {color} things is", f"{colors.count(color)}."))
+        said.append((f"The number of {shape}s is", f"{shapes.count(shape)}."))
+    color = rng.choice(colors)
     said.append((f"The number of {color} things is", f"{colors.count(color)}."))
-    said.append((f"The number of {shape}s is", f"{shapes.count(shape)}."))
-    present, absent = rng.choice(names), absent_name(things, rng)
-    said.append((f"{capital(with_article(present))} is", "present."))
-    said.append((f"{capital(with_article(absent))} is", "missing."))
+    for name, verdict, amount in (
+        (rng.choice(names), "present.", "one."),
+        (absent_name(things, rng), "missing.", "none."),
+    ):
+        said.append((f"{capital(with_article(name))} is", verdict))
+        said.append((f"As for {with_article(name)}, the picture shows", amount))
     unique = [t for t in things if names.count(t.name) == 1]
-    if len(unique) > 1:
-        a, b = rng.sample(unique, 2)
+    for a, b in permutations(unique, 2):
         said.append((f"Seen from the {b.name}, the {a.name} lies", f"{direction(a.cell, b.cell)}."))
     rng.shuffle(said)
     return said
@@ -96,11 +101,3 @@ def number(count: int, noun: str) -> str:
 def capital(text: str) -> str:
     """The text with a capital first letter."""
     return text[0].upper() + text[1:]
-
-
-def direction(cell: int, origin: int) -> str:
-    """Where a cell lies as seen from another one, in words of the compass of a page."""
-    right, down = cell % 3 - origin % 3, cell // 3 - origin // 3
-    across = ("to the left", "", "to the right")[(right > 0) - (right < 0) + 1]
-    along = ("above", "", "below")[(down > 0) - (down < 0) + 1]
-    return " and ".join(word for word in (across, along) if word)

@@ -28,6 +28,17 @@ def train_fresh_bridge(config: TuningConfig, choices: Choices) -> TuningConfig:
     return replace(config, train_gates=True, train_perceiver=True, train_cross_attention=True)
 
 
+def check_patterns(model: nn.Module, config: TuningConfig) -> None:
+    """Check that `tune` could wrap this model, without changing it.
+
+    Raises:
+        UserError: a pattern hits nothing, or only a frozen part.
+    """
+    _target_regex(model, config, _direct_modules(model, config))
+    if config.train_new_tokens:
+        _token_rows(model)
+
+
 def tune(model: nn.Module, config: TuningConfig, base: str | None = None) -> PeftModel:
     """Wrap a Flamingo for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
 

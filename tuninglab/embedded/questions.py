@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuninglab.embedded.digits import DigitScene
-from tuninglab.embedded.scenes import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, Thing
+from tuninglab.embedded.scenes import (
+    COLORS,
+    HELD_OUT_PAIRS,
+    SHAPES,
+    Scene,
+    Thing,
+    direction,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,11 @@ def ask_scene(scene: Scene, rng: random.Random) -> list[Question]:
     unique = [t for t in things if names.count(t.name) == 1]
     if len(unique) > 1:
         a, b = rng.sample(unique, 2)
-        asked.append(ask_relation(a, b, rng))
+        text = rng.choice(
+            ("In which direction from the {1} is the {0}?", "Where is the {0}, from the {1}?")
+        )
+        answer = direction(a.cell, b.cell)
+        asked.append(Question("relation", text.format(a.name, b.name), answer))
     return asked
 
 
@@ -97,15 +108,6 @@ def absent_name(things: tuple[Thing, ...], rng: random.Random) -> str:
 def with_article(name: str) -> str:
     """`a blue star`, `an orange star`."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def ask_relation(a: Thing, b: Thing, rng: random.Random) -> Question:
-    """A yes/no question on where one thing lies as seen from another; half the answers are yes."""
-    right, down = b.cell % 3 - a.cell % 3, b.cell // 3 - a.cell // 3
-    holds = {"left of": right > 0, "right of": right < 0, "above": down > 0, "below": down < 0}
-    truth = rng.random() < 0.5
-    word = rng.choice([w for w, so in holds.items() if so is truth])
-    return Question("relation", f"Is the {a.name} {word} the {b.name}?", "yes" if truth else "no")
 
 
 def ask_digits(scene: DigitScene, rng: random.Random) -> list[Question]:

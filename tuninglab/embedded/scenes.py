@@ -149,3 +149,11 @@ def rotate(point: tuple[float, float], angle: float) -> tuple[float, float]:
     """Turn a point around the origin."""
     (x, y), (c, s) = point, (math.cos(angle), math.sin(angle))
     return x * c - y * s, x * s + y * c
+
+
+def direction(cell: int, origin: int) -> str:
+    """Where a cell lies as seen from another one, in words: `to the left and above`."""
+    right, down = cell % 3 - origin % 3, cell // 3 - origin // 3
+    across = ("to the left", "", "to the right")[(right > 0) - (right < 0) + 1]
+    along = ("above", "", "below")[(down > 0) - (down < 0) + 1]
+    return " and ".join(word for word in (across, along) if word)

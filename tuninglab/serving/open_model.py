@@ -9,6 +9,7 @@ from tuninglab.config_file import read_config
 from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
+from tuninglab.run_folder import how_to_end
 
 
 def open_model(name: str) -> tuple[Any, Any]:
@@ -25,10 +26,7 @@ def open_model(name: str) -> tuple[Any, Any]:
     if not (run / "config.yaml").is_file():
         return load_flamingo(base_directory() if name == "embedded" else name)
     if not (run / "adapter").is_dir():
-        raise UserError(
-            f"{run} has no adapter/: the run has not ended. Let it go on with "
-            f"`tuninglab finetune --resume --run_name {run.name}`, then ask again."
-        )
+        raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}")
     try:
         model, processor = load_flamingo(_base_of(run))
     except UserError as error:
