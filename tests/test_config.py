@@ -94,6 +94,11 @@ def test_settings_that_exclude_each_other_are_refused(settings):
         FinetuneConfig(**settings).validate()
 
 
+def test_a_leading_dash_in_a_run_name_is_said_to_be_the_reason():
+    with pytest.raises(UserError, match="no leading dash"):
+        FinetuneConfig(run_name="-x").validate()
+
+
 @pytest.mark.parametrize("name", ["exp_1", "第一次", "a b", ".hidden", "v1.2"])
 def test_plain_run_names_are_taken(name):
     FinetuneConfig(run_name=name).validate()

@@ -16,6 +16,8 @@ Config = TypeVar("Config")
 # How one call behaves, not what the run is: they do not belong into a run's config.yaml.
 CALL_ONLY = ("config", "print_config", "resume", "overwrite", "json", "debug")
 
+REMEDY = "Correct it there: settings are `name: value`, one a line."
+
 
 def config_yaml(config: Any) -> str:
     """Write a config as YAML, in the order of its fields, without what only concerns one call."""
@@ -39,11 +41,14 @@ def read_config(path: str | Path, config_class: type[Config]) -> Config:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}" if mark else "unknown line"
-        raise UserError(f"--config {path}, {where}: broken YAML ({error.problem}).") from error
+        raise UserError(
+            f"--config {path}, {where}: broken YAML ({error.problem}). {REMEDY}"
+        ) from error
     # ValueError: a date that is none, e.g. 2024-99-99; RecursionError: thousands of brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--config {path}: broken YAML ({reason}).") from error
+        nested = isinstance(error, RecursionError)
+        problem = "brackets nested too deeply" if nested else str(error).splitlines()[0]
+        raise UserError(f"--config {path}: broken YAML ({problem}). {REMEDY}") from error
     if settings is None:
         raise UserError(f"--config {path}: empty. Give settings as `name: value`, one a line.")
     return _build(settings, config_class, f"--config {path}")

@@ -122,10 +122,12 @@ SURROGATE = "\ud800"
     [
         ([], "the record is a list of 0; expected an object"),
         ({}, "the record has neither; expected one"),
+        ({"messages": None}, "the record has only null; expected one"),
+        ({"conversations": [{"from": "human"}]}, "the content is missing"),
         ({"messages": GOOD, "conversations": []}, "the record has both; expected one"),
         ({"messages": [GOOD[0], {"role": "assistant", "content": " "}]}, "the answer is empty"),
         ({"conversations": {}}, "the dialogue is an object of 0; expected a list"),
-        ({"conversations": [{"from": "bot", "value": "a"}]}, "unknown role 'bot'; known: system"),
+        ({"conversations": [{"from": "bot", "value": "a"}]}, "role is 'bot'; known: system"),
         ({"messages": GOOD, "image": "a.png"}, "0 <image> marks in the messages but 1 images"),
         ({"messages": GOOD, "image": "a.png", "images": ["a.png"]}, 'both "image" and "images"'),
         ({"messages": GOOD, "images": [5]}, "named by 5"),
@@ -166,8 +168,8 @@ def test_bad_records_are_named(tmp_path, record, words):
         ("子 目录", "no regular file"),
         (".", "no regular file"),
         ("pipe", "no regular file"),
-        ("text.png", "not a picture of a known kind"),
-        ("cut.png", "is damaged"),
+        ("text.png", "or drop the record"),
+        ("cut.png", "; replace it with a whole picture file"),
         ("a\0.png", "no usable path|cannot be read"),
         ("n" * 3000, "cannot be read|no usable path|does not exist"),
     ],
@@ -185,6 +187,7 @@ def test_bad_pictures_are_named(tmp_path, pics, name, words):
     record = {"messages": [user("<image>?"), GOOD[1]], "images": [name]}
     line = problem(tmp_path, record, pics)
     assert any(word in line for word in words.split("|")), line
+    assert len(line) < 1000  # a long name is not repeated in full
 
 
 def test_links_and_dots_that_stay_inside_are_followed(tmp_path, pics):

@@ -71,6 +71,13 @@ def test_a_broken_line_is_one_bad_record(tmp_path, bad):
         assert values == [RECORD, RECORD]
 
 
+@pytest.mark.parametrize("bad", ['{"a": ' + "[" * 100_000, '{"a": tru'])
+def test_a_single_broken_line_is_named_with_a_remedy(tmp_path, bad):
+    path = write(tmp_path, bad)
+    [(origin, error)] = read_records(path)
+    assert origin == f"{path}, line 1" and "correct" in str(error)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -81,19 +88,28 @@ def test_a_broken_line_is_one_bad_record(tmp_path, bad):
         (b'[{"a": 1},\n {"b" 2}]', "line 2, column 7"),
         (b'[{"a": 1},\n {"b": 2}', "broken JSON at line 2"),
         (b'"text"', "'text'; expected a JSON list"),
-        (b"null", "expected a JSON list"),
+        (b"null", "holds null; expected a JSON list"),
         (b"12", "holds 12; expected a JSON list"),
         (
             b'{\n"annotations": [],\n"info": 1}',
             "an object of 2 with the keys 'annotations', 'info'",
         ),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
-        (b"<html>", "broken JSON at line 1, column 1"),
+        (b'[{"a":' * 100_000, "nested too deeply to be a record; correct or drop it"),
+        (
+            b"<html>",
+            "at line 1, column 1: Expecting value; expected a JSON list, or one JSON object a line",
+        ),
         ("[]".encode("utf-16"), "is UTF-16"),
         ('[{"a": 1}]'.encode("utf-16-le"), "NUL byte"),
         ('[\n{"a": "é"}]'.encode("latin-1"), "line 2: byte 0xe9 (offset 9) is not UTF-8"),
         (b'[{"a": "\xed\xa0\x80"}]', "not UTF-8"),
+        (b"\x80\x04\x95\x12\x00", "is no text; expected UTF-8 JSON"),
+        (b"PK\x03\x04\xff", "is no text; expected UTF-8 JSON"),
+        (
+            b"id,text\n1,hi\n",
+            "expected a JSON list, or one JSON object a line (.jsonl); correct it",
+        ),
         (b'[{"a": "\0"}]', "line 1: a NUL byte"),
     ],
 )

@@ -18,10 +18,14 @@ SURROGATE = "\ud800"
 BAD_DIALOGUES = {
     "expected a list of messages": [None, [], "text", {"role": "user"}],
     "message 1 is 5; expected an object": [[5, answer("a")]],
-    "unknown role 'robot'; known: system, user (or human), assistant (or gpt)": [
+    "dialogue is empty; expected": [[]],
+    "dialogue is null": [None],
+    "role is missing; known": [[{"content": "x"}, answer("a")]],
+    "role is null; known": [[{"role": None, "content": "x"}, answer("a")]],
+    "role is 'robot'; known: system, user (or human), assistant (or gpt)": [
         [{"role": "robot", "content": "x"}, answer("a")]
     ],
-    "unknown role a list of 0": [[{"role": [], "content": "x"}, answer("a")]],
+    "role is a list of 0": [[{"role": [], "content": "x"}, answer("a")]],
     "there is no answer": [[user("a")], [{"role": "system", "content": "x"}]],
     "the answer is empty": [
         [user("a"), answer("")],
@@ -34,11 +38,16 @@ BAD_DIALOGUES = {
     "message 1 (assistant) stands first": [[answer("a"), user("b"), answer("c")]],
     "message 3 is a system message": [[user("a"), answer("b"), {"role": "system", "content": "x"}]],
     "last user message has no answer": [[user("a"), answer("b"), user("c")]],
-    "content is missing": [[user(None), answer("a")]],
+    "content is null": [[user(None), answer("a")]],
+    "content is missing": [[{"role": "user"}, answer("a")]],
     "content is 5": [[user(5), answer("a")]],
-    "the part 'text' is unknown": [[user(["text"]), answer("a")]],
-    "the part an object of 2 is unknown": [[user([{"type": "video", "video": "v"}]), answer("a")]],
+    "a part is unknown ('text')": [[user(["text"]), answer("a")]],
+    '(type \'image_url\'): write {"type": "image"} and list the file under "images"': [
+        [user([{"type": "image_url", "image_url": {"url": "a.png"}}]), answer("a")]
+    ],
+    "a part is unknown (type missing)": [[user([{"text": "x"}]), answer("a")]],
     "the text of a part is missing": [[user([{"type": "text"}]), answer("a")]],
+    "the text of a part is null": [[user([{"type": "text", "text": None}]), answer("a")]],
     "half of a surrogate pair": [[user(SURROGATE), answer("a")], [user("a"), answer(SURROGATE)]],
     "message 2 (assistant) holds an <image> mark": [[user("a"), answer("<image> a")]],
     "1 <image> marks in the messages but 0 images": [[user("<image>?"), answer("a")]],

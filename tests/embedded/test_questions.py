@@ -28,8 +28,8 @@ def solve_scene(things, text):
         return solve_relation(things, text)
     if m := re.search(r"How many (\w+ )?objects", text):
         return str(len(find(things, m[1] or "")))
-    if m := re.search(r"Is there an? (.+)\?", text):
-        return "yes" if find(things, m[1]) else "no"
+    if m := re.search(r"Is an? (.+) present or missing\?", text):
+        return "present" if find(things, m[1]) else "missing"
     m = re.search(r"(?:Where is|position of) the (.+)[?.]", text)
     (thing,) = find(things, m[1])
     return CELLS[thing.cell]
@@ -108,13 +108,13 @@ def test_training_questions_never_name_a_held_out_pair():
             assert not any(name in question.text for name in names)
 
 
-def test_yes_and_no_are_balanced_in_training_and_test():
+def test_present_and_missing_are_balanced_in_training_and_test():
     for held_out in (False, True):
-        rng, yes = random.Random(10), []
+        rng, present = random.Random(10), []
         for _ in range(2000):
             asked = ask_scene(sample_scene(rng, held_out=held_out), rng)
-            yes += [q.answer == "yes" for q in asked if q.type == "exists"]
-        assert 0.45 < sum(yes) / len(yes) < 0.55
+            present += [q.answer == "present" for q in asked if q.type == "exists"]
+        assert 0.45 < sum(present) / len(present) < 0.55
 
 
 def test_weights_make_a_type_more_frequent_and_none_forbidden():

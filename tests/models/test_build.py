@@ -170,7 +170,7 @@ def test_hub_id_that_is_not_there(monkeypatch):
 def test_truncated_weights(kept, saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(UserError, match="incomplete or damaged"):
+    with pytest.raises(UserError, match=r"(?s)model\.safetensors: .*incomplete or damaged"):
         load_flamingo(saved)
 
 
@@ -182,8 +182,17 @@ def test_missing_file(name, saved):
     if not present.exists():  # transformers 5 may keep the image settings in another file
         present = saved / "processor_config.json"
     present.unlink()
-    with pytest.raises(UserError, match="incomplete or damaged"):
+    with pytest.raises(UserError, match="incomplete or damaged") as caught:
         load_flamingo(saved)
+    assert name != "tokenizer.json" or "tokenizer.json is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run/config.yaml", "run/adapter/adapter_config.json"])
+def test_a_run_or_adapter_as_model_leads_to_its_base(name, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="(?s)base.*--model.*`tuninglab chat .*/run`"):
+        load_flamingo((tmp_path / name).parent)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"model_type": "flamingo"'])

@@ -33,7 +33,7 @@ def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
     from tools.embedded_base.bridge import train_bridge
 
     if stage == "refine":
-        return train_bridge(out, steps or 1500, refine=True)
+        return train_bridge(out, steps or 1300, refine=True)
     return train_bridge(out, steps or 5000)
 
 

@@ -78,8 +78,8 @@ def split_too_long(
             continue
         # Cutting would take the answer, or its end, away from the question: never silently.
         problems.append(
-            f"{sample.origin}: {length:,} tokens, but the language model takes at most "
-            f"{max_tokens:,}; shorten the texts or split the dialogue"
+            f"{sample.origin}: {length:,} tokens, at most {max_tokens:,} (what the language "
+            "model can read, or --max_tokens); shorten the texts or split the dialogue"
         )
     return fitting, problems
 

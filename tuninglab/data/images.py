@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tuninglab.data.sample import ImageSource, brief
+from tuninglab.data.sample import ImageSource, brief, reason
 from tuninglab.errors import UserError
 
 # Pillow decodes some fifty kinds, one of them through Ghostscript: only these are ever tried.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: a quarter GiB in RGB
 MAX_ASPECT = 8
+REMEDY = "replace it with a whole picture file, or drop the record"
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|data:)")
 
 # Pillow warns of damaged metadata without naming the file, and of large pictures, which are an
@@ -43,7 +44,9 @@ def confined_path(name: str, root: Path) -> Path:
     try:
         path = (root / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
-        raise UserError(f"picture {brief(name, 200)} has no usable path: {error}") from None
+        raise UserError(
+            f"picture {brief(name, 200)} has no usable path: {reason(error)}; correct it"
+        ) from None
     # `..` inside the root is fine: what counts is where the path ends, after all links.
     if not path.is_relative_to(root):
         raise UserError(
@@ -80,7 +83,9 @@ def load_image(
         with path.open("rb") as file:
             return _opened(file, label, max_pixels)
     except (OSError, ValueError) as error:
-        raise UserError(f"{label} cannot be read: {error}") from error
+        raise UserError(
+            f"{label} cannot be read: {reason(error)}; check its name and permissions"
+        ) from error
 
 
 def _opened(file, label: str, max_pixels: int) -> Image.Image:
@@ -88,13 +93,13 @@ def _opened(file, label: str, max_pixels: int) -> Image.Image:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise UserError(
-            f"{label} is not a picture of a known kind ({', '.join(FORMATS)})"
+            f"{label} is not a picture of a known kind ({', '.join(FORMATS)}); {REMEDY}"
         ) from None
     except Image.DecompressionBombError:
         raise UserError(f"{label} is {_too_large(max_pixels)}") from None
     except Exception as error:
         # Damaged headers make Pillow's readers fail in any way, from struct.error to KeyError.
-        raise UserError(f"{label} is damaged: {str(error) or type(error).__name__}") from None
+        raise UserError(f"{label} is {_damaged(error)}") from None
     with image:
         return _decoded(image, label, max_pixels)
 
@@ -110,7 +115,11 @@ def _decoded(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
         return to_rgb(image)
     except Exception as error:
         # As above, now for damaged pixels: truncated, broken compression, impossible palette.
-        raise UserError(f"{label} is damaged: {str(error) or type(error).__name__}") from None
+        raise UserError(f"{label} is {_damaged(error)}") from None
+
+
+def _damaged(error: Exception) -> str:
+    return f"damaged: {str(error) or type(error).__name__}; {REMEDY}"
 
 
 def _too_large(max_pixels: int) -> str:

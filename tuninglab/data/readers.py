@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tuninglab.console import say
 from tuninglab.data.images import MAX_PIXELS, confined_path, load_image
 from tuninglab.data.records import read_records, shown
-from tuninglab.data.sample import Sample, brief, checked_text
+from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.errors import DataError, UserError
 
 PATH_KEYS = ("image", "path", "url")  # what an image part may call its own picture
@@ -87,7 +87,8 @@ def to_sample(record: Any, origin: str) -> Sample:
         raise ValueError(f"the record is {brief(record)}; expected an object")
     formats = [key for key in ("conversations", "messages") if record.get(key) is not None]
     if len(formats) != 1:
-        found = "both" if formats else "neither"
+        given = "conversations" in record or "messages" in record
+        found = "both" if formats else "only null" if given else "neither"
         raise ValueError(
             f'of "conversations" (LLaVA) and "messages" the record has {found}; expected one'
         )
@@ -106,7 +107,7 @@ def _llava_message(turn: Any) -> Any:
     """A LLaVA turn as a message; what is no turn is left for the Sample's own checks."""
     if not isinstance(turn, dict):
         return turn
-    return {"role": turn.get("from"), "content": turn.get("value")}
+    return {"role": turn.get("from", MISSING), "content": turn.get("value", MISSING)}
 
 
 def _listed_images(record: dict[str, Any]) -> list[str]:
@@ -158,7 +159,7 @@ def _checked_root(root: Path) -> Path:
         if resolved.is_dir():
             return resolved
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name with a NUL
-        raise UserError(f"the image root {shown(root)} cannot be used: {error}") from error
+        raise UserError(f"the image root {shown(root)} cannot be used: {reason(error)}") from error
     raise UserError(f"the image root {shown(root)} is no folder; --image_root names the folder")
 
 

@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.sample import brief
+from tuninglab.data.sample import brief, reason
 from tuninglab.errors import UserError
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# Control characters that no encoding of text uses: pickles, archives and pictures are full of them.
+NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+EXPECTED = "expected a JSON list, or one JSON object a line (.jsonl); correct it there"
 
 
 def read_records(path: Path) -> list[tuple[str, Any]]:
@@ -46,19 +49,23 @@ def _read_text(path: Path) -> str:
         if path.is_dir():
             raise UserError(f"{shown(path)} is a folder; name the data file inside it")
         if not path.exists():
-            raise UserError(f"{shown(path)} does not exist; check the path given as data")
+            raise UserError(f"{shown(path)} does not exist; check the path")
         # A pipe or device would be waited for without end, or read without end.
         if not path.is_file():
             raise UserError(f"{shown(path)} is no regular file; expected a JSON or JSONL file")
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # no permission, or a name that the system refuses
-        raise UserError(f"{shown(path)} cannot be read: {error}") from error
+        raise UserError(
+            f"{shown(path)} cannot be read: {reason(error)}; check its name and permissions"
+        ) from error
     if data.startswith(UTF16_MARKS):
         raise UserError(f"{shown(path)} is UTF-16; save it as UTF-8")
     try:
         # Files joined by `cat` from Windows tools carry more than one mark.
         text = data.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
+        if NO_TEXT.search(data):
+            raise UserError(f"{shown(path)} is no text; expected UTF-8 JSON") from None
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{shown(path)}, line {line}: byte 0x{data[error.start]:02x} (offset {error.start}) "
@@ -68,8 +75,8 @@ def _read_text(path: Path) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(
-            f"{shown(path)}, line {line}: a NUL byte; this is UTF-16 without its mark, or no text "
-            "file: save it as UTF-8"
+            f"{shown(path)}, line {line}: a NUL byte; this is UTF-16 without its mark (save it as "
+            "UTF-8), or is no text; expected UTF-8 JSON"
         )
     return text
 
@@ -82,6 +89,8 @@ def _is_json_lines(lines: list[str]) -> bool:
     """
     if not lines[0].startswith("{"):
         return False
+    if len(lines) == 1:  # also where it breaks off: the message then names the line
+        return True
     return lines[0].endswith("}") or any(line.startswith('{"') for line in lines[1:])
 
 
@@ -89,7 +98,7 @@ def _parsed_line(line: str) -> Any:
     try:
         return _parse(line)
     except json.JSONDecodeError as error:
-        return ValueError(f"broken JSON at column {error.colno}: {error.msg}")
+        return ValueError(f"broken JSON at column {error.colno}: {error.msg}; {EXPECTED}")
     except ValueError as error:
         return error
 
@@ -99,7 +108,8 @@ def _whole_document(text: str, path: Path) -> list[Any]:
         document = _parse(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{shown(path)}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{shown(path)}: broken JSON at line {error.lineno}, column {error.colno}: "
+            f"{error.msg}; {EXPECTED}"
         ) from None
     except ValueError as error:
         raise UserError(f"{shown(path)}: {error}") from None
@@ -121,8 +131,8 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:  # 100,000 brackets fit into 100 kB
-        raise ValueError("brackets nested too deeply to be a record") from None
+        raise ValueError("brackets nested too deeply to be a record; correct or drop it") from None
     except json.JSONDecodeError:
         raise
     except ValueError:  # Python refuses to read integers of more than 4,300 digits
-        raise ValueError("a number with too many digits to be data") from None
+        raise ValueError("a number with too many digits; correct or drop it") from None

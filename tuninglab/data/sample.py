@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 IMAGE_MARK = "<image>"
+MISSING = object()  # what an absent key holds: in a message it is told apart from null
 # LLaVA and ShareGPT say human and gpt; some tools mix both vocabularies in one file.
 ROLES = {
     "system": "system",
@@ -61,17 +62,20 @@ def normal_messages(messages: Any) -> list[Message]:
         ValueError: a message is no object, its role is unknown or its content cannot be read.
     """
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"the dialogue is {brief(messages)}; expected a list of messages")
+        what = "empty" if messages == [] else brief(messages)
+        raise ValueError(
+            f"the dialogue is {what}; expected a list of messages, a question and its answer"
+        )
     normal = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
             raise ValueError(f"message {number} is {brief(message)}; expected an object")
-        role = message.get("role")
+        role = message.get("role", MISSING)
         if not isinstance(role, str) or role not in ROLES:
             known = "system, user (or human), assistant (or gpt)"
-            raise ValueError(f"message {number} has the unknown role {brief(role)}; known: {known}")
+            raise ValueError(f"message {number}: the role is {brief(role)}; known: {known}")
         try:
-            parts = content_parts(message.get("content"))
+            parts = content_parts(message.get("content", MISSING))
         except ValueError as error:
             raise ValueError(f"message {number}: {error}") from None
         normal.append({"role": ROLES[role], "content": parts})
@@ -99,14 +103,15 @@ def content_parts(content: Any) -> list[Part]:
 def _checked_part(raw: Any) -> Part | None:
     """One part without its extra keys; None for an empty text."""
     if not isinstance(raw, dict) or raw.get("type") not in ("image", "text"):
+        kind = f"type {brief(raw.get('type', MISSING))}" if isinstance(raw, dict) else brief(raw)
         raise ValueError(
-            f'the part {brief(raw)} is unknown; expected {{"type": "image"}} or '
-            '{"type": "text", "text": ...}'
+            f'a part is unknown ({kind}): write {{"type": "image"}} and list the file under '
+            '"images", or {"type": "text", "text": ...}'
         )
     # Exporters add keys with null (a datasets table has all columns); readers took the path.
     if raw["type"] == "image":
         return {"type": "image"}
-    text = raw.get("text")
+    text = raw.get("text", MISSING)
     if not isinstance(text, str):
         raise ValueError(f"the text of a part is {brief(text)}; expected a string")
     return {"type": "text", "text": checked_text(text)} if text else None
@@ -177,8 +182,8 @@ def plain_text(message: Message) -> str:
 
 def brief(value: Any, characters: int = 60) -> str:
     """A value of unknown origin, short and printable, as it stands in an error message."""
-    if value is None:
-        return "missing"
+    if value is MISSING or value is None:
+        return "null" if value is None else "missing"
     # A container may be huge or nested deeply enough to break repr: its type and size tell enough.
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
@@ -187,3 +192,8 @@ def brief(value: Any, characters: int = 60) -> str:
     # Control characters could move the cursor, lone surrogates could not be printed at all.
     shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return shown if len(shown) <= characters else f"{shown[: characters - 3]}..."
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused a path, without the path, which the message around it names."""
+    return getattr(error, "strerror", None) or str(error)

@@ -82,13 +82,12 @@ def ask_scene(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def ask_exists(things: tuple[Thing, ...], rng: random.Random) -> Question:
-    """A yes/no question; "no" prefers words that both occur in the picture, only not together."""
-    names = {t.name for t in things}
+    """Whether something is there: half the answers are "present"."""
     if rng.random() < 0.5:
-        name, answer = rng.choice(sorted(names)), "yes"
+        name, answer = rng.choice(sorted({t.name for t in things})), "present"
     else:
-        name, answer = absent_name(things, rng), "no"
-    return Question("exists", f"Is there {with_article(name)}?", answer)
+        name, answer = absent_name(things, rng), "missing"
+    return Question("exists", f"Is {with_article(name)} present or missing?", answer)
 
 
 def absent_name(things: tuple[Thing, ...], rng: random.Random) -> str:

@@ -186,7 +186,16 @@ def _resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
 
 
 def _read_config(where: str, local: bool, what: str) -> PreTrainedConfig:
-    if local and not (Path(where) / "config.json").is_file():
+    folder = Path(where)
+    if local and not (folder / "config.json").is_file():
+        tuned = [n for n in ("config.yaml", "adapter_config.json") if (folder / n).is_file()]
+        if tuned:
+            run = folder if tuned[0] == "config.yaml" else folder.resolve().parent
+            raise UserError(
+                f"{what}: {where} holds {tuned[0]}: a run or its adapter is the result of tuning. "
+                "Give its base (named in the run's config.yaml) as --model, or talk to it with "
+                f"`tuninglab chat {run}`"
+            )
         raise UserError(
             f"{what}: {where} has no config.json; give a directory that save_pretrained wrote"
         )
@@ -223,13 +232,24 @@ def _explained(what: str, where: str) -> Iterator[None]:
             if Path(where).is_dir()
             else "There is no such directory here, and the hub did not give it; check the name"
         )
-        raise UserError(f"{what} {where}: {_first_lines(error)}\n{help_text}") from error
+        raise UserError(
+            f"{what} {where}: {_reason(error, what, Path(where))}\n{help_text}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _first_lines(error: Exception) -> str:
-    return "\n".join((str(error) or type(error).__name__).strip().splitlines()[:3])
+def _reason(error: Exception, what: str, folder: Path) -> str:
+    """What the loaders said, with the file that they mean but do not name."""
+    tokenizes = what in ("tokenizer", "processor") and folder.is_dir()
+    if tokenizes and not (folder / "tokenizer.json").exists():
+        return "tokenizer.json is missing"
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    text = "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
+    if isinstance(error, SafetensorError) and folder.is_dir():
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        return f"{', '.join(names)}: {text}"
+    return text
 
 
 def _load_weights(
