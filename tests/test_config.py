@@ -95,7 +95,7 @@ def test_settings_that_exclude_each_other_are_refused(settings):
 
 
 def test_a_leading_dash_in_a_run_name_is_said_to_be_the_reason():
-    with pytest.raises(UserError, match="no leading dash"):
+    with pytest.raises(UserError, match="without leading dash"):
         FinetuneConfig(run_name="-x").validate()
 
 

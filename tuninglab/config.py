@@ -43,9 +43,7 @@ def check_run_name(name: str) -> None:
     plain = plain and name.isprintable() and not any(c in name for c in "/\\")
     # A leading dash would read as a flag wherever the folder is named later.
     plain = plain and not name.startswith("-") and len(name.encode()) <= LONGEST_NAME
-    expected = (
-        f"a folder name: no leading dash, slash or control character, up to {LONGEST_NAME} bytes"
-    )
+    expected = f"a name without leading dash, slash, control character, up to {LONGEST_NAME} bytes"
     check(plain, "run_name", name, expected, "Use --output_dir to move the folder of all runs.")
 
 

@@ -53,7 +53,7 @@ def test_too_long_samples(processor, capsys):
     samples = [sample("a"), sample("a" * 400)]
     assert fitting_samples(samples, tokenizer, 300, skip=True) == samples[:1]
     assert "1 of 2 samples exceed 300 tokens" in capsys.readouterr().err
-    with pytest.raises(DataError, match="(?s)row a.*--skip_bad_records"):
+    with pytest.raises(DataError, match="(?s)row a.*, or --max_tokens.*--skip_bad_records"):
         fitting_samples(samples, tokenizer, 300, skip=False)
     with pytest.raises(DataError):
         fitting_samples(samples[1:], tokenizer, 300, skip=True)
