@@ -11,51 +11,14 @@ from typing import Annotated, Literal, get_args
 from tyro.conf import Positional, arg
 
 from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.checks import check, check_positive, check_run_name
 from tuninglab.errors import UserError
 
 Scheduler = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-# A name of more bytes is refused by the usual file systems (NAME_MAX is 255 on Linux).
-LONGEST_NAME = 200
-
 EVERY_N_LAYERS = 4  # OpenFlamingo-9B's interval
 EMBEDDED_PICTURES = 1000
-
-
-def check(holds: bool, flag: str, value: object, expected: str, remedy: str = "") -> None:
-    """Refuse a setting that does not hold.
-
-    Raises:
-        UserError: with the flag, the value given, what is expected and what to do.
-    """
-    if not holds:
-        raise UserError(f"--{flag} is {value!r}; expected {expected}. {remedy}".rstrip())
-
-
-def check_run_name(name: str) -> None:
-    """Refuse a run name that is not one plain folder name.
-
-    Raises:
-        UserError: the name is empty, `.`, `..`, too long, or holds a slash or control character.
-    """
-    plain = name.strip() == name and name not in ("", ".", "..")
-    plain = plain and name.isprintable() and not any(c in name for c in "/\\")
-    # A leading dash would read as a flag wherever the folder is named later.
-    plain = plain and not name.startswith("-") and len(name.encode()) <= LONGEST_NAME
-    expected = f"a name without leading dash, slash, control character, up to {LONGEST_NAME} bytes"
-    check(plain, "run_name", name, expected, "Use --output_dir to move the folder of all runs.")
-
-
-def check_positive(settings: object, *names: str) -> None:
-    """Refuse a whole number below 1 in the named fields; None stands for an automatic choice.
-
-    Raises:
-        UserError: with the flag and the value given.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        check(value is None or value >= 1, name, value, "a whole number of at least 1")
 
 
 @dataclass
