@@ -1,5 +1,7 @@
 """AdamW over what trains, in groups, and the learning-rate schedule."""
 
+from typing import Any
+
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -56,6 +58,8 @@ def make_schedule(
     """
     if warmup_steps is None:
         warmup_steps = int(total_steps * WARMUP_SHARE)
-    return get_scheduler(
+    # One of these names is always a LambdaLR, which get_scheduler's type does not say.
+    schedule: Any = get_scheduler(
         SCHEDULES[name], optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps
     )
+    return schedule
