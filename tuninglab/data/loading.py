@@ -55,7 +55,6 @@ def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _leave_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, SIGTERM often the whole group (torchrun,
-    # SLURM, timeout); the main process decides when to stop, and workers end with it.
+    # Ctrl-C reaches every process of the terminal; the main one decides when to stop. SIGTERM must
+    # still end a worker: it is how the main process ends those left over, and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
