@@ -1,0 +1,80 @@
+"""The settings of the verbs that make, use and show a run: `demo`, `chat`, `report`."""
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from tuninglab.checks import check, check_positive, check_run_name
+from tuninglab.config.finetune import Precision
+
+
+@dataclass
+class DemoConfig:
+    """Tune the embedded Flamingo on its demonstration task and show before and after."""
+
+    run_name: str = "demo"
+    """Name of the run folder; an earlier run of this name is replaced."""
+    output_dir: str = "runs"
+    """Folder that holds the run folders."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps. None: the demonstration's own length."""
+    precision: Precision = "fp32"
+    """Number format of the computation; the demonstration was measured in fp32."""
+    seed: int = 0
+    """Seed of data order, fresh weights and dropout."""
+    write_data: str | None = None
+    """Only write the embedded data into this folder, as files that finetune reads."""
+    json: bool = False
+    """Print the final figures as JSON on standard output."""
+    debug: bool = False
+    """Show the Python traceback of an error."""
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UserError: naming the flag, the value given and what is expected.
+        """
+        check_run_name(self.run_name)
+        check_positive(self, "max_steps")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 4294967295")
+
+
+@dataclass
+class ChatConfig:
+    """Talk to a run or a model about pictures."""
+
+    model: Positional[str] = "embedded"
+    """A run folder, a model directory, or `embedded`."""
+    terminal: bool = True
+    """Chat in this terminal, the only place so far."""
+    image: str | None = None
+    """Picture of the first question."""
+    max_new_tokens: int = 64
+    """Longest answer in tokens."""
+    debug: bool = False
+    """Show the Python traceback of an error."""
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UserError: naming the flag, the value given and what is expected.
+        """
+        check(self.terminal, "terminal", self.terminal, "true", "There is no other chat yet.")
+        check_positive(self, "max_new_tokens")
+
+
+@dataclass
+class ReportConfig:
+    """Write report.html and loss.png of a run folder anew."""
+
+    run: Positional[str]
+    """The run folder."""
+    json: bool = False
+    """Print the run's figures as JSON on standard output."""
+    debug: bool = False
+    """Show the Python traceback of an error."""
+
+    def validate(self) -> None:
+        """Nothing here has a range."""

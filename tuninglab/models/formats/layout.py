@@ -1,0 +1,85 @@
+"""The words in which every format speaks: what a checkpoint is, and the fate of each of its keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Fate = Literal["used", "dropped", "missing", "unexpected"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What became of one key.
+
+    Attributes:
+        name: the key in the file; for "missing", the name in the Flamingo that found no key.
+        fate: "used" and "dropped" are explained; "missing" and "unexpected" are not.
+        target: its name in our state dict, if used.
+        reason: why it was dropped, is missing, or is not known.
+        part: which third of its rows it fills, for a fused `in_proj`: 0 q, 1 k, 2 v; else None.
+    """
+
+    name: str
+    fate: Fate
+    target: str | None = None
+    reason: str = ""
+    part: int | None = None
+
+
+@dataclass
+class Checkpoint:
+    """A foreign checkpoint, read but not yet converted.
+
+    Attributes:
+        path: the file or directory, as the user named it.
+        tensors: its tensors by the names in the file, memory-mapped where the file allows it.
+        extras: what else it held that could be read safely (`tuning_config`, `epoch`, ...).
+        notes: what had to be said while reading (a foreign object recovered or skipped).
+    """
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    extras: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Layout:
+    """What a checkpoint says of the model it was saved from.
+
+    Attributes:
+        format: e.g. "open_flamingo v1", "open_flamingo v2", "otter", "multimodal_gpt LoRA".
+        family: model_type of the language model in transformers (llama, mpt, gpt_neox, ...).
+        width, media_width: hidden sizes of the language model and of the vision tower.
+        gated_layers: numbers of the decoder layers that have a gated block.
+        rows: rows of the token table, or None if the file does not hold it.
+        perceiver: `FlamingoConfig` fields that its shapes determine (depth, latents, heads, ...).
+        media_mode: the mode it was trained in; media_reason says how that is known.
+        released: name of the released model it matches, or None.
+        keys: the fate of every key.
+        facts: further lines for people (rank of a LoRA, what is not in the file).
+    """
+
+    format: str
+    family: str
+    width: int
+    media_width: int | None
+    gated_layers: list[int]
+    rows: int | None
+    perceiver: dict[str, int]
+    media_mode: str
+    media_reason: str
+    released: str | None = None
+    keys: list[Key] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    @property
+    def interval(self) -> int | None:
+        """A gated block before every n-th layer; None if there are none."""
+        return self.gated_layers[0] + 1 if self.gated_layers else None
+
+    def with_fate(self, fate: Fate) -> list[Key]:
+        """The keys of one fate, in the order of the file."""
+        return [key for key in self.keys if key.fate == fate]
