@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
@@ -121,3 +122,24 @@ def tiny_data(tmp_path_factory):
     path = folder / "colours.jsonl"
     path.write_text("\n".join(lines))
     return path
+
+
+@pytest.fixture(scope="session")
+def take_apart():
+    """A function (Flamingo, folder, rows) -> saves its language model, cut to rows, and tower."""
+
+    def save(model, folder, rows=None):
+        text = copy.deepcopy(model.config.text_config)
+        lang = AutoModelForCausalLM.from_config(text)
+        state = model.lang_encoder.state_dict()
+        plain = {n.replace(".decoder_layer", ""): t for n, t in state.items() if "gated" not in n}
+        lang.load_state_dict(plain)
+        if rows is not None:
+            lang.resize_token_embeddings(rows, mean_resizing=False)
+            # The pad token is one of those cut off.
+            lang.config.pad_token_id = None
+        lang.save_pretrained(folder / "lang")
+        model.vision_encoder.save_pretrained(folder / "clip")
+        return folder / "lang", folder / "clip"
+
+    return save

@@ -1,10 +1,14 @@
-import peft
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuninglab.module_tree import render_tree
+from tuninglab import cli
+from tuninglab.module_tree import branches_below, coloured, render_tree, tree_lines
 
 # The first tree of the source document: LLaMA-7B with the three added tokens.
 DOCUMENT_LLAMA = """\
@@ -22,38 +26,76 @@ root
 │   └── norm (LlamaRMSNorm) weight:[4096]
 └── lm_head (Linear) weight:[32003, 4096]"""
 
-# A piece of its second tree: `to_q` under LoRA of rank 16.
+# The second tree, a piece of OpenFlamingo-9B's language model under LoRA of rank 16.
 DOCUMENT_LORA = """\
-root
-├── to_q (Linear) weight:[512, 4096]
-│   ├── lora_dropout (ModuleDict)
-│   ├── lora_A (ModuleDict)
-│   │   └── default (Linear) weight:[16, 4096]
-│   └── lora_B (ModuleDict)
-│       └── default (Linear) weight:[512, 16]
-└── to_kv (Linear) weight:[1024, 1024]
-    ├── lora_dropout (ModuleDict)
-    ├── lora_A (ModuleDict)
-    │   └── default (Linear) weight:[16, 1024]
-    └── lora_B (ModuleDict)
-        └── default (Linear) weight:[1024, 16]"""
+        │   │       ├── gated_cross_attn_layer (GatedCrossAttentionBlock) attn_gate:[1] ff_gate:[1]
+        │   │       │   ├── attn (MaskedCrossAttention)
+        │   │       │   │   ├── norm (LayerNorm) weight:[4096] bias:[4096]
+        │   │       │   │   ├── to_q (Linear) weight:[512, 4096]
+        │   │       │   │   │   ├── lora_dropout (ModuleDict)
+        │   │       │   │   │   ├── lora_A (ModuleDict)
+        │   │       │   │   │   │   └── default (Linear) weight:[16, 4096]
+        │   │       │   │   │   └── lora_B (ModuleDict)
+        │   │       │   │   │       └── default (Linear) weight:[512, 16]
+        │   │       │   │   ├── to_kv (Linear) weight:[1024, 1024]
+        │   │       │   │   │   ├── lora_dropout (ModuleDict)
+        │   │       │   │   │   ├── lora_A (ModuleDict)
+        │   │       │   │   │   │   └── default (Linear) weight:[16, 1024]
+        │   │       │   │   │   └── lora_B (ModuleDict)
+        │   │       │   │   │       └── default (Linear) weight:[1024, 16]
+        │   │       │   │   └── to_out (Linear) weight:[4096, 512]
+        │   │       │   │       ├── lora_dropout (ModuleDict)
+        │   │       │   │       ├── lora_A (ModuleDict)
+        │   │       │   │       │   └── default (Linear) weight:[16, 512]
+        │   │       │   │       └── lora_B (ModuleDict)
+        │   │       │   │           └── default (Linear) weight:[4096, 16]
+        │   │       │   └── ff (Sequential)
+        │   │       │       ├── 0 (LayerNorm) weight:[4096] bias:[4096]
+        │   │       │       ├── 1 (Linear) weight:[16384, 4096]
+        │   │       │       │   ├── lora_dropout (ModuleDict)
+        │   │       │       │   ├── lora_A (ModuleDict)
+        │   │       │       │   │   └── default (Linear) weight:[16, 4096]
+        │   │       │       │   └── lora_B (ModuleDict)
+        │   │       │       │       └── default (Linear) weight:[16384, 16]
+        │   │       │       └── 3 (Linear) weight:[4096, 16384]
+        │   │       │           ├── lora_dropout (ModuleDict)
+        │   │       │           ├── lora_A (ModuleDict)
+        │   │       │           │   └── default (Linear) weight:[16, 16384]
+        │   │       │           └── lora_B (ModuleDict)
+        │   │       │               └── default (Linear) weight:[4096, 16]"""
 
 
-def test_llama_7b_as_in_the_document():
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32003))
-    assert render_tree(model) == DOCUMENT_LLAMA
+# Guides, then a name and a class or merged names, then parameters: what a line of a tree may be.
+TREE_LINE = re.compile(r"(?:│   |    )*[├└]── \S+ ?\(\w+\)(?: \w+:\[[\d, ]+\])*")
 
 
-def test_lora_as_in_the_document():
-    with torch.device("meta"):
-        attention = nn.ModuleDict(
-            {"to_q": nn.Linear(4096, 512, bias=False), "to_kv": nn.Linear(1024, 1024, bias=False)}
-        )
-        # low_cpu_mem_usage keeps the adapter on the meta device too.
-        config = peft.LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_kv"])
-        peft.inject_adapter_in_model(config, attention, low_cpu_mem_usage=True)
-    assert render_tree(attention) == DOCUMENT_LORA
+def test_the_first_tree_of_the_document_byte_for_byte(capsys):
+    assert cli.main(["tree", "llama-7b"]) == 0
+    assert capsys.readouterr() == (DOCUMENT_LLAMA + "\n", "")
+
+
+def test_the_second_tree_of_the_document_through_a_pipe():
+    # Peak memory by the kernel's account of the process image, which `exec` sets back.
+    code = (
+        "import sys; from tuninglab.cli import main; code = main(sys.argv[1:]); "
+        "linux = sys.platform == 'linux'; "
+        "sys.stderr.write(open('/proc/self/status').read() if linux else ''); sys.exit(code)"
+    )
+    words = ["tree", "openflamingo-9b", "--lora", "--part", "lang_encoder"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, encoding="utf-8", cwd=root
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"\n{DOCUMENT_LORA}\n" in done.stdout
+    # As the document had it: PEFT around the language model alone.
+    head = ["root", "└── base_model (LoraModel)", "    └── model (LlamaForCausalLM)"]
+    first, *rest = done.stdout.splitlines()
+    assert [first, *rest[:2]] == head and all(TREE_LINE.fullmatch(line) for line in rest)
+    assert "lang_encoder alone" in done.stderr
+    if sys.platform == "linux":
+        peak = re.search(r"VmHWM:\s*(\d+) kB", done.stderr)
+        assert peak and int(peak[1]) < 1.5 * 2**20
 
 
 def tree(**modules):
@@ -110,3 +152,22 @@ def test_parameters_stand_behind_their_owner():
 @pytest.mark.parametrize("module", [nn.Linear(2, 2), nn.GELU()])
 def test_the_root_shows_nothing_of_its_own(module):
     assert render_tree(module) == "root"
+
+
+def test_a_line_stands_for_the_modules_of_all_merged_parents():
+    model = nn.ModuleList(
+        nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}) for _ in range(3)
+    )
+    (layers,) = branches_below(model)
+    assert layers.modules == tuple(model)
+    (pair,) = layers.children
+    assert [name for name, _ in pair.members] == ["a", "b"]
+    assert pair.modules == tuple(linear for layer in model for linear in layer.values())
+
+
+def test_colours_tell_merged_names_classes_and_what_trains():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    model["c"] = nn.Linear(2, 3, bias=False).requires_grad_(False)
+    merged, frozen = (coloured(line) for line, _ in tree_lines(branches_below(model)))
+    assert merged == "├── \x1b[31ma,b\x1b[0m\x1b[32m(Linear)\x1b[0m\x1b[36m weight:[2, 2]\x1b[0m"
+    assert frozen == "└── c\x1b[32m (Linear)\x1b[0m\x1b[2m weight:[3, 2]\x1b[0m"

@@ -77,11 +77,27 @@ def tree_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import TreeConfig
 
     def work(config: TreeConfig) -> None:
-        from tuninglab.module_tree import tree_of
+        from tuninglab.show_tree import tree_of
 
         print(tree_of(config))
 
     return _run_verb("tree", TreeConfig, argv, work)
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """Turn a released checkpoint into a model, or back, or inspect one."""
+    from tuninglab.config import ConvertConfig
+
+    def work(config: ConvertConfig) -> None:
+        from tuninglab.conversion_report import page
+        from tuninglab.convert import convert
+
+        report = convert(config)
+        _print_json(report, config.json)
+        if config.inspect and not config.json:
+            print(page(report))
+
+    return _run_verb("convert", ConvertConfig, argv, work)
 
 
 def chat_main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +133,7 @@ VERBS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "demo": demo_main,
     "finetune": finetune_main,
     "tree": tree_main,
+    "convert": convert_main,
     "chat": chat_main,
     "report": report_main,
 }

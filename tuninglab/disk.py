@@ -38,19 +38,32 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it there.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a new file beside `path` to write; it takes the place of `path` at the end.
 
     Raises:
         WorkError: the disk is full or the place cannot be written.
     """
     beside = path.with_name(f".{path.name}.writing")
     try:
-        beside.write_text(text, encoding="utf-8")
+        yield beside
         os.replace(beside, path)
-    except OSError as error:
+    except Exception as error:
         beside.unlink(missing_ok=True)
+        if not _is_write_failure(error):
+            raise
         raise WorkError(_not_written(path, error)) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file beside its place, then rename it there.
+
+    Raises:
+        WorkError: the disk is full or the place cannot be written.
+    """
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def _is_write_failure(error: Exception) -> bool:
@@ -64,5 +77,5 @@ def _not_written(path: Path, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     return (
         f"{path} could not be written: {reason}. What was saved before is whole. "
-        "Free some space or give another --output_dir."
+        "Free some space or choose another place (--output_dir, --out)."
     )

@@ -4,107 +4,139 @@ The rules are those by which the source document's trees were printed (bigmodelv
 `base_layer` is folded into its owner, as PEFT 0.3 to 0.6, which made the second tree, had none.
 """
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-from tuninglab.adapters.tuning_config import TuningConfig
-from tuninglab.config import TreeConfig
-from tuninglab.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
+# A line is a row of (style, text): what it says must be known apart from its colours.
+Line = list[tuple[str, str]]
+
+# The colours of bigmodelvis 0.0.1, but frozen is dim: its dark blue cannot be read on black.
+COLOURS = {"merged": "31", "class": "32", "trainable": "36", "frozen": "2", "stats": "2"}
+
 
 @dataclass(frozen=True)
-class _Branch:
-    """One line of the tree, and what hangs below it. Equal branches compare equal."""
+class Branch:
+    """One line of the tree, and what hangs below it. Equal branches compare equal.
 
-    label: str
-    # Text and trainability: a frozen and a trainable parameter of one shape never merge.
+    Attributes:
+        members: name and class of the merged siblings, or of the one module.
+        parameters: text and trainability: a frozen and a trainable one of equal shape never merge.
+        modules: all that the line stands for: 4 projections below 32 merged layers are 128.
+    """
+
+    members: tuple[tuple[str, str], ...]
     parameters: tuple[tuple[str, bool], ...]
-    children: tuple["_Branch", ...]
+    children: tuple["Branch", ...]
+    modules: tuple["nn.Module", ...] = field(compare=False)
+
+    @property
+    def shown(self) -> bool:
+        """False for modules with neither parameters nor sub-modules: dropout, activations.
+
+        A container whose only content is such a module stays, as in the source document.
+        """
+        return bool(self.parameters or self.children)
 
 
 def render_tree(module: "nn.Module") -> str:
     """Render the tree below a module; the root's own parameters are not shown."""
-    return "\n".join(["root", *_lines(_merge(_children(module)))])
+    lines = [[("", "root")], *(line for line, _ in tree_lines(branches_below(module)))]
+    return "\n".join(plain(line) for line in lines)
 
 
-def tree_of(config: TreeConfig) -> str:
-    """Load the model that the user named and render its tree.
+def plain(line: Line) -> str:
+    """The text of a line."""
+    return "".join(text for _, text in line)
 
-    Raises:
-        UserError: there is no such model or no such part.
-    """
-    # torch is imported by these two; rendering a tree that exists needs neither.
-    from tuninglab.adapters.lora import tune
-    from tuninglab.serving.open_model import open_model
 
-    model, _ = open_model(config.model)
-    if config.lora and not hasattr(model, "peft_config"):
-        model = tune(model, TuningConfig())
-    if config.part is None:
-        return render_tree(model)
-    # Parts are named as in the Flamingo itself, with PEFT's wrapper or without it.
-    whole = model.get_base_model() if hasattr(model, "peft_config") else model
-    parts = dict(whole.named_modules())
-    if not config.part or config.part not in parts:
-        near = difflib.get_close_matches(config.part, parts, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        top = ", ".join(name for name, _ in whole.named_children())
-        raise UserError(f"--part is {config.part!r}; there is no such module.{hint} Parts: {top}.")
-    return render_tree(parts[config.part])
+def coloured(line: Line) -> str:
+    """The text of a line with the colours of a terminal."""
+    return "".join(
+        f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if style in COLOURS else text for style, text in line
+    )
+
+
+def own_parameters(module: "nn.Module") -> list[tuple[str, "nn.Parameter"]]:
+    """A module's own parameters, with those of the layer that PEFT wrapped in it."""
+    return [
+        item
+        for owner in (module, _wrapped(module))
+        if owner is not None
+        for item in owner.named_parameters(recurse=False)
+    ]
+
+
+def _wrapped(module: "nn.Module") -> "nn.Module | None":
+    # PEFT since 0.7 keeps the layer it wraps as a child of this name.
+    return dict(module.named_children()).get("base_layer")
 
 
 def _children(module: "nn.Module") -> list[tuple[str, "nn.Module"]]:
     """Sub-modules by name, with those of PEFT's wrapped layer in place of the layer."""
-    children = dict(module.named_children())
-    # PEFT since 0.7 keeps the layer it wraps as a child of this name.
-    wrapped = children.pop("base_layer", None)
-    return [*(wrapped.named_children() if wrapped is not None else ()), *children.items()]
+    wrapped = _wrapped(module)
+    inside = [] if wrapped is None else list(wrapped.named_children())
+    return inside + [item for item in module.named_children() if item[1] is not wrapped]
 
 
-def _class_and_parameters(module: "nn.Module") -> tuple[str, tuple[tuple[str, bool], ...]]:
-    own = [*module.named_parameters(recurse=False)]
-    wrapped = dict(module.named_children()).get("base_layer")
-    if wrapped is not None:
-        own += wrapped.named_parameters(recurse=False)
-    texts = tuple((f"{name}:{list(p.shape)}", p.requires_grad) for name, p in own)
-    return type(module if wrapped is None else wrapped).__name__, texts
-
-
-def _merge(modules: Iterable[tuple[str, "nn.Module"]]) -> tuple[_Branch, ...]:
-    """Turn siblings into branches; those with equal content below their own label become one.
+def branches_below(module: "nn.Module") -> tuple[Branch, ...]:
+    """Sub-modules as branches; siblings with equal content below their own label become one.
 
     Groups stand where their first member stood and need not be adjacent: `gate_proj,up_proj`
     merge around the activation between them. Modules with nothing below have no content to
     compare, so they stay apart.
     """
-    groups: dict[_Branch, list[tuple[str, str]]] = {}
-    for name, module in modules:
-        kind, parameters = _class_and_parameters(module)
-        children = _merge(_children(module))
+    groups: dict[tuple, list[Branch]] = {}
+    for name, child in _children(module):
+        kind = type(_wrapped(child) or child).__name__
+        parameters = tuple(
+            (f"{key}:{list(value.shape)}", value.requires_grad)
+            for key, value in own_parameters(child)
+        )
+        branch = Branch(((name, kind),), parameters, branches_below(child), (child,))
         # The own name takes part in the comparison only where there is nothing else to compare.
-        own_label = "" if parameters or children else name
-        content = _Branch(own_label, parameters, children)
-        groups.setdefault(content, []).append((name, kind))
-    return tuple(
-        _Branch(_label(members), content.parameters, content.children)
-        for content, members in groups.items()
+        content = (parameters, branch.children, "" if branch.shown else name)
+        groups.setdefault(content, []).append(branch)
+    return tuple(_joined(group) for group in groups.values())
+
+
+def _joined(group: list[Branch]) -> Branch:
+    """Equal siblings as one branch, which stands for the modules of all."""
+    members = tuple(member for branch in group for member in branch.members)
+    return replace(_stacked(group), members=members)
+
+
+def _stacked(equal: list[Branch]) -> Branch:
+    # Equal content is of one form, so the branches below correspond one to one.
+    if len(equal) == 1:
+        return equal[0]
+    return replace(
+        equal[0],
+        modules=tuple(module for branch in equal for module in branch.modules),
+        children=tuple(
+            _stacked(list(children))
+            for children in zip(*(branch.children for branch in equal), strict=True)
+        ),
     )
 
 
-def _label(members: list[tuple[str, str]]) -> str:
+def label(branch: Branch) -> Line:
     """`name (Class)` of one module; `a,b(Class)` or `0-31(Class)` of several."""
-    if len(members) == 1:
-        return "{} ({})".format(*members[0])
+    if len(branch.members) == 1:
+        name, kind = branch.members[0]
+        return [("name", name), ("class", f" ({kind})")]
     # Content decides about merging, not class: LayerNorm and RMSNorm of one shape may share a line.
     by_class: dict[str, list[str]] = {}
-    for name, kind in members:
+    for name, kind in branch.members:
         by_class.setdefault(kind, []).append(name)
-    return ",".join(f"{','.join(_ranges(names))}({kind})" for kind, names in by_class.items())
+    line: Line = []
+    for kind, names in by_class.items():
+        comma = "," if line else ""
+        line += [("merged", comma + ",".join(_ranges(names))), ("class", f"({kind})")]
+    return line
 
 
 def _ranges(names: list[str]) -> list[str]:
@@ -121,14 +153,13 @@ def _ranges(names: list[str]) -> list[str]:
     return [f"{first}-{last}" for first, last in runs]
 
 
-def _lines(branches: tuple[_Branch, ...], indent: str = "") -> list[str]:
-    # Modules with neither parameters nor sub-modules (dropout, activations) are left out; a
-    # container whose only content is such a module stays, as in the source document.
-    shown = [branch for branch in branches if branch.parameters or branch.children]
-    lines = []
+def tree_lines(branches: tuple[Branch, ...], indent: str = "") -> Iterator[tuple[Line, Branch]]:
+    """The lines of a tree, each with the branch it shows."""
+    shown = [branch for branch in branches if branch.shown]
     for branch in shown:
         last = branch is shown[-1]
-        text = " ".join([branch.label, *(text for text, _ in branch.parameters)])
-        lines.append(f"{indent}{'└── ' if last else '├── '}{text}")
-        lines += _lines(branch.children, indent + ("    " if last else "│   "))
-    return lines
+        line = [("guide", indent + ("└── " if last else "├── ")), *label(branch)]
+        for text, trainable in branch.parameters:
+            line.append(("trainable" if trainable else "frozen", " " + text))
+        yield line, branch
+        yield from tree_lines(branch.children, indent + ("    " if last else "│   "))

@@ -6,7 +6,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tuninglab.adapters.lora import tune
-from tuninglab.adapters.saving import load_adapter, save_adapter
+from tuninglab.adapters.saving import load_adapter, save_adapter, write_adapter
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.errors import UserError
 
@@ -53,7 +53,7 @@ def test_peft_alone_gives_the_same_model(tiny_flamingo, tmp_path, base, settings
 def test_files_and_keys(tiny_flamingo, tmp_path):
     save_adapter(tuned(tiny_flamingo()), tmp_path / "adapter")
     names = {file.name for file in (tmp_path / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "tuninglab.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "some/base"
@@ -76,6 +76,43 @@ def test_saving_again_replaces(tiny_flamingo, tmp_path):
     save_adapter(model, tmp_path / "adapter")
     assert torch.equal(logits(load_adapter(tiny_flamingo(), tmp_path / "adapter")), logits(model))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_media_mode_goes_with_the_adapter(tiny_flamingo, tmp_path, capsys):
+    base = tiny_flamingo()
+    base.config.media_mode = "next-v1"
+    model = tuned(base)
+    save_adapter(model, tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "tuninglab.json"
+    assert json.loads(settings.read_text()) == {"media_mode": "next-v1"}
+    capsys.readouterr()
+    loaded = load_adapter(tiny_flamingo(), tmp_path / "adapter")
+    assert "media_mode: next-v1" in capsys.readouterr().err
+    assert torch.equal(logits(loaded), logits(model))
+    # Said only where it changes something.
+    same = tiny_flamingo()
+    same.config.media_mode = "next-v1"
+    load_adapter(same, tmp_path / "adapter")
+    assert "media_mode" not in capsys.readouterr().err
+    # Adapters of other tools, and older ones, leave the base as it is.
+    settings.unlink()
+    loaded = load_adapter(tiny_flamingo(), tmp_path / "adapter")
+    assert loaded.get_base_model().config.media_mode == "previous"
+    for text, problem in (("{", "damaged"), ('{"media_mode": "next"}', "'next'; expected one of")):
+        settings.write_text(text)
+        with pytest.raises(UserError, match=problem):
+            load_adapter(tiny_flamingo(), tmp_path / "adapter")
+
+
+def test_a_converted_adapter_is_written_like_a_tuned_one(tiny_flamingo, tmp_path):
+    model = tuned(tiny_flamingo(), r=2)
+    save_adapter(model, tmp_path / "tuned")
+    config = json.loads((tmp_path / "tuned" / "adapter_config.json").read_text())
+    given = ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type")
+    tensors = load_file(tmp_path / "tuned" / "adapter_model.safetensors")
+    write_adapter(tmp_path / "written", {name: config[name] for name in given}, tensors, "previous")
+    assert json.loads((tmp_path / "written" / "adapter_config.json").read_text()) == config
+    assert torch.equal(logits(load_adapter(tiny_flamingo(), tmp_path / "written")), logits(model))
 
 
 def test_no_adapter_is_an_error(tiny_flamingo, tmp_path):

@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
+from tuninglab.models.conditioning import current_conditioning
 from tuninglab.models.flamingo import next_token_loss
-from tuninglab.models.gated_cross_attention import FlamingoLayer, _current
+from tuninglab.models.gated_cross_attention import FlamingoLayer
 
 FAMILIES = ["llama", "qwen2", "opt", "gpt_neox", "mpt", "gptj", "gpt2"]
 LAYER_PATHS = {
@@ -157,12 +158,12 @@ def test_conditioning_is_gone_after_forward_and_exception(make_flamingo, make_ba
     batch = make_batch([[2]])
     text = model.lang_encoder(input_ids=batch["input_ids"]).logits
     model(**batch)
-    assert _current.conditioning is None
+    assert current_conditioning() is None
     hook = model.lang_encoder.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     hook.remove()
-    assert _current.conditioning is None
+    assert current_conditioning() is None
     assert torch.equal(text, model.lang_encoder(input_ids=batch["input_ids"]).logits)
 
 

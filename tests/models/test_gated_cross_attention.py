@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuninglab.models.gated_cross_attention import (
+from tuninglab.models.conditioning import (
     Conditioning,
-    GatedCrossAttentionBlock,
-    MaskedCrossAttention,
     conditioned_on,
     count_text_time,
+    current_conditioning,
 )
+from tuninglab.models.gated_cross_attention import GatedCrossAttentionBlock, MaskedCrossAttention
 
 IMAGE = 9
 
@@ -52,16 +52,30 @@ def test_truth_table_by_brute_force(marks):
     assert times(text, "next-v1") == following
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 4))
-def test_mask_by_brute_force(seen, media_count):
-    media = torch.zeros(1, media_count, 2, 3)
-    conditioning = Conditioning.of(torch.tensor([seen]), media)
-    for token, number in enumerate(seen):
-        exists = 1 <= number <= media_count
-        assert conditioning.sees_image[0, token].item() == exists
-        row = [place // 2 + 1 == number if exists else True for place in range(2 * media_count)]
-        assert conditioning.mask[0, 0, token].tolist() == row
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.integers(1, 3), st.integers(1, 40), st.integers(1, 4))
+def test_every_token_stands_in_one_block_of_its_image(data, rows, tokens, media_count):
+    number = st.integers(0, media_count + 1)
+    row = st.lists(number, min_size=tokens, max_size=tokens)
+    time = torch.tensor(data.draw(st.lists(row, min_size=rows, max_size=rows)))
+    conditioning = Conditioning.of(time, torch.zeros(rows, media_count, 2, 3))
+    exists = (time >= 1) & (time <= media_count)
+    assert torch.equal(conditioning.sees_image[..., 0], exists)
+    if media_count == 1:
+        assert conditioning.token_of_place is None
+        return
+    token_of_place, image_of_block = conditioning.token_of_place, conditioning.image_of_block
+    blocks, size = token_of_place.shape
+    # No more blocks than a compiled graph would provide for.
+    assert blocks <= rows * (tokens // size + media_count)
+    for row_number, token in exists.nonzero().tolist():
+        place = int(conditioning.place_of_token[row_number, token])
+        assert int(token_of_place.flatten()[place]) == row_number * tokens + token
+        image = row_number * media_count + int(time[row_number, token]) - 1
+        assert int(image_of_block[place // size]) == image
+    # Tokens that see nothing read from a place that exists; their result is zeroed.
+    assert 0 <= int(conditioning.place_of_token.min())
+    assert int(conditioning.place_of_token.max()) < blocks * size
 
 
 def naive_attention(module, text, media, time):
@@ -130,18 +144,16 @@ def test_block_by_hand():
 
 
 def test_conditioning_nests_and_returns():
-    from tuninglab.models.gated_cross_attention import _current
-
     outer = Conditioning.of(torch.zeros(1, 1), torch.zeros(1, 1, 2, 3))
     inner = Conditioning.of(torch.zeros(1, 1), torch.zeros(1, 1, 2, 3))
     with conditioned_on(outer):
         with pytest.raises(KeyError), conditioned_on(inner):
-            assert _current.conditioning is inner
+            assert current_conditioning() is inner
             raise KeyError
-        assert _current.conditioning is outer
+        assert current_conditioning() is outer
         with conditioned_on(None):
-            assert _current.conditioning is None
-    assert _current.conditioning is None
+            assert current_conditioning() is None
+    assert current_conditioning() is None
 
 
 def test_count_at_openflamingo_widths():

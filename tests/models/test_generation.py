@@ -120,13 +120,14 @@ def test_images_encoded_once_and_key_values_computed_once(make_flamingo, make_ba
         for found in calls.values():
             found.clear()
         model.generate(**batch, max_new_tokens=6, eos_token_id=-1, **options)
-        # Once a generate, for the 2 rows given and not for their beams; once a gated layer.
+        # Once a generate, for the rows given and not for their beams; once a gated layer. The 3
+        # images of the 2 rows are encoded, and not the fourth, which is padding.
         assert {name: len(found) for name, found in calls.items()} == {
             "vision": 1,
             "perceiver": 1,
             "to_kv": 2,
         }
-        assert calls["perceiver"] == [2] and calls["to_kv"] == [2, 2]
+        assert calls["perceiver"] == [3] and calls["to_kv"] == [2, 2]
 
 
 def test_lora_around_to_kv_is_used(make_flamingo, make_batch):

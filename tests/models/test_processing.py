@@ -65,6 +65,15 @@ def test_rows_with_different_numbers_of_images(processor):
     assert torch.equal(batch["attention_mask"], (ids != pad).long())
 
 
+def test_texts_are_padded_on_the_left_whatever_the_tokenizers_side(processor):
+    texts = ["a", "a cat and a dog"]
+    expected = processor(text=texts)["input_ids"]
+    processor.tokenizer.padding_side = "right"
+    assert torch.equal(processor(text=texts)["input_ids"], expected)
+    assert expected[0, -1] == 3 and expected[0, 0] == processor.tokenizer.pad_token_id
+    assert processor(text=texts, padding_side="right")["input_ids"][0, 0] == 3
+
+
 def test_flat_images_follow_the_marks(processor):
     pictures = [picture(seed) for seed in range(3)]
     texts = ["<image> a cat", "a dog", "<image> <image> a dog"]

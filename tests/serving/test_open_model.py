@@ -1,9 +1,9 @@
+import json
 import shutil
 
 import pytest
 import torch
 
-from tuninglab import cli
 from tuninglab.config import FinetuneConfig
 from tuninglab.config_file import config_yaml
 from tuninglab.errors import UserError
@@ -49,21 +49,45 @@ def test_what_is_missing_is_said(run_folder, tmp_path):
         open_model(str(tmp_path / "nowhere"))
 
 
-def test_the_tree_verb_shows_a_model_its_parts_and_its_lora(model_directory, run_folder, capsys):
-    def shown(*words):
-        assert cli.main(["tree", *map(str, words)]) == 0
-        return capsys.readouterr().out
+@pytest.fixture
+def adapter(run_folder, model_directory, tmp_path):
+    """The run's adapter on its own, elsewhere, naming its base."""
+    return named_base(shutil.copytree(run_folder / "adapter", tmp_path / "lora"), model_directory)
 
-    whole = shown(model_directory)
-    assert whole.startswith("root\n├── vision_encoder (")
-    assert "└── lang_encoder (LlamaForCausalLM)" in whole
-    assert "gated_cross_attn_layer (GatedCrossAttentionBlock) attn_gate:[1] ff_gate:[1]" in whole
-    assert "lora_A" not in whole
-    perceiver = shown(model_directory, "--part", "perceiver")
-    assert "to_kv (Linear)" in perceiver
-    assert "lang_encoder" not in perceiver and "LlamaForCausalLM" not in perceiver
-    tuned = shown(model_directory, "--lora", "--part", "lang_encoder")
-    assert "lora_A" in tuned and "base_layer" not in tuned
-    assert shown(run_folder, "--part", "lang_encoder") == tuned
-    assert cli.main(["tree", str(model_directory), "--part", "perciever"]) == 2
-    assert "'perceiver'" in capsys.readouterr().err
+
+def named_base(adapter, base):
+    file = adapter / "adapter_config.json"
+    content = json.loads(file.read_text()) | {"base_model_name_or_path": base and str(base)}
+    file.write_text(json.dumps(content))
+    return adapter
+
+
+def test_an_adapter_directory_opens_with_the_base_it_names(
+    adapter, run_folder, model_directory, monkeypatch
+):
+    expected = logits(open_model(str(run_folder))[0])
+    assert torch.equal(logits(open_model(str(adapter))[0]), expected)
+    # A run's own adapter/ is the run, whatever its adapter_config.json says.
+    assert torch.equal(logits(open_model(str(run_folder / "adapter"))[0]), expected)
+    # Moved together, a relative path still leads there.
+    shutil.copytree(model_directory, adapter / "../base")
+    named_base(adapter, "../base")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(open_model(str(adapter))[0]), expected)
+
+
+def test_an_adapter_keeps_its_media_mode(adapter):
+    (adapter / "tuninglab.json").write_text('{"media_mode": "next-v1"}')
+    assert open_model(str(adapter))[0].get_base_model().config.media_mode == "next-v1"
+
+
+def test_an_adapter_without_its_base_says_what_to_do(adapter, tmp_path):
+    named_base(adapter, None)
+    with pytest.raises(UserError, match="does not name the base.*set base_model_name_or_path"):
+        open_model(str(adapter))
+    named_base(adapter, tmp_path / "gone")
+    with pytest.raises(UserError, match="base of adapter .*base_model_name_or_path.*gone"):
+        open_model(str(adapter))
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="set base_model_name_or_path"):
+        open_model(str(adapter))

@@ -116,3 +116,84 @@ def test_a_question_too_long_leaves_no_turn_behind(opened):
     # 180 tokens of 200 leave room for a shorter answer only.
     long = Conversation(*opened, max_new_tokens=100)
     long.ask("x" * 140)
+
+
+class Screen(io.StringIO):
+    """A terminal that remembers what was written, piece by piece."""
+
+    def __init__(self, interrupted_at: int | None = None):
+        super().__init__()
+        self.pieces: list[str] = []
+        self.interrupted_at = interrupted_at
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.pieces.append(text)
+        if len(self.pieces) == self.interrupted_at:
+            raise KeyboardInterrupt
+        return len(text)
+
+
+@pytest.fixture
+def at_the_keyboard(model_directory, monkeypatch, capsys):
+    """A function (typed lines, screen, input from a terminal) -> exit code, notes."""
+
+    def run(lines, screen, keyboard=True):
+        typed = iter(lines)
+
+        def type_line(prompt):
+            try:
+                return next(typed)
+            except StopIteration:
+                raise EOFError from None
+
+        stdin = Screen() if keyboard else io.StringIO("\n".join(lines))
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stdout", screen)
+        monkeypatch.setattr("builtins.input", type_line)
+        code = cli.main(["chat", str(model_directory), "--max_new_tokens", "12"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_an_answer_appears_word_by_word_on_a_terminal(at_the_keyboard, opened):
+    screen = Screen()
+    assert at_the_keyboard(["What is it?"], screen)[0] == 0
+    answer = Conversation(*opened, max_new_tokens=12).ask("What is it?")
+    assert "".join(screen.pieces) == answer + "\n"
+    assert len([piece for piece in screen.pieces if piece]) > 4
+
+
+def test_ctrl_c_at_the_keyboard_stops_only_the_answer(at_the_keyboard, opened):
+    screen = Screen(interrupted_at=3)
+    code, notes = at_the_keyboard(["What is it?", "And now?"], screen)
+    assert code == 0 and "Stopped." in notes
+    answer = Conversation(*opened, max_new_tokens=12).ask("And now?")
+    assert "".join(screen.pieces[3:]) == answer + "\n"
+
+
+def test_ctrl_c_elsewhere_ends_the_chat(at_the_keyboard):
+    assert at_the_keyboard(["What is it?"], Screen(interrupted_at=3), keyboard=False)[0] == 130
+
+
+def test_pieces_are_the_answer_and_ctrl_c_leaves_the_dialogue_as_it_was(opened, pictures):
+    pieces = []
+    conversation = Conversation(*opened, max_new_tokens=12)
+    assert conversation.ask("One?", on_text=pieces.append) == "".join(pieces)
+    conversation.show(str(pictures[0]))
+    before = list(conversation.messages)
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("Two?", on_text=interrupt)
+    assert conversation.messages == before
+    assert len(conversation.waiting) == 1 and not conversation.pictures
+    undisturbed = Conversation(*opened, max_new_tokens=12)
+    undisturbed.ask("One?")
+    undisturbed.show(str(pictures[0]))
+    assert conversation.ask("Two?") == undisturbed.ask("Two?")

@@ -1,19 +1,27 @@
 """Adapters on disk, in PEFT's layout, with what was tuned besides LoRA in the same file."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from tuninglab.adapters.lora import quietly
+from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
+from tuninglab.models.configuration import MEDIA_MODES
+from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+# Beside PEFT's own files, because its configuration keeps no settings that it does not know.
+SETTINGS_NAME = "tuninglab.json"
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -34,21 +42,49 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 def save_adapter(model: PeftModel, directory: str | Path) -> None:
     """Write the adapter folder beside its place, then rename it there.
 
-    `PeftModel.from_pretrained(base, directory)` alone gives the same model back.
+    `PeftModel.from_pretrained(base, directory)` alone gives the same model back; the media mode
+    that it was tuned in is kept for `load_adapter`.
     """
+    base: Any = model.get_base_model()
+    config, media_mode = model.peft_config["default"], base.config.media_mode
+    _write(directory, config, adapter_state(model), media_mode)
+
+
+def write_adapter(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    media_mode: str,
+) -> None:
+    """Write a converted adapter as `save_adapter` writes a tuned one.
+
+    Args:
+        directory: the folder to write or replace.
+        config: what adapter_config.json should hold, `base_model_name_or_path` included.
+        tensors: by the keys from which PEFT loads them.
+        media_mode: the one that it was tuned in.
+    """
+    _write(directory, LoraConfig(**config), dict(tensors), media_mode)
+
+
+def _write(
+    directory: str | Path, config: PeftConfig, tensors: dict[str, torch.Tensor], media_mode: str
+) -> None:
     with whole_folder(Path(directory)) as beside:
-        save_file(adapter_state(model), beside / WEIGHTS_NAME, metadata={"format": "pt"})
-        config = model.peft_config["default"]
+        save_file(tensors, beside / WEIGHTS_NAME, metadata={"format": "pt"})
         training, config.inference_mode = config.inference_mode, True
-        base = type(model.get_base_model())
+        base = FlamingoForConditionalGeneration
         # PEFT's AutoPeftModel finds the base class by these where there is no task type.
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         config.save_pretrained(str(beside), auto_mapping_dict=mapping)
         config.inference_mode = training
+        (beside / SETTINGS_NAME).write_text(json.dumps({"media_mode": media_mode}) + "\n", "utf-8")
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
     """Put a saved adapter on its base model, for inference.
+
+    The base takes over the media mode that the adapter was tuned in, which is said if it differs.
 
     Raises:
         UserError: the folder holds no adapter, or one that was made for another base.
@@ -59,6 +95,7 @@ def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
             raise UserError(
                 f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
             )
+    media_mode = _media_mode(directory)
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             stored = set(file.keys())
@@ -75,4 +112,27 @@ def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
             f"{directory} was made for another base model: {len(strange)} of its tensors have no "
             f"place in this one, e.g. {strange[0]}. Name the base it was tuned from."
         )
+    config: Any = peft_model.get_base_model().config
+    if media_mode is not None and media_mode != config.media_mode:
+        say(
+            f"media_mode: {media_mode} (the adapter was tuned so; its base has {config.media_mode})"
+        )
+        config.media_mode = media_mode
     return peft_model
+
+
+def _media_mode(directory: Path) -> str | None:
+    """The media mode that an adapter was tuned in; None for one that kept none."""
+    file = directory / SETTINGS_NAME
+    # PEFT's own save_pretrained, and tuninglab before it converted checkpoints, wrote no such file.
+    if not file.is_file():
+        return None
+    try:
+        mode = json.loads(file.read_text("utf-8"))["media_mode"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{file} is damaged: expected {{"media_mode": ...}}. Copy the adapter again'
+        ) from error
+    if mode not in MEDIA_MODES:
+        raise UserError(f"{file}: media_mode is {mode!r}; expected one of {', '.join(MEDIA_MODES)}")
+    return mode

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.checks import check, check_positive, check_run_name

@@ -5,26 +5,41 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from tuninglab.checks import check
+from tuninglab.errors import UserError
+
 
 @dataclass
 class TreeConfig:
     """Print the module tree of a model."""
 
     model: Positional[str] = "embedded"
-    """A model directory, a run folder, a preset such as `openflamingo-9b`, or `embedded`."""
+    """A preset (openflamingo-9b, openflamingo-9b-vitl-mpt7b, openflamingo-4b-vitl-rpj3b,
+    openflamingo-3b-vitl-mpt1b, llama-7b, flan-t5-small, embedded), a model directory, a run folder,
+    an adapter directory or a hub id. Weights are never read."""
     lora: bool = False
-    """Show the tree with LoRA in place, as tuning would put it."""
+    """Show the tree with LoRA in place, as tuning would put it; with `--part lang_encoder` the
+    language model is wrapped alone, as the source document has it."""
+    lora_target_modules: list[str] | None = None
+    """With --lora: layers that get it, by the end of their name. None: those that tuning takes."""
     part: str | None = None
     """Print only this module, e.g. `lang_encoder` or `perceiver`."""
     stats: bool = False
     """Add parameters, trainable share, bytes, number format and LoRA pattern to each line."""
     json: bool = False
-    """Print the tree as JSON."""
+    """Print the tree, with all statistics, as one nested JSON object."""
     debug: bool = False
     """Show the Python traceback of an error."""
 
     def validate(self) -> None:
-        """Nothing here has a range."""
+        """Check what belongs together.
+
+        Raises:
+            UserError: naming the flag and the remedy.
+        """
+        names = self.lora_target_modules
+        check(names is None or self.lora, "lora_target_modules", names, "--lora beside it")
+        check(names != [], "lora_target_modules", names, "at least one name")
 
 
 @dataclass
@@ -70,3 +85,31 @@ class ConvertConfig:
         Raises:
             UserError: naming the flags and the remedy.
         """
+        if self.inspect:
+            self._need("checkpoint", "the file to look at")
+            self._refuse("to", "--inspect only reads; leave it out to write")
+            return
+        if self.to is None:
+            self._need("checkpoint", "the released file or directory")
+            self._need("out", "the directory to write")
+            return
+        if self.model is None:
+            self._need("checkpoint", "or --model DIR, the Flamingo to write")
+        elif self.checkpoint is not None:
+            self._refuse("checkpoint", "--model names the Flamingo to write; give one of the two")
+        self._need("out", "the checkpoint.pt to write")
+        for name in ("from_", *_PARTS):
+            self._refuse(name, f"--to {self.to} writes a Flamingo as it is; leave it out")
+
+    def _need(self, name: str, what: str) -> None:
+        if getattr(self, name) is None:
+            raise UserError(f"--{name} is missing: {what}. See tuninglab convert --help")
+
+    def _refuse(self, name: str, why: str) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            raise UserError(f"--{name.rstrip('_')} is {value!r}, but {why}")
+
+
+# What a Flamingo that exists already has.
+_PARTS = ("lang_encoder", "vision_encoder", "tokenizer", "media_mode", "dtype")

@@ -2,7 +2,8 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,17 @@ from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
 
 GREY = (128, 128, 128)
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Within the block the model is in evaluation mode; after it, in the mode it was in before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()
@@ -39,10 +51,8 @@ def generate_answers(
         processor.tokenizer.pad_token_id, model.config.vision_config.image_size, "left"
     )
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     answers: list[str] = []
-    try:
+    with evaluation_mode(model):
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
             inputs = {
@@ -52,8 +62,6 @@ def generate_answers(
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new = ids[:, inputs["input_ids"].shape[1] :].tolist()
             answers += [decode_answer(row, processor.tokenizer) for row in new]
-    finally:
-        model.train(was_training)
     return answers
 
 

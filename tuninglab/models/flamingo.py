@@ -10,17 +10,17 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from tuninglab.models.conditioning import Conditioning, conditioned_on, count_text_time, sees_image
 from tuninglab.models.configuration import FlamingoConfig
-from tuninglab.models.gated_cross_attention import (
-    Conditioning,
-    FlamingoLayer,
-    GatedCrossAttentionBlock,
-    conditioned_on,
-    count_text_time,
-)
+from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
 from tuninglab.models.generation import FlamingoGenerationMixin
+from tuninglab.models.loss import next_token_loss
 from tuninglab.models.perceiver import PerceiverResampler
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
+
+# Images that a frozen tower encodes at a time. On 2 CPU cores 32 images took as long in groups of
+# 16 as at once, and needed half the memory.
+VISION_GROUP = 16
 
 
 class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerationMixin):
@@ -116,23 +116,32 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         Raises:
             ValueError: the shape is another one.
         """
-        if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
-                "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
-            )
-        if pixel_values.ndim == 5:
-            pixel_values = pixel_values.unsqueeze(2)
+        pixel_values = _with_frames(pixel_values)
         # Decided by the weights and not by a setting, so unfreezing a part of the tower is enough.
         trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
         flat = pixel_values.flatten(0, 2).to(self.vision_encoder.dtype)
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            features = self.vision_encoder(pixel_values=flat).last_hidden_state[:, 1:]
-        return features.unflatten(0, pixel_values.shape[:3])
+        trained = trained and torch.is_grad_enabled()
+        # Without a gradient nothing is kept of a group of images once the next one is encoded.
+        groups = [flat] if trained else flat.split(VISION_GROUP)
+        with torch.set_grad_enabled(trained):
+            features = [self.vision_encoder(pixel_values=group) for group in groups]
+        patches = torch.cat([found.last_hidden_state[:, 1:] for found in features])
+        return patches.unflatten(0, pixel_values.shape[:3])
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> latents (B, M, L, D)."""
-        return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
+    def encode_images(self, pixel_values: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> latents (B, M, L, D).
+
+        Images that are not `seen` (B, M) are padding: they are not encoded and come out as 0.
+        """
+        pixel_values = _with_frames(pixel_values)
+        # A batch in which nothing is seen is encoded whole: trained parameters that took part on
+        # one rank only would hang DDP. Reading `seen` would break a compiled graph.
+        if seen is None or torch.compiler.is_compiling() or seen.all() or not seen.any():
+            return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
+        latents = self.encode_images(pixel_values[seen].unsqueeze(1)).squeeze(1)
+        padded = latents.new_zeros(*seen.shape, *latents.shape[1:])
+        padded[seen] = latents
+        return padded
 
     def encode_key_values(self, image_features: Tensor) -> Tensor:
         """Latents (B, M, L, D) -> keys and values of the G gated blocks, (B, G, M, L, 2 * width).
@@ -143,13 +152,13 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         # Through the module and not its weight: an adapter may stand in its place.
         return torch.stack([block.attn.to_kv(media) for block in self.gated_blocks], dim=1)
 
-    def check_marks(self, input_ids: Tensor, media: Tensor | None) -> None:
-        """Refuse rows of input_ids (B, T) with more marks than media (B, ..., M, L, D) has images.
+    def check_marks(self, input_ids: Tensor, images: Tensor | None) -> None:
+        """Refuse rows of input_ids (B, T) with more marks than images (B, M, ...) has.
 
         Raises:
             ValueError: a row has too many marks, or the numbers of rows differ.
         """
-        rows, image_count = (len(input_ids), 0) if media is None else (len(media), media.shape[-3])
+        rows, image_count = (len(input_ids), 0) if images is None else images.shape[:2]
         if rows != len(input_ids):
             raise ValueError(f"input_ids has {len(input_ids)} rows, but the images have {rows}")
         marks = (input_ids == self.config.image_token_id).sum(-1)
@@ -170,22 +179,25 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         past_key_values: Any,
     ) -> Conditioning | None:
         """What the gated blocks attend to, from whichever form the images were given in."""
-        if image_features is None and media_key_values is None and pixel_values is not None:
-            # A batch without images may come as (B, 0, F, 3, H, W).
-            image_features = self.encode_images(pixel_values) if pixel_values.shape[1] else None
-        media = image_features if media_key_values is None else media_key_values
+        images = pixel_values if image_features is None else image_features
+        if media_key_values is not None:
+            images = media_key_values[:, 0]
         if text_time is None:
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-            if media is not None and cached:
+            if images is not None and cached:
                 raise ValueError(
                     "images and a filled cache were given without text_time: which image a token "
                     "sees cannot be read from new input_ids alone; give text_time (rows, tokens)"
                 )
             # Reading the counts would break a compiled graph.
             if not torch.compiler.is_compiling():
-                self.check_marks(input_ids, media)
+                self.check_marks(input_ids, images)
             config = self.config
             text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
+        # A batch without images may come as (B, 0, F, 3, H, W).
+        if images is pixel_values and images is not None and images.shape[1]:
+            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
+            image_features = self.encode_images(pixel_values, seen)
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
@@ -255,29 +267,13 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         )
 
 
-def next_token_loss(
-    logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None = None
-) -> Tensor:
-    """Cross-entropy of logits (..., V) and targets (...), in float32, without targets of -100.
-
-    The sum is divided by `num_items_in_batch`, or else by the count of targets; no target is 0.
-
-    Raises:
-        ValueError: logits were not computed for every target.
-    """
-    if logits.shape[:-1] != targets.shape:
+def _with_frames(pixel_values: Tensor) -> Tensor:
+    if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3:
         raise ValueError(
-            f"logits of {tuple(logits.shape[:-1])} positions for labels of {tuple(targets.shape)}; "
-            "a loss needs logits_to_keep=0 (or labels_only_logits=True)"
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
+            "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
         )
-    # A sum, because a mean over this batch cannot be joined exactly with those of other ranks and
-    # accumulation steps that hold other numbers of answer tokens.
-    total = F.cross_entropy(
-        logits.float().flatten(0, -2), targets.flatten().to(logits.device), reduction="sum"
-    )
-    if num_items_in_batch is None:
-        return total / (targets != -100).sum().clamp(min=1).to(total.device)
-    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+    return pixel_values if pixel_values.ndim == 6 else pixel_values.unsqueeze(2)
 
 
 def _positions(attention_mask: Tensor | None) -> Tensor | None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from tuninglab.models.conditioning import count_text_time, sees_image
 from tuninglab.models.configuration import FlamingoConfig
-from tuninglab.models.gated_cross_attention import count_text_time
 
 
 class FlamingoGenerationMixin(GenerationMixin):
@@ -17,7 +17,7 @@ class FlamingoGenerationMixin(GenerationMixin):
     config: FlamingoConfig
     lang_encoder: PreTrainedModel
     generation_config: GenerationConfig
-    encode_images: Callable[[Tensor], Tensor]
+    encode_images: Callable[..., Tensor]
     encode_key_values: Callable[[Tensor], Tensor]
     check_marks: Callable[[Tensor, Tensor | None], None]
 
@@ -73,10 +73,14 @@ class FlamingoGenerationMixin(GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
             raise ValueError("generate got neither input_ids nor inputs; give the prompt's ids")
-        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
-            image_features = self.encode_images(pixel_values)
+        images = pixel_values if image_features is None else image_features
         # Here and not in forward, which gets text_time and so no longer counts.
-        self.check_marks(input_ids, image_features)
+        self.check_marks(input_ids, images)
+        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
+            config = self.config
+            text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
+            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
+            image_features = self.encode_images(pixel_values, seen)
         if image_features is not None:
             # Under this name, because generate drops pixel_values after the prompt, but keeps
             # other tensors and repeats their rows for beams and returned sequences.

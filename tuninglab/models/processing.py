@@ -48,6 +48,7 @@ class FlamingoProcessor(ProcessorMixin):
         images: Any = None,
         padding: bool | str = True,
         return_tensors: str = "pt",
+        padding_side: str = "left",
         **text_options: Any,
     ) -> BatchFeature:
         """Tokenize texts and prepare their images.
@@ -58,6 +59,8 @@ class FlamingoProcessor(ProcessorMixin):
                 a list of images in the order of the marks in all texts.
             padding: handed to the tokenizer.
             return_tensors: "pt", the only one.
+            padding_side: "left", so that `generate` continues each text at its end, whatever the
+                tokenizer's own side (many have "right"); "right" is for training.
             **text_options: handed to the tokenizer.
 
         Returns:
@@ -74,7 +77,8 @@ class FlamingoProcessor(ProcessorMixin):
         # Not ProcessorMixin's own call: it wants as many images as marks, and flattens the rows.
         data: dict[str, Any] = {}
         if texts is not None:
-            data.update(self.tokenizer(texts, padding=padding, return_tensors="pt", **text_options))
+            text_options |= {"padding": padding, "padding_side": padding_side}
+            data.update(self.tokenizer(texts, return_tensors="pt", **text_options))
         if images is not None:
             pixel_values = self.pixel_values(_by_row(images, texts))
             data.update({} if pixel_values is None else {"pixel_values": pixel_values})

@@ -1,6 +1,7 @@
 """One conversation with a Flamingo: the turns so far, their pictures, and the next answer."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer, encode_prompt
 from tuninglab.data.sample import Message
 from tuninglab.errors import UserError
+from tuninglab.serving.streaming import AnswerStreamer
 
 
 class Conversation:
@@ -47,8 +49,13 @@ class Conversation:
         self.waiting.append(load_image(path))
 
     @torch.inference_mode()
-    def ask(self, question: str) -> str:
+    def ask(self, question: str, on_text: Callable[[str], Any] | None = None) -> str:
         """Answer a question, greedily; a question that cannot be answered leaves no turn behind.
+
+        Args:
+            question: what is asked, about the pictures shown so far.
+            on_text: is called with each piece of the answer as soon as it is known; joined, the
+                pieces are the answer.
 
         Raises:
             UserError: the conversation has grown longer than the model can read.
@@ -65,6 +72,8 @@ class Conversation:
         pixels = image_pixels(pictures, self.processor.image_processor)
         if pixels is not None:
             inputs["pixel_values"] = pixels.unsqueeze(0).to(device)  # (B=1, M, F=1, 3, H, W)
+        if on_text is not None:
+            inputs["streamer"] = AnswerStreamer(tokenizer, on_text)
         input_ids = torch.tensor([ids], device=device)
         output = self.model.generate(
             input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **inputs

@@ -44,6 +44,11 @@ def chat(config: ChatConfig) -> None:
         except UserError as error:
             # A wrong path or a long conversation is no reason to lose what was said so far.
             say(str(error))
+        except KeyboardInterrupt:
+            # At the keyboard, Ctrl-C during an answer means that answer; at the prompt, the chat.
+            if not sys.stdin.isatty():
+                raise
+            say("\nStopped. Neither the question nor what was said of the answer is remembered.")
 
 
 def _react(line: str, conversation: Conversation) -> bool:
@@ -67,9 +72,18 @@ def _react(line: str, conversation: Conversation) -> bool:
         hint = f" Did you mean {near[0]}?" if near else ""
         say(f"Unknown command {command}.{hint} /help lists them.")
     else:
-        # Flushed at once, so that a program on the other side of a pipe can wait for the answer.
-        print(conversation.ask(line) or "(no answer)", flush=True)
+        _answer(line, conversation)
     return True
+
+
+def _answer(question: str, conversation: Conversation) -> None:
+    """Print the answer: word by word for a person, at once for a program that reads lines."""
+    # Flushed, so that a program on the other side of a pipe can wait for the answer.
+    if not sys.stdout.isatty():
+        print(conversation.ask(question) or "(no answer)", flush=True)
+        return
+    answer = conversation.ask(question, on_text=lambda text: print(text, end="", flush=True))
+    print("" if answer else "(no answer)", flush=True)
 
 
 def _unquoted(path: str) -> str:

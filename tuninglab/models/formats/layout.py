@@ -1,4 +1,4 @@
-"""The words in which every format speaks: what a checkpoint is, and the fate of each of its keys."""
+"""The words every format speaks: what a checkpoint is, and the fate of each of its keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,0 +1,241 @@
+"""Ranking answers by their log-probability: each prompt is read once, for all its candidates."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tuninglab.data.prompt import IGNORED
+from tuninglab.evaluation.answers import evaluation_mode
+from tuninglab.models.conditioning import count_text_time, sees_image
+
+
+class Ranking(NamedTuple):
+    """The best of C candidates for each of B prompts, and how all of them scored."""
+
+    answers: list[str]
+    probabilities: Tensor  # (B, C), among the candidates alone: a row sums to 1
+    log_probs: Tensor  # (B, C), as `candidate_log_probs` has them
+
+
+def classify(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Image]],
+    candidates: Sequence[str],
+    normalise: bool = False,
+    batch_size: int = 64,
+) -> Ranking:
+    """Which candidate is the likeliest continuation of each prompt.
+
+    Candidates are tokenized apart from the prompt, as in OpenFlamingo's rank classification. A
+    tokenizer that keeps blanks in its tokens (GPT-2, GPT-NeoX, OPT) needs the blank where the text
+    has one: " red" after "It is". Where one candidate begins another ("red", "red star"), end both
+    with `<|endofchunk|>`, or the shorter never scores lower.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT; its mode (train or eval) is left as it was.
+        processor: its processor.
+        prompts: B texts with `<image>` marks, few-shot examples included.
+        images: the pictures of each prompt, in the order of its marks; `[]` for none.
+        candidates: C texts, the same for all prompts.
+        normalise: compare the mean log-probability of a token and not the sum, as OpenFlamingo
+            does for ImageNet and Hateful Memes: else long answers lose by their length alone.
+        batch_size: prompts, and then candidates, computed together.
+
+    Raises:
+        ValueError: no prompt or candidate, one without tokens, or images that do not fit.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts is {prompts!r}; give a list of one text or more")
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts but {len(images)} lists of images; give one a prompt"
+        )
+    ids = processor.tokenizer(list(candidates), add_special_tokens=False)["input_ids"]
+    device = next(model.parameters()).device
+    scores = []
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        inputs = processor(text=list(prompts[batch]), images=list(images[batch])).to(device)
+        scores.append(
+            candidate_log_probs(
+                model,
+                inputs["input_ids"],
+                ids,
+                inputs["attention_mask"],
+                inputs.get("pixel_values"),
+                normalise=normalise,
+                batch_size=batch_size,
+            )
+        )
+    log_probs = torch.cat(scores)
+    answers = [candidates[int(best)] for best in log_probs.argmax(-1)]
+    return Ranking(answers, log_probs.softmax(-1), log_probs)
+
+
+@torch.no_grad()
+def candidate_log_probs(
+    model: Any,
+    input_ids: Tensor,
+    candidates: Sequence[Sequence[int]],
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    image_features: Tensor | None = None,
+    normalise: bool = False,
+    batch_size: int = 64,
+) -> Tensor:
+    """Log-probability of each candidate as the continuation of each prompt, (B, C) in float32.
+
+    Prompts, with their images, are computed once; what a candidate costs is its own tokens, and
+    one of a single token costs nothing more.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT; its mode (train or eval) is left as it was.
+        input_ids: (B, T) prompts, padded on either side.
+        candidates: C token id lists of any lengths, without `<image>`.
+        attention_mask: (B, T), 0 at padding; None: there is none.
+        pixel_values: (B, M, F, 3, H, W) or (B, M, 3, H, W), as for the model.
+        image_features: (B, M, L, D) from `encode_images`, instead of pixel_values.
+        normalise: divide each sum by the candidate's number of tokens.
+        batch_size: pairs of a prompt and a candidate computed together.
+
+    Raises:
+        ValueError: no candidate, one that is empty or holds `<image>`, a prompt without tokens,
+            or a prompt with more marks than images.
+    """
+    _check(candidates, model.config.image_token_id, batch_size)
+    with evaluation_mode(model):
+        # Not even the prompt's cache is kept where single tokens are compared.
+        further = any(len(candidate) > 1 for candidate in candidates)
+        prompts = _Prompts.read(
+            model, input_ids, attention_mask, pixel_values, image_features, further
+        )
+        log_probs = prompts.next_log_probs[:, [candidate[0] for candidate in candidates]]
+        # Candidates of similar length together, so that a batch has little padding.
+        pairs = [
+            (row, column)
+            for column in sorted(range(len(candidates)), key=lambda c: len(candidates[c]))
+            for row in range(len(input_ids))
+            if len(candidates[column]) > 1
+        ]
+        for start in range(0, len(pairs), batch_size):
+            rows, columns = map(list, zip(*pairs[start : start + batch_size], strict=True))
+            rest = prompts.further_log_probs(model, rows, [candidates[c] for c in columns])
+            log_probs[rows, columns] += rest.to(log_probs.device)
+    lengths = torch.tensor([len(candidate) for candidate in candidates], device=log_probs.device)
+    return log_probs / lengths if normalise else log_probs
+
+
+def _check(candidates: Sequence[Sequence[int]], image_token_id: int, batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give a whole number >= 1")
+    if not candidates:
+        raise ValueError("candidates is empty; give the answers to choose from")
+    for number, candidate in enumerate(candidates):
+        if not len(candidate) or image_token_id in candidate:
+            what = "holds <image>" if len(candidate) else "has no tokens"
+            raise ValueError(f"candidate {number} {what}; candidates are the text of an answer")
+
+
+@dataclass
+class _Prompts:
+    """B prompts that were computed, ready to be continued."""
+
+    input_ids: Tensor  # (B, T), padded on the left
+    attention_mask: Tensor  # (B, T)
+    media_key_values: Tensor | None  # (B, G, M, L, 2 * width)
+    cache: Any  # of the language model
+    next_log_probs: Tensor  # (B, V), float32
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        use_cache: bool,
+    ) -> "_Prompts":
+        """One forward over all prompts, their images encoded once."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        if not mask.any(-1).all():
+            raise ValueError("a prompt is empty: its attention_mask is 0 everywhere")
+        # Padding moves to the left: every prompt then ends, and is continued, in one column, and
+        # MPT's distances, which are counted in columns, are right.
+        order = mask.argsort(dim=-1, stable=True)
+        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        images = pixel_values if image_features is None else image_features
+        # Here, because forward does not count marks when it is given text_time.
+        model.check_marks(input_ids, images)
+        text_time = _text_time(model, input_ids)
+        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
+            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
+            image_features = model.encode_images(pixel_values, seen)
+        media = None if image_features is None else model.encode_key_values(image_features)
+        outputs = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            text_time=text_time,
+            media_key_values=media,
+            use_cache=use_cache,
+            logits_to_keep=1,
+        )
+        next_log_probs = outputs.logits[:, -1].float().log_softmax(-1)
+        return cls(input_ids, mask, media, outputs.past_key_values, next_log_probs)
+
+    def further_log_probs(
+        self, model: Any, rows: Sequence[int], candidates: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Sum over the tokens after the first of N candidates, each after its prompt: (N,)."""
+        device, length = self.input_ids.device, self.input_ids.shape[1]
+        which = torch.tensor(rows, device=device)
+        # An end token as padding, because the mark of an image would count as one.
+        new_ids = _padded([c[:-1] for c in candidates], model.config.eoc_token_id, device)
+        targets = _padded([c[1:] for c in candidates], IGNORED, device)
+        ids = torch.cat([self.input_ids[which], new_ids], dim=1)
+        # Causal attention alone would hide the padding; but masked, its positions stay within
+        # what a table of learned positions has.
+        mask = torch.cat([self.attention_mask[which], (targets != IGNORED).long()], dim=1)
+        # Copied, because the forward appends to the cache it is given.
+        cache = copy.deepcopy(self.cache)
+        cache.reorder_cache(which)  # the only selection of rows that caches of all kinds have
+        logits = model(
+            input_ids=new_ids,
+            attention_mask=mask,
+            position_ids=_positions(mask)[:, length:],
+            # From the whole text, where the marks are.
+            text_time=_text_time(model, ids)[:, length:],
+            media_key_values=None if self.media_key_values is None else self.media_key_values[rows],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        losses = F.cross_entropy(
+            logits.float().transpose(1, 2),
+            targets.to(logits.device),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+        return -losses.sum(-1)
+
+
+def _text_time(model: Any, ids: Tensor) -> Tensor:
+    return count_text_time(ids, model.config.image_token_id, model.config.media_mode)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> Tensor:
+    tensors = [torch.tensor(row, device=device) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=fill)

@@ -1,0 +1,126 @@
+"""Which image each text token sees, and how that reaches the gated blocks of a forward."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Tokens of a block that attend to one image together: fewer leave fewer places empty, more copy
+# the keys and values of an image less often.
+BLOCK_TOKENS = (8, 64)
+
+
+def count_text_time(input_ids: Tensor, image_token_id: int, media_mode: str) -> Tensor:
+    """(B, T) ids -> (B, T) number, from 1, of the image that each token sees; 0 is none.
+
+    "previous" counts the marks up to and including the token. "next-v1" looks ahead: a mark sees
+    its own image, text the image of the next mark, and text after the last mark none.
+    """
+    # From ids alone, without state, so that it holds for any slice of a growing text.
+    marks = (input_ids == image_token_id).long()
+    if media_mode == "previous":
+        return marks.cumsum(-1)
+    following = marks.cumsum(-1) - marks + 1
+    return following.masked_fill(following > marks.sum(-1, keepdim=True), 0)
+
+
+def sees_image(text_time: Tensor, image_count: int) -> Tensor:
+    """(B, T) numbers from `count_text_time` -> (B, T, M) bool, which of M images a token sees."""
+    # Numbers without an image (0, and those of missing images) match none.
+    return text_time[..., None] == torch.arange(1, image_count + 1, device=text_time.device)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the gated blocks of one forward attend to: every token one image, or none.
+
+    With several images in a row, the tokens that see one image are laid together in N blocks of
+    S places, and each block attends to its image alone. That costs what the visible images cost
+    (a masked product of all tokens with all images costs M times as much), needs no mask, and
+    serves both media modes.
+
+    Attributes:
+        sees_image: (B, T, 1) bool; what the others come out with is set to 0.
+        media: (B, M, L, D) latents, or None if `key_values` is given.
+        key_values: (B, G, M, L, 2 * width) keys and values of the G gated blocks, or None.
+        token_of_place: (N, S) token, counted through the batch, or None if M is 1.
+        place_of_token: (B, T) place, counted through the blocks, or None if M is 1.
+        image_of_block: (N,) image, counted through the batch, or None if M is 1.
+    """
+
+    sees_image: Tensor
+    media: Tensor | None = None
+    key_values: Tensor | None = None
+    token_of_place: Tensor | None = None
+    place_of_token: Tensor | None = None
+    image_of_block: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, text_time: Tensor, media: Tensor | None = None, key_values: Tensor | None = None
+    ) -> "Conditioning | None":
+        """From text_time (B, T) and the latents, or the keys and values made of them, if any."""
+        source = media if key_values is None else key_values
+        if source is None:
+            return None
+        visible = sees_image(text_time, source.shape[-3])
+        places = () if visible.shape[-1] == 1 else _places(visible)
+        return cls(visible.any(-1, keepdim=True), media, key_values, *places)
+
+    def tensors(self, number: int) -> tuple[Tensor | None, ...]:
+        """Arguments of the gated block with that number (from 0), after the hidden states."""
+        # A tuple and not an attribute access in the block: checkpoints keep only what they are
+        # called with.
+        key_values = None if self.key_values is None else self.key_values[:, number]
+        places = (self.token_of_place, self.place_of_token, self.image_of_block)
+        return self.sees_image, self.media, key_values, *places
+
+
+def _places(visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Visible (B, T, M) -> token_of_place (N, S), place_of_token (B, T), image_of_block (N,)."""
+    rows, tokens, images = visible.shape
+    fewest, most = BLOCK_TOKENS
+    size = min(tokens, max(fewest, min(most, tokens // images)))
+    blocks = (visible.sum(1).flatten() + size - 1) // size  # of each image of the batch
+    ends = blocks.cumsum(0)
+    # A compiled graph needs a number that does not depend on the text: each image leaves at most
+    # one block partly empty. Reading the exact one waits for the device once a forward.
+    bound = rows * (tokens // size + images)
+    count = bound if torch.compiler.is_compiling() else max(1, int(ends[-1]))
+    block_numbers = torch.arange(count, device=visible.device)
+    image_of_block = torch.searchsorted(ends, block_numbers, right=True).clamp(max=len(ends) - 1)
+    rank = (visible.cumsum(1) * visible).sum(-1) - 1  # among the tokens of the same image
+    start = ((ends - blocks).view(rows, 1, images) * visible).sum(-1) * size
+    # Tokens that see no image are written beyond the last place and read from any.
+    place = torch.where(visible.any(-1), start + rank, count * size)
+    token_of_place = place.new_zeros(count * size + 1)
+    token_of_place[place.flatten()] = torch.arange(rows * tokens, device=visible.device)
+    return token_of_place[:-1].view(count, size), place.clamp(max=count * size - 1), image_of_block
+
+
+class _Current(threading.local):
+    # One slot a thread, so that two threads can use one model. Not a ContextVar, because
+    # torch.compile traces a thread-local whole but breaks on ContextVar.set (torch 2.13).
+    conditioning: Conditioning | None = None
+
+
+_current = _Current()
+
+
+def current_conditioning() -> Conditioning | None:
+    """What Flamingo layers that run in this thread attend to."""
+    return _current.conditioning
+
+
+@contextmanager
+def conditioned_on(conditioning: Conditioning | None) -> Iterator[None]:
+    """Within the block, Flamingo layers that run in this thread attend to `conditioning`."""
+    before = _current.conditioning
+    _current.conditioning = conditioning
+    try:
+        yield
+    finally:
+        _current.conditioning = before

@@ -1,0 +1,97 @@
+"""Weights of a file into a model: checked before anything heavy is loaded, then copied in place."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tuninglab.errors import UserError
+from tuninglab.models.formats.layout import Key
+from tuninglab.models.formats.open_clip import third
+
+
+@dataclass
+class Rounding:
+    """What a change of number format did: tensors whose values changed, and the largest change."""
+
+    tensors: int = 0
+    largest: float = 0.0
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes; copies in a file usually share their storage."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    # Without values (meta device) the names alone must do.
+    if one.is_meta or one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    # As bytes: NaN equals itself, and 0 differs from -0.
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
+
+
+def misfits(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], keys: Iterable[Key]
+) -> list[str]:
+    """What does not fit between the used keys of a file and the weights of a model.
+
+    Args:
+        expected: the state dict of the model, on whatever device; only shapes are read.
+        tensors: the tensors of the file.
+        keys: their fates.
+    """
+    problems = []
+    for key in keys:
+        if key.fate != "used" or not key.target:
+            continue
+        tensor = third(tensors[key.name], key)
+        if key.target not in expected:
+            problems.append(f"{key.name}: the model has no {key.target}")
+        elif tensor.shape != expected[key.target].shape:
+            shape = tuple(expected[key.target].shape)
+            problems.append(f"{key.name} is {tuple(tensor.shape)}, the model's {shape}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{key.name} holds {tensor.dtype}: quantised weights cannot be used")
+    return problems
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -> Rounding:
+    """Copy every used key into the model, in the number format that the model has.
+
+    Returns:
+        What the change of format did to the values.
+
+    Raises:
+        UserError: two different tensors belong to one weight, or a value does not fit the format.
+    """
+    state, rounding = model.state_dict(), Rounding()
+    filled: dict[int, Key] = {}
+    for key in keys:
+        if key.fate != "used" or not key.target:
+            continue
+        target, source = state[key.target], third(tensors[key.name], key)
+        before = filled.setdefault(target.data_ptr(), key)
+        # Tied tables: two names of the model for one weight.
+        if before is not key and not same_bits(source, third(tensors[before.name], before)):
+            raise UserError(
+                f"{before.name} and {key.name} differ in the file, but the language model ties "
+                "them to one weight (tie_word_embeddings in its config.json). Use the language "
+                "model that the checkpoint was trained with"
+            )
+        target.copy_(source)
+        if target.dtype != source.dtype:
+            _measure(rounding, key, target, source)
+    return rounding
+
+
+def _measure(rounding: Rounding, key: Key, target: Tensor, source: Tensor) -> None:
+    # In the wider of both formats no digit is lost to the comparison itself.
+    change = (target.to(torch.promote_types(target.dtype, source.dtype)) - source).abs().max()
+    if not change.isfinite() and source.isfinite().all():
+        raise UserError(
+            f"{key.name} has values up to {source.abs().max():.3g}, beyond {target.dtype}. Give "
+            "--dtype bf16 or --dtype fp32"
+        )
+    rounding.tensors += bool(change > 0)
+    rounding.largest = max(rounding.largest, float(change.nan_to_num()))

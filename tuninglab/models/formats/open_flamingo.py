@@ -1,0 +1,181 @@
+"""OpenFlamingo's checkpoints, v1 and v2: which model they are of, and the fate of every key."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tuninglab.errors import UserError
+from tuninglab.models.formats.layout import Checkpoint, Key, Layout
+from tuninglab.models.formats.open_flamingo_keys import GATED_ALIAS, LANG, LAYER, fates, missing
+from tuninglab.models.formats.released import matching
+
+# Where a language model keeps its decoder layers (OpenFlamingo 2.0.1, factory.py) tells its family;
+# other architectures share these names, which is for the conversion to settle.
+FAMILIES = {
+    "model.layers": "llama",
+    "transformer.blocks": "mpt",
+    "gpt_neox.layers": "gpt_neox",
+    "model.decoder.layers": "opt",
+    "transformer.h": "gptj",
+}
+TABLES = {
+    "llama": "model.embed_tokens.weight",
+    "mpt": "transformer.wte.weight",
+    "gpt_neox": "gpt_neox.embed_in.weight",
+    "opt": "model.decoder.embed_tokens.weight",
+    "gptj": "transformer.wte.weight",
+}
+# 8 heads in both modules (OpenFlamingo 2.0.1, helpers.py): shapes tell their product with the width
+# of a head only.
+HEADS = 8
+
+
+def describe(checkpoint: Checkpoint) -> Layout:
+    """What an OpenFlamingo checkpoint says of its model, with the fate of every key.
+
+    Raises:
+        UserError: it is no OpenFlamingo, essential weights are missing, or two copies of a weight
+            differ.
+    """
+    tensors, where = checkpoint.tensors, checkpoint.path
+    path = _layers_path(tensors, where)
+    family, keys = FAMILIES[path], fates(tensors, path)
+    layers = _gated_layers(keys, path, where)
+    source = {key.target: tensors[key.name] for key in keys if key.target and key.part is None}
+    first = f"{LANG}{path}.{layers[0]}.gated_cross_attn_layer."
+    norm, latents = source.get(f"{first}attn.norm.weight"), source.get("perceiver.latents")
+    if norm is None or latents is None:
+        gone = "perceiver.latents" if latents is None else f"{first}attn.norm.weight"
+        raise UserError(
+            f"{where} is incomplete: {gone} is not there, which tells a width of the model. Use "
+            "the whole checkpoint"
+        )
+    table = source.get(LANG + TABLES[family], source.get(f"{LANG}lm_head.weight"))
+    kept = _metadata(checkpoint)
+    layout = Layout(
+        format="open_flamingo v2",
+        family=family,
+        width=norm.shape[0],
+        media_width=latents.shape[1],
+        gated_layers=layers,
+        rows=None if table is None else table.shape[0],
+        perceiver=_numbers(source, first, kept),
+        media_mode="previous",
+        media_reason="",
+        keys=keys + missing(source, path, layers),
+    )
+    _set_version(layout, tensors, kept)
+    layout.released = " or ".join(model.name for model in matching(layout)) or None
+    layout.facts = _facts(layout, source)
+    return layout
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What our writer added to the metadata of the state dict, which torch keeps for modules."""
+    kept = (checkpoint.extras.get("_metadata") or {}).get("tuninglab")
+    return kept if isinstance(kept, dict) else {}
+
+
+def _layers_path(tensors: Mapping[str, Tensor], where: str) -> str:
+    own = [name.removeprefix(LANG) for name in tensors if name.startswith(LANG)]
+    paths = {found[1] for found in map(LAYER.fullmatch, own) if found}
+    if not paths and any(map(GATED_ALIAS.fullmatch, own)):
+        # Only the copies are in the file: the token table tells where the layers are.
+        tables = {table: family for family, table in TABLES.items() if family != "gptj"}
+        families = {tables[name] for name in own if name in tables}
+        paths = {path for path, family in FAMILIES.items() if family in families}
+    if len(paths) != 1 or not paths <= FAMILIES.keys():
+        found = f"found {', '.join(sorted(paths))}" if paths else "found none"
+        raise UserError(
+            f"{where} is no OpenFlamingo checkpoint: expected gated blocks below one of "
+            f"{', '.join(f'{LANG}{path}' for path in FAMILIES)}, {found}. Its first keys: "
+            f"{', '.join(list(tensors)[:4])}"
+        )
+    if not any(name.startswith("perceiver.") for name in tensors):
+        raise UserError(
+            f"{where} has gated blocks but no perceiver.*: it is a part of a Flamingo. Give the "
+            "whole checkpoint, as OpenFlamingo's training saves it"
+        )
+    return paths.pop()
+
+
+def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
+    start = f"{LANG}{path}."
+    found = {
+        int(key.target.removeprefix(start).partition(".")[0])
+        for key in keys
+        if key.target and key.target.startswith(start) and ".gated_cross_attn_layer." in key.target
+    }
+    layers = sorted(found)
+    if not layers:
+        raise UserError(f"{where} holds no gated block; give a trained OpenFlamingo checkpoint")
+    interval = layers[0] + 1
+    if layers != list(range(interval - 1, layers[-1] + 1, interval)):
+        raise UserError(
+            f"{where} has gated blocks before layers {', '.join(map(str, layers))}; expected every "
+            "n-th layer. Blocks are missing from the file"
+        )
+    return layers
+
+
+def _numbers(source: Mapping[str, Tensor], first: str, kept: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of `FlamingoConfig` that the shapes tell; `kept` may tell the heads."""
+    queries = source.get("perceiver.layers.0.0.to_q.weight")
+    text_queries = source.get(f"{first}attn.to_q.weight")
+    wide = source.get(f"{first}ff.1.weight")
+    depths = [int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")]
+    numbers = {
+        "perceiver_depth": max(depths, default=-1) + 1,
+        "perceiver_latents": source["perceiver.latents"].shape[0],
+    }
+    for part, tensor in (("perceiver", queries), ("cross_attn", text_queries)):
+        if tensor is not None:
+            heads = kept.get(f"{part}_heads", HEADS)
+            numbers |= {f"{part}_heads": heads, f"{part}_dim_head": tensor.shape[0] // heads}
+    if wide is not None:
+        numbers["ff_mult"] = wide.shape[0] // wide.shape[1]
+    return numbers
+
+
+def _set_version(layout: Layout, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> None:
+    """Which version saved it, and so which image its text sees, with the reason."""
+    if kept.get("media_mode"):
+        layout.media_mode, layout.media_reason = (
+            kept["media_mode"],
+            "noted in the file by tuninglab",
+        )
+        return
+    clip = [name for name in tensors if name.startswith("vision_encoder.")]
+    alias = [name for name in tensors if GATED_ALIAS.fullmatch(name.removeprefix(LANG))]
+    # v2 keeps the list of plain decoder layers too, and its vision_encoder is the tower itself.
+    second = [name for name in tensors if name.startswith(f"{LANG}old_decoder_blocks.")]
+    second += [name for name in clip if name == "vision_encoder.class_embedding"]
+    if layout.family != "llama":
+        layout.media_reason = f"OpenFlamingo v1 had no {layout.family}"
+    elif second:
+        layout.media_reason = f"{second[0]} is in the file, as only v2 saves it"
+    elif clip or alias:
+        layout.format, layout.media_mode = "open_flamingo v1", "next-v1"
+        layout.media_reason = f"{(clip or alias)[0]} is in the file, as only v1 saves it"
+    else:
+        layout.media_reason = (
+            "neither vision_encoder.* nor gated_cross_attn_layers.*, as v1 has them"
+        )
+
+
+def _facts(layout: Layout, source: Mapping[str, Tensor]) -> list[str]:
+    facts = []
+    if layout.rows is None:
+        facts.append("the token table is not in the file: that of the language model is used")
+    if f"{LANG}lm_head.weight" not in source and layout.family in ("llama", "gptj"):
+        facts.append("the output layer (lm_head) is not in the file: OpenFlamingo never saved it")
+    if not any(name.startswith("vision_encoder.") for name in source):
+        facts.append("no vision tower in the file: that of --vision_encoder is used")
+    for part in ("perceiver", "cross_attn"):
+        if layout.perceiver.get(f"{part}_dim_head", 64) != 64:
+            facts.append(
+                f"{part}: {layout.perceiver[f'{part}_heads']} heads of "
+                f"{layout.perceiver[f'{part}_dim_head']}, where OpenFlamingo has 8 of 64"
+            )
+    return facts

@@ -1,0 +1,256 @@
+"""The parts of a Flamingo from disk or hub: a language model, its tokenizer, a vision tower."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from tuninglab.errors import UserError
+from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
+
+DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2", and
+# asking the hub without a network takes transformers 26 s of retries.
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def load_lang_encoder(
+    path_or_id: str | Path, dtype: torch.dtype | str | None, trust_remote_code: bool = False
+) -> Any:
+    """A plain decoder language model, in the number format given or else in its own.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    where, local = resolve(path_or_id, "language model")
+    read_lang_config(path_or_id, trust_remote_code)
+    loader = AutoModelForCausalLM
+    more = {"trust_remote_code": trust_remote_code}
+    return load_weights(loader, "language model", where, local, dtype, **more)
+
+
+def read_lang_config(path_or_id: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a plain language model; its weights are not read.
+
+    Raises:
+        UserError: there is none, or it is of a whole Flamingo.
+    """
+    where, local = resolve(path_or_id, "language model")
+    config = read_config(where, local, "language model", trust_remote_code)
+    if isinstance(config, FlamingoConfig):
+        raise UserError(f"{where} is a whole Flamingo; give it as the model, not as lang_encoder")
+    return config
+
+
+def load_tokenizer(path_or_id: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a directory or hub id.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    where, local = resolve(path_or_id, "tokenizer")
+    with explained("tokenizer", where):
+        return AutoTokenizer.from_pretrained(
+            where, local_files_only=local, trust_remote_code=trust_remote_code
+        )
+
+
+def load_vision_encoder(
+    path_or_id: str | Path, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, CLIPImageProcessorPil]:
+    """A CLIP vision tower with its image processor; of OpenCLIP if no config.json is there.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another kind.
+    """
+    path = Path(path_or_id).expanduser()
+    is_tower_file = path.is_file() and path.name != "config.json"
+    if is_tower_file or (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file():
+        vision, image_processor = load_tower(path)
+        return vision.to(dtype) if dtype else vision, image_processor
+    where, local = resolve(path_or_id, "vision tower")
+    config = read_config(where, local, "vision tower")
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise UserError(
+            f"{where} holds a {config.model_type!r} model; expected a CLIP vision tower "
+            "(model_type 'clip' or 'clip_vision_model')"
+        )
+    # A whole CLIP holds a text tower besides, which has no place here.
+    whole = config.model_type == "clip"
+    vision = load_weights(CLIPVisionModel, "vision tower", where, local, dtype, surplus=whole)
+    if local and not (Path(where) / "preprocessor_config.json").exists():
+        return vision, plain_image_processor(vision.config.image_size)
+    with explained("image processor", where):
+        return vision, CLIPImageProcessorPil.from_pretrained(where, local_files_only=local)
+
+
+def plain_image_processor(size: int) -> CLIPImageProcessorPil:
+    """CLIP's own preprocessing for square pictures of `size` pixels."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A number format by its short name; None stays None.
+
+    Raises:
+        UserError: there is no format of this name.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPE_NAMES:
+            raise UserError(f"dtype is {dtype!r}; give one of {', '.join(DTYPE_NAMES)}")
+        return DTYPE_NAMES[dtype]
+    return dtype
+
+
+def resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
+    """Where a part is, and whether that is a local directory (else it is a hub id).
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return str(path), True
+    if path.exists():
+        raise UserError(f"{what}: {path} is a file; give the directory that holds config.json")
+    # Under a folder that exists here, a missing name is a path too.
+    looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
+    if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
+        raise UserError(
+            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
+        )
+    return str(path_or_id), False
+
+
+def read_config(
+    where: str, local: bool, what: str, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """The configuration in a directory or of a hub id, as `resolve` gave them.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    folder = Path(where)
+    if local and not (folder / "config.json").is_file():
+        tuned = [n for n in ("config.yaml", "adapter_config.json") if (folder / n).is_file()]
+        if tuned:
+            raise UserError(
+                f"{what}: {where} holds {tuned[0]}: a run or its adapter is the result of tuning. "
+                "Give its base (named in that file) as --model, or talk to it with "
+                f"`tuninglab chat {where}`"
+            )
+        raise UserError(
+            f"{what}: {where} has no config.json; give a directory that save_pretrained wrote"
+        )
+    with explained(what, where):
+        return AutoConfig.from_pretrained(
+            where, local_files_only=local, trust_remote_code=trust_remote_code
+        )
+
+
+@contextmanager
+def explained(what: str, where: str) -> Iterator[None]:
+    """Turn what the loaders of transformers raise on missing or damaged files into a UserError.
+
+    Their own report of keys is silenced: `load_weights` says what matters of it, and for a whole
+    CLIP it would list every weight of the text tower.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    # What truncated, empty and foreign files were seen to raise, from safetensors, tokenizers and
+    # configuration classes alike; the cause stays attached for --debug.
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        help_text = (
+            "The directory is incomplete or damaged: copy or download it again"
+            if Path(where).is_dir()
+            else "There is no such directory here, and the hub did not give it; check the name"
+        )
+        raise UserError(
+            f"{what} {where}: {_reason(error, what, Path(where))}\n{help_text}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _reason(error: Exception, what: str, folder: Path) -> str:
+    """What the loaders said, with the file that they mean but do not name."""
+    tokenizes = what in ("tokenizer", "processor") and folder.is_dir()
+    if tokenizes and not (folder / "tokenizer.json").exists():
+        return "tokenizer.json is missing"
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    text = "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
+    if isinstance(error, SafetensorError) and folder.is_dir():
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        return f"{', '.join(names)}: {text}"
+    return text
+
+
+def load_weights(
+    loader: Any,
+    what: str,
+    where: str,
+    local: bool,
+    dtype: torch.dtype | str | None,
+    surplus: bool = False,
+    **options: Any,
+) -> Any:
+    """A model, with every weight from its files; `surplus` allows them to hold others besides.
+
+    Raises:
+        UserError: weights are missing, surplus or of another shape; tied ones are not missing.
+    """
+    if local:
+        # A bar for files on disk is gone before it can be read; downloads keep theirs.
+        logging.disable_progress_bar()
+    with explained(what, where):
+        model, info = loader.from_pretrained(
+            where,
+            dtype=dtype_of(dtype) or "auto",
+            local_files_only=local,
+            output_loading_info=True,
+            # Shapes are listed below; transformers' own error names no weight.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    problems = [f"{name} is {old}, not {new}" for name, old, new in info["mismatched_keys"]]
+    for kind in ("missing", *([] if surplus else ["unexpected"])):
+        keys = sorted(info[f"{kind}_keys"])
+        if keys:
+            problems.append(f"{len(keys)} {kind}: {', '.join(keys[:8])}")
+    if problems:
+        raise UserError(
+            f"{where}: the weights do not fit config.json: {'; '.join(problems[:8])}. Fix "
+            "config.json (cross_attn_every_n_layers, number of layers), or use a complete save"
+        )
+    return model
