@@ -148,13 +148,26 @@ def test_lora_around_to_kv_is_used(make_flamingo, make_batch):
 
 def test_image_features_instead_of_pixels(make_flamingo, make_batch):
     model = make_flamingo()
-    batch = make_batch([[2], [3, 5]])
+    batch = make_batch([[2, 6], [3, 5]])
     expected = model.generate(**batch, max_new_tokens=4, do_sample=False)
     logits = model(**batch).logits
     features = model.encode_images(batch.pop("pixel_values"))
     assert torch.equal(model(**batch, image_features=features).logits, logits)
     found = model.generate(**batch, image_features=features, max_new_tokens=4, do_sample=False)
     assert torch.equal(found, expected)
+
+
+def test_padding_images_are_not_encoded(make_flamingo, make_batch):
+    model = make_flamingo()
+    batch = make_batch([[2], [3, 5]])
+    pixels = batch.pop("pixel_values")
+    expected = model(**batch, image_features=model.encode_images(pixels)).logits
+    # What is not encoded cannot do harm either.
+    pixels[0, 1] = torch.nan
+    # Other sums of floats: matrix products of 3 images and of 4 may differ in the last bit.
+    torch.testing.assert_close(model(**batch, pixel_values=pixels).logits, expected)
+    seen = torch.tensor([[True, False], [True, True]])
+    assert torch.equal(model.encode_images(pixels, seen)[0, 1], torch.zeros(5, 24))
 
 
 def test_text_time_continues_a_cache_by_hand(make_flamingo, make_batch):
