@@ -19,7 +19,7 @@ from tuninglab.models.perceiver import PerceiverResampler
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
 
 # Images that a frozen tower encodes at a time: what it holds of them does not grow with a prompt's
-# images. On 2 CPU cores (ViT of 384, 224 px) 32 images took 1.8 s in groups of 16 and 2.3 s at once.
+# images. On 2 CPU cores 32 images of 224 px took 1.8 s in groups of 16 and 2.3 s at once.
 VISION_GROUP = 16
 
 

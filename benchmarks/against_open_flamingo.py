@@ -1,0 +1,329 @@
+"""Train step and generation against open_flamingo 2.0.1 with peft, on the same weights.
+
+    python benchmarks/against_open_flamingo.py --rounds 5
+
+Needs an environment that has open_flamingo==2.0.1, einops_exts, open_clip_torch==2.16.0 and
+torchvision beside tuninglab; it is no dependency of ours. Both models run interleaved in one
+process. Peak memory is that of a process of its own for each side: the highest RSS in its second
+step over the RSS after the imports. Writes benchmarks/results/against_open_flamingo.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "against_open_flamingo.json"
+sys.path.insert(0, str(ROOT))
+
+EOC, IMAGE, PAD, ROWS = 32000, 32001, 32002, 32003
+INTERVAL, BATCH, TOKENS, ANSWER_TOKENS, NEW_TOKENS = 2, 2, 128, 32, 32
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": ROWS,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "pad_token_id": PAD,
+}
+VISION = {"image_size": 224, "patch_size": 14, "width": 384, "layers": 6, "head_width": 64}
+# Kept for as long as the process: what it defines goes with it.
+TORCHVISION = torch.library.Library("torchvision", "DEF")
+SIDES = ("peer", "ours", "ours, features given")
+
+
+def import_peer() -> None:
+    """Import open_flamingo, also where torchvision's compiled part does not fit this torch.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    try:
+        # Only Python parts of torchvision are used, but its import asks for these two operators.
+        for name in ("nms", "qnms"):
+            TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        import open_flamingo  # noqa: F401
+    except ImportError as error:
+        sys.exit(
+            f"{error}. Into an environment of its own: pip install --no-deps open_flamingo==2.0.1 "
+            "einops_exts open_clip_torch==2.16.0 torchvision; pip install einops ftfy sentencepiece"
+        )
+
+
+def peer_model() -> Any:
+    """A random OpenFlamingo with open gates, frozen, built as its own factory does."""
+    from open_clip.model import CLIP
+    from open_flamingo.src.flamingo import Flamingo
+    from open_flamingo.src.flamingo_lm import FlamingoLMMixin
+    from open_flamingo.src.utils import extend_instance
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    text_tower = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
+    clip = CLIP(embed_dim=256, vision_cfg=VISION, text_cfg=text_tower, quick_gelu=True)
+    clip.visual.output_tokens = True
+    lang = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TEXT))
+    extend_instance(lang, FlamingoLMMixin)
+    lang.set_decoder_layers_attr_name("model.layers")
+    model = Flamingo(
+        clip, lang, EOC, IMAGE, vis_dim=VISION["width"], cross_attn_every_n_layers=INTERVAL
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = False
+        if name.endswith("_gate"):
+            parameter.fill_(0.5)
+    return model
+
+
+def our_model(weights: dict[str, torch.Tensor]) -> Any:
+    """The same weights as a tuninglab Flamingo."""
+    from transformers import CLIPVisionConfig
+
+    from tuninglab import FlamingoConfig, FlamingoForConditionalGeneration
+    from tuninglab.models.formats.filling import fill
+    from tuninglab.models.formats.layout import Checkpoint
+    from tuninglab.models.formats.open_flamingo import describe
+
+    vision = CLIPVisionConfig(
+        hidden_size=VISION["width"],
+        intermediate_size=4 * VISION["width"],
+        num_hidden_layers=VISION["layers"],
+        num_attention_heads=VISION["width"] // VISION["head_width"],
+        image_size=VISION["image_size"],
+        patch_size=VISION["patch_size"],
+        hidden_act="quick_gelu",
+    )
+    config = FlamingoConfig(
+        text_config=TEXT,
+        vision_config=vision,
+        cross_attn_every_n_layers=INTERVAL,
+        image_token_id=IMAGE,
+        eoc_token_id=EOC,
+    )
+    model = FlamingoForConditionalGeneration(config)
+    fill(model, weights, describe(Checkpoint("the peer's weights", weights)).keys)
+    return model
+
+
+def make_batch(images: int) -> dict[str, torch.Tensor]:
+    """Rows of 128 tokens with their images, 32 answer tokens labelled, one row padded."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, EOC, (BATCH, TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    # Its language model insists on a mask, which transformers leaves out where nothing is padded.
+    ids[0, :2], mask[0, :2] = PAD, 0
+    for number in range(images):
+        ids[:, 3 + number * ((TOKENS - ANSWER_TOKENS - 3) // images)] = IMAGE
+    labels = torch.full_like(ids, -100)
+    labels[:, -ANSWER_TOKENS:] = ids[:, -ANSWER_TOKENS:]
+    size = VISION["image_size"]
+    pixels = torch.randn(BATCH, images, 1, 3, size, size, generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
+
+
+def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
+    """Train step and generation of the peer, with peft's LoRA as Multimodal-GPT puts it."""
+    from peft import LoraConfig, get_peft_model
+
+    from tuninglab.adapters.tuning_config import TuningConfig
+
+    ours = TuningConfig()
+    lora = LoraConfig(
+        r=ours.r, lora_alpha=ours.lora_alpha, target_modules=list(ours.lora_target_modules)
+    )
+    peer.lang_encoder = get_peft_model(peer.lang_encoder, lora)
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, mask, labels = (batch[n] for n in ("input_ids", "attention_mask", "labels"))
+        return peer(batch["pixel_values"], ids, attention_mask=mask, labels=labels).loss
+
+    def generate(batch: dict[str, torch.Tensor], **options: Any) -> Any:
+        mask = batch["attention_mask"]
+        # Its generate sets this on peft's wrapper, where its layers do not find it: they would see
+        # no image after the prompt, and say something else (found by the comparison of texts).
+        lang = peer.lang_encoder.get_base_model()
+        lang._use_cached_vision_x = True
+        try:
+            return peer.generate(
+                batch["pixel_values"], batch["input_ids"], attention_mask=mask, **options
+            )
+        finally:
+            lang._use_cached_vision_x = False
+
+    return stepper(peer, loss), generate
+
+
+def our_side(ours: Any, features: bool) -> tuple[Callable[..., float], Callable[..., Any]]:
+    """Train step and generation of tuninglab; `features` takes the latents as given."""
+    from tuninglab.adapters.lora import tune
+    from tuninglab.adapters.tuning_config import TuningConfig
+
+    # The gates stay frozen, as the peer's.
+    model = tune(ours, TuningConfig(train_gates=False))
+    latents: dict[int, torch.Tensor] = {}
+
+    def inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not features:
+            return batch
+        key = batch["pixel_values"].shape[1]
+        with torch.no_grad():
+            if key not in latents:
+                latents[key] = ours.encode_images(batch["pixel_values"])
+        rest = {name: value for name, value in batch.items() if name != "pixel_values"}
+        return {**rest, "image_features": latents[key]}
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**inputs(batch), labels_only_logits=True).loss
+
+    def generate(batch: dict[str, torch.Tensor], **options: Any) -> Any:
+        given = {name: value for name, value in inputs(batch).items() if name != "labels"}
+        return model.generate(**given, **options)
+
+    return stepper(model, loss), generate
+
+
+def stepper(model: Any, loss_of: Callable[..., torch.Tensor]) -> Callable[..., float]:
+    """One optimizer step on the trainable parameters, as both projects' loops do it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def step(batch: dict[str, torch.Tensor]) -> float:
+        model.train()
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        model.eval()
+        return loss.item()
+
+    return step
+
+
+def build(sides: tuple[str, ...] = SIDES) -> dict[str, tuple[Callable[..., float], Any]]:
+    """The named sides, on equal weights; those that are not needed are dropped."""
+    peer = peer_model()
+    weights = {name: tensor for name, tensor in peer.state_dict().items()}
+    built = {}
+    for side in sides:
+        if side != "peer":
+            built[side] = our_side(our_model(weights), "features" in side)
+    if "peer" in sides:
+        built["peer"] = peer_side(peer)
+    return built
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure_time(images: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a train step and of a generation on every side, interleaved."""
+    sides, batch = build(), make_batch(images)
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    options |= {"suppress_tokens": [IMAGE], "eos_token_id": EOC}
+    with torch.no_grad():
+        texts = [generate(batch, **options) for _, generate in sides.values()]
+    assert all(torch.equal(text, texts[0]) for text in texts), "generations differ"
+    losses = {name: step(batch) for name, (step, _) in sides.items()}
+    times: dict[str, dict[str, list[float]]] = {name: {"step": [], "gen": []} for name in sides}
+    for _ in range(rounds):
+        for name, (step, _) in sides.items():
+            times[name]["step"].append(timed(lambda step=step: step(batch)))
+        for name, (_, generate) in sides.items():
+            with torch.no_grad():
+                times[name]["gen"].append(timed(lambda make=generate: make(batch, **options)))
+    return {"first_loss": losses, "times_s": times}
+
+
+def child_peak(side: str, images: int) -> None:
+    """In a process of its own: print MiB of the highest RSS in the second step over imports."""
+    import_peer()
+    import peft  # noqa: F401
+
+    import tuninglab.models  # noqa: F401
+
+    before = _status_mib("VmRSS")
+    ((step, _),) = build((side,)).values()
+    batch = make_batch(images)
+    step(batch)
+    # Linux: writing 5 sets the high-water mark to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    step(batch)
+    print(json.dumps({"peak_mib": round(_status_mib("VmHWM") - before, 1)}))
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
+def measure_peak(side: str, images: int) -> float:
+    """Peak memory of one side in MiB."""
+    command = [sys.executable, __file__, "--child", side, "--images", str(images)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout.strip().splitlines()[-1])["peak_mib"]
+
+
+def summary(measured: dict[str, Any], peaks: dict[str, float]) -> dict[str, Any]:
+    """Ratios to the peer, of medians and of lowest times, and what they are made of."""
+    rows: dict[str, Any] = {}
+    peer = measured["times_s"]["peer"]
+    for name, times in measured["times_s"].items():
+        row = {"first_loss": measured["first_loss"][name], "peak_mib": peaks[name]}
+        row["memory_ratio"] = round(peaks[name] / peaks["peer"], 3)
+        for kind, values in times.items():
+            row[f"{kind}_s"] = [round(value, 3) for value in values]
+            for label, pick in (("median", statistics.median), ("min", min)):
+                row[f"{kind}_ratio_{label}"] = round(pick(values) / pick(peer[kind]), 3)
+        row["tokens_per_s"] = round(BATCH * NEW_TOKENS / statistics.median(times["gen"]), 1)
+        rows[name] = row
+    return rows
+
+
+def main() -> None:
+    """Measure all numbers of images and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", choices=SIDES)
+    options = parser.parse_args()
+    if options.child:
+        return child_peak(options.child, options.images[0])
+    import_peer()
+    versions = {}
+    for name in ("torch", "transformers", "peft"):
+        versions[name] = __import__(name).__version__
+    results: dict[str, Any] = {
+        "command": "python benchmarks/against_open_flamingo.py " + " ".join(sys.argv[1:]),
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "threads": torch.get_num_threads(),
+        "precision": "fp32",
+        "versions": versions,
+        "work": {"batch": BATCH, "tokens": TOKENS, "answer_tokens": ANSWER_TOKENS, "text": TEXT},
+        "images": {},
+    }
+    for images in options.images:
+        peaks = {side: measure_peak(side, images) for side in SIDES}
+        results["load"] = os.getloadavg()
+        results["images"][str(images)] = summary(measure_time(images, options.rounds), peaks)
+        print(json.dumps(results["images"][str(images)], indent=1), file=sys.stderr)
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
