@@ -107,10 +107,10 @@ def _free_place(out: Path, config: ConvertConfig) -> Path:
         return out
     if not config.overwrite:
         raise UserError(f"--out {out} exists; give another place, or --overwrite to replace it")
-    if out.is_dir() and not any((out / name).is_file() for name in OURS):
+    if not any((out / name).is_file() for name in OURS):
         raise UserError(
-            f"--out {out} is a folder of other things, which --overwrite does not replace (it has "
-            f"none of {', '.join(OURS)}). Give another place"
+            f"--out {out} is no model or adapter (it has none of {', '.join(OURS)}), and "
+            "--overwrite replaces nothing else. Give another place"
         )
     names = ("checkpoint", "lang_encoder", "vision_encoder", "tokenizer", "model")
     for name in names:
