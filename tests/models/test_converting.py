@@ -1,5 +1,9 @@
+import json
+import re
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, CLIPVisionModel, LlamaConfig, PreTrainedTokenizerFast
 
@@ -10,6 +14,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.converting import Sources, flamingo_of
+from tuninglab.models.formats import otter
 from tuninglab.models.formats.open_clip import tower_keys
 from tuninglab.models.formats.open_flamingo import describe
 from tuninglab.models.formats.reading import read_checkpoint
@@ -306,3 +311,67 @@ def test_configuration_is_whole(make_source, take_apart, tmp_path):
 
 def describe_fields(config):
     return [n for n in vars(config) if n.startswith(("perceiver_", "cross_attn_", "ff_"))]
+
+
+def test_an_otter_is_whole_in_its_directory(make_source, make_batch, tmp_path):
+    source = make_source("llama")
+    folder = tmp_path / "otter"
+    folder.mkdir()
+    state = {}
+    for name, tensor in source.state_dict().items():
+        if name.startswith("vision_encoder."):
+            name = name.replace("vision_encoder.", "vision_encoder.vision_model.")
+        elif name.startswith("perceiver.layers."):
+            name = re.sub(r"\.(\d+)\.0\.", r".\1.", name)
+            name = re.sub(r"\.(\d+)\.1\.(\d)", r".\1.feed_forward.\2", name)
+        elif ".gated_cross_attn_layer.ff." in name:
+            name = name.replace(".ff.", ".feed_forward.")
+        state[name] = tensor
+    torch.save(state, folder / "pytorch_model.bin")
+    text, vision = source.config.text_config.to_dict(), source.config.vision_config.to_dict()
+    config = {"model_type": "otter", "text_config": text, "vision_config": vision}
+    (folder / "config.json").write_text(json.dumps({**config, "cross_attn_every_n_layers": 2}))
+    checkpoint = read_checkpoint(folder)
+    layout = otter.describe(checkpoint)
+    with pytest.raises(UserError, match="holds no tokenizer: give --tokenizer"):
+        flamingo_of(checkpoint, layout, Sources(None, None), Choices())
+    # 59 words, then <|endofchunk|>, <image>, <answer>, <PAD>.
+    save_tokenizer(folder, BASE - 1)
+    model, processor = flamingo_of(checkpoint, layout, Sources(None, None), Choices())
+    assert processor.tokenizer.convert_tokens_to_ids("<answer>") == 61
+    assert (model.config.eoc_token_id, model.config.image_token_id) == (59, 60)
+    model.config.image_token_id = source.config.image_token_id
+    batch = make_batch([[1, 4], [3]])
+    assert torch.equal(model(**batch).logits, source(**batch).logits)
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(again(**batch).logits, source(**batch).logits)
+    # Parts of the weights gone: said, and not filled with chance.
+    del state["lang_encoder.model.norm.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    checkpoint = read_checkpoint(folder)
+    with pytest.raises(UserError, match="is incomplete: 1 weights are not there"):
+        flamingo_of(checkpoint, otter.describe(checkpoint), Sources(None, None), Choices())
+
+
+def test_a_tower_of_open_clip_and_a_safetensors_file(make_source, make_batch, take_apart, tmp_path):
+    source = make_source("llama")
+    lang, _ = take_apart(source, tmp_path)
+    save_tokenizer(lang)
+    # OpenCLIP's own file does not tell the heads; a directory with its configuration does.
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    width = source.config.vision_config.hidden_size
+    heads = source.config.vision_config.num_attention_heads
+    settings = {"vision_cfg": {"head_width": width // heads}, "quick_gelu": True}
+    (tower / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    save_file(
+        {n: t.contiguous() for n, t in open_clip_names(source.vision_encoder, "visual.").items()},
+        tower / "open_clip_model.safetensors",
+    )
+    save_file(released(source), tmp_path / "release.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "release.safetensors")
+    sources = Sources(str(lang), str(tower))
+    model, _ = flamingo_of(checkpoint, describe(checkpoint), sources, Choices())
+    batch = make_batch([[1, 4], [3]])
+    assert torch.equal(model(**batch).logits, source(**batch).logits)

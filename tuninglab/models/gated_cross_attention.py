@@ -36,7 +36,7 @@ class MaskedCrossAttention(nn.Module):
         query = self.to_q(self.norm(hidden_states))
         # In training from here, inside the block: sharding and checkpoints act on whole blocks.
         source = self.to_kv(media) if key_values is None else key_values
-        if token_of_place is None:
+        if token_of_place is None or image_of_block is None:
             attended = self._attend(query, source[:, 0])
         else:
             images = source.shape[1]

@@ -84,7 +84,8 @@ def load_vision_encoder(
     is_tower_file = path.is_file() and path.name != "config.json"
     if is_tower_file or (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file():
         vision, image_processor = load_tower(path)
-        return vision.to(dtype) if dtype else vision, image_processor
+        # pyright takes the decorated `to` for a plain function.
+        return vision.to(dtype) if dtype else vision, image_processor  # pyright: ignore
     where, local = resolve(path_or_id, "vision tower")
     config = read_config(where, local, "vision tower")
     if config.model_type not in ("clip", "clip_vision_model"):

@@ -97,6 +97,8 @@ def _with_adapter(model: PreTrainedModel, directory: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(directory))
         config.inference_mode = False
+        # PEFT would warn that the base is called otherwise here.
+        config.base_model_name_or_path = None
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             stored = set(file.keys())
         with torch.device("meta"):

@@ -70,6 +70,14 @@ def test_safetensors_by_content_and_not_by_name(tmp_path):
     same(read_checkpoint(tmp_path / "weights.bin").tensors)
 
 
+def test_safetensors_whose_header_begins_like_a_pickle(tmp_path):
+    path, padding = tmp_path / "weights.safetensors", 0
+    while not path.exists() or path.read_bytes()[0] != 0x80:
+        save_file(WEIGHTS, path, metadata={"padding": "x" * padding})
+        padding += 8
+    same(read_checkpoint(path).tensors)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_a_directory_of_shards(kind, tmp_path):
     names = [f"part-{i}.{kind}" for i in range(2)]
@@ -122,6 +130,7 @@ class Runs:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("function", [os.system, eval, exec, getattr, __import__])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_pickle_is_named_and_not_run(function, protocol, zipped, tmp_path):
     ran = tmp_path / "ran"
     argument = f"touch {ran}" if function is os.system else f"open({str(ran)!r}, 'w')"
@@ -134,6 +143,7 @@ def test_code_in_a_pickle_is_named_and_not_run(function, protocol, zipped, tmp_p
     assert not ran.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_beside_a_name_that_is_allowed(tmp_path):
     # A dotted name, which protocol 4 resolves attribute by attribute.
     path = tmp_path / "dotted.pt"
@@ -151,7 +161,7 @@ def test_metadata_of_a_state_dict_is_kept(tmp_path):
     assert read_checkpoint(tmp_path / "a.pt").extras["_metadata"] == state._metadata
 
 
-@pytest.mark.parametrize("kept", [1, 8, 9, 60, 200])
+@pytest.mark.parametrize("kept", [1, 8, 9, 60, -1])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_cut_files(kept, kind, tmp_path):
     path = tmp_path / "cut.pt"

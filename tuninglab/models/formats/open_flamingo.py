@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tuninglab.errors import UserError
+from tuninglab.models.configuration import MEDIA_MODES
 from tuninglab.models.formats.layout import Checkpoint, Key, Layout
 from tuninglab.models.formats.open_flamingo_keys import GATED_ALIAS, LANG, LAYER, fates, missing
 from tuninglab.models.formats.released import matching
@@ -44,14 +45,17 @@ def describe(checkpoint: Checkpoint) -> Layout:
     layers = _gated_layers(keys, path, where)
     source = {key.target: tensors[key.name] for key in keys if key.target and key.part is None}
     first = f"{LANG}{path}.{layers[0]}.gated_cross_attn_layer."
-    norm, latents = source.get(f"{first}attn.norm.weight"), source.get("perceiver.latents")
+    norm = _sized(source, f"{first}attn.norm.weight", 1)
+    latents = _sized(source, "perceiver.latents", 2)
     if norm is None or latents is None:
         gone = "perceiver.latents" if latents is None else f"{first}attn.norm.weight"
         raise UserError(
             f"{where} is incomplete: {gone} is not there, which tells a width of the model. Use "
             "the whole checkpoint"
         )
-    table = source.get(LANG + TABLES[family], source.get(f"{LANG}lm_head.weight"))
+    table = _sized(source, LANG + TABLES[family], 2)
+    if table is None:
+        table = _sized(source, f"{LANG}lm_head.weight", 2)
     kept = _metadata(checkpoint)
     layout = Layout(
         format="open_flamingo v2",
@@ -71,10 +75,26 @@ def describe(checkpoint: Checkpoint) -> Layout:
     return layout
 
 
+def _sized(source: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor | None:
+    """A tensor that tells a number of the model, if it is there."""
+    tensor = source.get(name)
+    if tensor is not None and (tensor.ndim != dimensions or not tensor.numel()):
+        raise UserError(
+            f"{name} has shape {tuple(tensor.shape)}; expected {dimensions} dimensions, none of "
+            "them 0. The checkpoint is of another kind, or sharded: save the whole state dict"
+        )
+    return tensor
+
+
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """What our writer added to the metadata of the state dict, which torch keeps for modules."""
     kept = (checkpoint.extras.get("_metadata") or {}).get("tuninglab")
-    return kept if isinstance(kept, dict) else {}
+    if not isinstance(kept, dict):
+        return {}
+    heads = {name: kept.get(name) for name in ("perceiver_heads", "cross_attn_heads")}
+    fine = {name: n for name, n in heads.items() if type(n) is int and n >= 1}
+    mode = kept.get("media_mode")
+    return {**fine, "media_mode": mode} if mode in MEDIA_MODES else fine
 
 
 def _layers_path(tensors: Mapping[str, Tensor], where: str) -> str:
@@ -121,9 +141,9 @@ def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
 
 def _numbers(source: Mapping[str, Tensor], first: str, kept: Mapping[str, Any]) -> dict[str, int]:
     """Fields of `FlamingoConfig` that the shapes tell; `kept` may tell the heads."""
-    queries = source.get("perceiver.layers.0.0.to_q.weight")
-    text_queries = source.get(f"{first}attn.to_q.weight")
-    wide = source.get(f"{first}ff.1.weight")
+    queries = _sized(source, "perceiver.layers.0.0.to_q.weight", 2)
+    text_queries = _sized(source, f"{first}attn.to_q.weight", 2)
+    wide = _sized(source, f"{first}ff.1.weight", 2)
     depths = [int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")]
     numbers = {
         "perceiver_depth": max(depths, default=-1) + 1,

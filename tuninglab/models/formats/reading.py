@@ -22,6 +22,7 @@ STATE_NAMES = ("model_state_dict", "state_dict")
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # In this order: safetensors beside .bin files hold the same weights.
 SHARD_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file (its format description)
 AGAIN = "Download or copy it again and compare its size with the source"
 
 # What cut off and scrambled files were seen to raise from torch, pickle and safetensors.
@@ -174,7 +175,8 @@ def _read_file(file: Path, notes: list[str]) -> dict[str, Any]:
 
 def _load(file: Path, head: bytes, notes: list[str]) -> Any:
     """The content of a file, by its first bytes: names of files say too little."""
-    if head[8:9] == b"{" and not head.startswith((b"PK", b"\x80")):
+    # Before pickles: the length of a safetensors header may begin with their first byte.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
         return load_file(file)
     is_zip = head.startswith(b"PK\x03\x04")
     if not is_zip and not head.startswith(b"\x80"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch._utils
 
 # Config containers that training scripts save beside their weights, and plain holders of values.
 # None of them is imported: each name is answered with one of the stand-ins below.
