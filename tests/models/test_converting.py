@@ -322,8 +322,8 @@ def test_an_otter_is_whole_in_its_directory(make_source, make_batch, tmp_path):
         if name.startswith("vision_encoder."):
             name = name.replace("vision_encoder.", "vision_encoder.vision_model.")
         elif name.startswith("perceiver.layers."):
-            name = re.sub(r"\.(\d+)\.0\.", r".\1.", name)
-            name = re.sub(r"\.(\d+)\.1\.(\d)", r".\1.feed_forward.\2", name)
+            name = re.sub(r"layers\.(\d+)\.0\.", r"layers.\1.", name)
+            name = re.sub(r"layers\.(\d+)\.1\.(\d)", r"layers.\1.feed_forward.\2", name)
         elif ".gated_cross_attn_layer.ff." in name:
             name = name.replace(".ff.", ".feed_forward.")
         state[name] = tensor
@@ -375,3 +375,21 @@ def test_a_tower_of_open_clip_and_a_safetensors_file(make_source, make_batch, ta
     model, _ = flamingo_of(checkpoint, describe(checkpoint), sources, Choices())
     batch = make_batch([[1, 4], [3]])
     assert torch.equal(model(**batch).logits, source(**batch).logits)
+
+
+def test_a_full_file_wins_over_the_language_model_and_leaves_its_files_alone(
+    make_source, make_batch, take_apart, tmp_path
+):
+    source = make_source("llama")
+    lang, clip = take_apart(source, tmp_path, BASE)
+    save_tokenizer(lang)
+    other = AutoModelForCausalLM.from_pretrained(lang)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    other.save_pretrained(lang)
+    # Weights are mapped from these files into memory, and overwritten there.
+    before = (lang / "model.safetensors").read_bytes()
+    model, _, _, _ = convert(with_aliases(source, "llama"), (lang, clip), tmp_path)
+    batch = make_batch([[1, 4], [3]])
+    assert torch.equal(model(**batch).logits, source(**batch).logits)
+    assert (lang / "model.safetensors").read_bytes() == before

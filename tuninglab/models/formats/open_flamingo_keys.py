@@ -101,7 +101,7 @@ def _lang(name: str, own: str, path: str, tensors: Mapping[str, Tensor]) -> Key:
         # transformers' GPT-NeoX had the head under this name.
         alias = f"{LANG}lm_head.{own.removeprefix('embed_out.')}"
         reason = "another name for lm_head"
-    if alias in tensors:
+    if alias is not None and alias in tensors:
         if not same_bits(tensors[name], tensors[alias]):
             raise UserError(
                 f"{name} and {alias} are two names for one weight, but they differ in the file: it "

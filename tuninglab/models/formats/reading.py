@@ -109,7 +109,7 @@ def _plain_or_note(name: str, value: Any, notes: list[str]) -> Any:
     kept = plain(value)
     if kept is None and value is not None:
         notes.append(f"{name}: skipped, it is a {type(value).__name__} that holds no plain values")
-    elif type(value).__name__.endswith("StandIn"):
+    elif type(value).__name__.endswith("StandIn") and isinstance(kept, dict):
         notes.append(
             f"{name}: a foreign configuration object, recovered as {len(kept)} plain values; none "
             "of its code was run"
