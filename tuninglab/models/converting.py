@@ -97,6 +97,9 @@ def _with_parts(
     trust = sources.trust_remote_code
     text_config = read_lang_config(lang_encoder, trust)
     check_lang_config(text_config, layout, lang_encoder)
+    if text_config.model_type != layout.family:
+        reason = f"--lang_encoder; by its names the file fits a {layout.family} as well"
+        choices.add("kind of language model", text_config.model_type, reason)
     tokenizer = load_tokenizer(sources.tokenizer or lang_encoder, trust)
     own_rows = text_config.get_text_config(decoder=True).vocab_size
     rows = _add_tokens(tokenizer, own_rows, layout, sources, choices)

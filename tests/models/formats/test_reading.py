@@ -181,3 +181,18 @@ def test_a_pickle_of_something_else(value, tmp_path):
     for name in ("a.pt", "b.pt"):
         with pytest.raises(UserError, match=name):
             read_checkpoint(tmp_path / name)
+
+
+def test_files_in_a_directory_without_an_index(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "checkpoint_0.pt")
+    same(read_checkpoint(tmp_path).tensors)
+    torch.save(WEIGHTS, tmp_path / "checkpoint_1.pt")
+    with pytest.raises(UserError, match="checkpoint_0.pt, checkpoint_1.pt.*Name the file"):
+        read_checkpoint(tmp_path)
+    # Weights proper come before what else torch saved.
+    for number, (name, tensor) in enumerate(WEIGHTS.items(), start=1):
+        torch.save({name: tensor}, tmp_path / f"pytorch_model-0000{number}-of-00002.bin")
+        if number == 1:
+            with pytest.raises(UserError, match="00001-of-00002"):
+                read_checkpoint(tmp_path)
+    same(read_checkpoint(tmp_path).tensors)

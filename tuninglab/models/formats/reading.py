@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ STATE_NAMES = ("model_state_dict", "state_dict")
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # In this order: safetensors beside .bin files hold the same weights.
 SHARD_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
+SHARD = re.compile(r"-\d+-of-(\d+)\.\w+$")
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file (its format description)
 AGAIN = "Download or copy it again and compare its size with the source"
 
@@ -142,8 +144,16 @@ def _files(folder: Path) -> list[Path]:
             return files
     for pattern in SHARD_PATTERNS:
         found = sorted(folder.glob(pattern))
-        if found:
+        wanted = {int(match[1]) for file in found if (match := SHARD.search(file.name))}
+        if found and len(found) == max(wanted, default=1):
             return found
+        if found:
+            # Epochs of a training, or shards that are not all here: never joined by guess.
+            names = ", ".join(file.name for file in found[:4])
+            raise UserError(
+                f"{folder} holds {len(found)} files of weights ({names}) that are not one "
+                "checkpoint. Name the file, or download what is missing"
+            )
     listed = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{folder} holds no weights (*.safetensors, *.bin, *.pt), but {listed}. Give the "
