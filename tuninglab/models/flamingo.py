@@ -14,7 +14,7 @@ from tuninglab.models.conditioning import Conditioning, conditioned_on, count_te
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
 from tuninglab.models.generation import FlamingoGenerationMixin
-from tuninglab.models.loss import next_token_loss
+from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.perceiver import PerceiverResampler
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
 
@@ -41,7 +41,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         labels (B, T): -100 where there is no loss; they are shifted here.
         num_items_in_batch: divides the summed loss, instead of the count of labels in the batch.
         labels_only_logits: compute the head only where there is a label. The logits are then
-            (N, vocabulary), a row a label; it saves the most where prompts are long.
+            (N, vocabulary), a row a label; it saves the most where prompts are long. None where
+            `loss_chunk_tokens` is set: the loss is then made in chunks of so many labels.
 
     Args:
         config: the configuration; alone, it gives random weights.
@@ -51,6 +52,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
     Raises:
         ValueError: the decoder layers of the language model were not found.
     """
+
+    loss_chunk_tokens: int | None = None
 
     def __init__(
         self,
@@ -201,13 +204,13 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
-        self, labels: Tensor, only: bool, logits_to_keep: int | Tensor
+        self, labels: Tensor, only: bool, logits_to_keep: int | Tensor, chunked: bool
     ) -> tuple[Tensor, int | Tensor]:
         """Next tokens (B, T) and logits_to_keep; (N,) and the mask of the N labels with `only`."""
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         # transformers applies a (B, T) bool mask before the head, and so before whatever scaling
         # or capping a head has. An architecture that cannot computes all logits.
-        if not only or "logits_to_keep" not in self._lang_arguments:
+        if not only or not (chunked or "logits_to_keep" in self._lang_arguments):
             return targets, logits_to_keep
         labelled = targets != -100
         return targets[labelled], labelled
@@ -240,13 +243,20 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         )
         if position_ids is None and past_key_values is None:
             position_ids = _positions(attention_mask)
-        targets = None
+        targets, head = None, self.get_output_embeddings()
+        chunk = self.loss_chunk_tokens if labels_only_logits and labels is not None else None
+        # Frozen, because the chunks' gradients are those of what goes into the head.
+        chunked = chunk is not None and head is not None and not trains(head)
+        runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
-            targets, logits_to_keep = self._targets(labels, labels_only_logits, logits_to_keep)
-        optional = {"position_ids": position_ids, "logits_to_keep": logits_to_keep}
+            only = labels_only_logits
+            targets, logits_to_keep = self._targets(labels, only, logits_to_keep, chunked)
+        optional = {"position_ids": position_ids}
+        if not chunked:
+            optional["logits_to_keep"] = logits_to_keep
         with conditioned_on(conditioning):
-            outputs = self.lang_encoder(
+            outputs = runner(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
@@ -256,11 +266,14 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
                 **kwargs,
             )
         loss = None
-        if targets is not None:
+        if chunked:
+            hidden = outputs.last_hidden_state[logits_to_keep]
+            loss = chunked_loss(hidden, head, targets, chunk, num_items_in_batch)
+        elif targets is not None:
             loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=outputs.logits,
+            logits=None if chunked else outputs.logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

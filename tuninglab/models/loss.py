@@ -1,8 +1,11 @@
 """The loss of next tokens, as a sum that other ranks and accumulation steps can join."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def next_token_loss(
@@ -25,6 +28,70 @@ def next_token_loss(
     total = F.cross_entropy(
         logits.float().flatten(0, -2), targets.flatten().to(logits.device), reduction="sum"
     )
-    if num_items_in_batch is None:
-        return total / (targets != -100).sum().clamp(min=1).to(total.device)
-    return total / torch.as_tensor(num_items_in_batch, device=total.device)
+    return total / _divisor(targets, num_items_in_batch, total.device)
+
+
+def chunked_loss(
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    chunk_tokens: int,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """The loss of `next_token_loss` for a frozen head, without ever holding all logits.
+
+    The gradient of a chunk is made right after its loss, in the forward pass, so that nothing but
+    (N, D) numbers are kept.
+
+    Args:
+        hidden: what goes into the head, (N, D), a row a target.
+        head: (N, D) -> logits (N, V). One that has `loss_and_grad` itself is asked for it.
+        targets: (N,), none of them -100.
+        chunk_tokens: rows whose logits exist at a time.
+        num_items_in_batch: as in `next_token_loss`.
+    """
+    total = _ChunkedLoss.apply(hidden, head, targets, chunk_tokens)
+    return total / _divisor(targets, num_items_in_batch, total.device)
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether a module has parameters that require gradients."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Any, targets: Tensor, chunk_tokens: int) -> Tensor:
+        loss_and_grad = getattr(head, "loss_and_grad", None) or loss_and_grad_of(head)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad = torch.empty_like(hidden)
+        for start in range(0, len(hidden), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            loss, grad[part] = loss_and_grad(hidden[part], targets[part])
+            total += loss
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * grads[0].to(grad.dtype), None, None, None
+
+
+def loss_and_grad_of(head: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """How any head makes a chunk's summed loss and the gradient of its input."""
+
+    def loss_and_grad(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, hidden)
+        return loss.detach(), grad
+
+    return loss_and_grad
+
+
+def _divisor(targets: Tensor, count: int | Tensor | None, device: torch.device) -> Tensor:
+    if count is None:
+        return (targets != -100).sum().clamp(min=1).to(device)
+    return torch.as_tensor(count, device=device)

@@ -14,12 +14,25 @@ over, so it is multiplied into g before g is quantised; the same W_q serves both
 A, B and c are LoRA's. The weight is frozen, so its gradient never exists; x is kept as q_x, s_x.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from tuninglab.adapters.int8.cross_entropy import cross_entropy
 from tuninglab.adapters.int8.rows import multiply, quantise_rows, scale_rows
+from tuninglab.adapters.int8.ways import Way, ways
+from tuninglab.models.loss import loss_and_grad_of
+
+
+class _Plan(NamedTuple):
+    """How one call computes: LoRA's factor c, the format of y, and the way of each direction."""
+
+    scaling: float
+    dtype: torch.dtype
+    forward: Way
+    backward: Way
 
 
 class _Int8Product(torch.autograd.Function):
@@ -29,71 +42,124 @@ class _Int8Product(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         weight_scale: Tensor,
+        input_scale: Tensor | None,
         lora_a: Tensor | None,
         lora_b: Tensor | None,
-        scaling: float,
-        dtype: torch.dtype,
+        plan: _Plan,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        q, scale = quantise_rows(rows)
-        y = scale_rows(multiply(q, weight.t()), scale, weight_scale, dtype)
-        h = None
+        rows, dtype = x.reshape(-1, x.shape[-1]), plan.dtype
+        q = scale = h = None
+        if lora_a is not None or plan.forward == "int8":
+            q, scale = _quantised_once(x, rows, input_scale)
+        if plan.forward == "int8":
+            assert q is not None and scale is not None
+            y = scale_rows(multiply(q, weight.t()), scale, weight_scale, dtype)
+        else:
+            y = rows.to(dtype) @ scale_rows(weight, weight_scale, input_scale, dtype).t()
         if lora_a is not None and lora_b is not None:
             h = rows.to(dtype) @ lora_a.to(dtype).t()
-            y.addmm_(h, lora_b.to(dtype).t(), alpha=scaling)
-            ctx.save_for_backward(weight, weight_scale, q, scale, h, lora_a, lora_b)
+            y.addmm_(h, lora_b.to(dtype).t(), alpha=plan.scaling)
         else:
-            ctx.save_for_backward(weight, weight_scale)
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
+            q = scale = None
+        ctx.save_for_backward(weight, weight_scale, input_scale, q, scale, h, lora_a, lora_b)
+        ctx.plan, ctx.shape, ctx.x_dtype = plan, x.shape, x.dtype
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        weight, weight_scale, *lora = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        dx = da = db = None
-        if lora:
-            q, scale, h, lora_a, lora_b = lora
-            gb = (grad @ lora_b.to(grad.dtype)).mul_(ctx.scaling)
-            db = (grad.t() @ h).mul_(ctx.scaling).to(lora_b.dtype)
-            da = (gb.t() @ scale_rows(q, scale, None, grad.dtype)).to(lora_a.dtype)
+        weight, weight_scale, input_scale, q, scale, h, lora_a, lora_b = ctx.saved_tensors
+        grad, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype
+        dx = da = db = gb = None
+        if h is not None:
+            gb = (grad @ lora_b.to(dtype)).mul_(ctx.plan.scaling)
+            db = (grad.t() @ h.to(dtype)).mul_(ctx.plan.scaling).to(lora_b.dtype)
+            back = None if input_scale is None else input_scale.reciprocal()
+            da = (gb.t() @ scale_rows(q, scale, back, dtype)).to(lora_a.dtype)
         if ctx.needs_input_grad[0]:
-            q_grad, grad_scale = quantise_rows(grad, weight_scale)
-            dx = scale_rows(multiply(q_grad, weight), grad_scale, None, grad.dtype)
-            if lora:
-                dx.addmm_(gb, lora_a.to(grad.dtype))
-            dx = dx.view(ctx.shape).to(ctx.dtype)
-        return dx, None, None, da, db, None, None
+            if ctx.plan.backward == "int8":
+                q_grad, grad_scale = quantise_rows(grad, weight_scale)
+                dx = scale_rows(multiply(q_grad, weight), grad_scale, input_scale, dtype)
+            else:
+                dx = grad @ scale_rows(weight, weight_scale, input_scale, dtype)
+            if gb is not None:
+                dx.addmm_(gb, lora_a.to(dtype))
+            dx = dx.view(ctx.shape).to(ctx.x_dtype)
+        return dx, None, None, None, da, db, None
+
+
+def _quantised_once(x: Tensor, rows: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Quantise the rows of x, once for all layers that read it (q, k and v; gate and up).
+
+    The result hangs on x itself, so that it goes when x goes.
+    """
+    if torch.compiler.is_compiling() or x.is_inference() or input_scale is not None:
+        return quantise_rows(rows, input_scale)
+    version, *kept = getattr(x, "_int8_rows", (None,))
+    if version != x._version:
+        kept = quantise_rows(rows)
+        x._int8_rows = (x._version, *kept)  # pyright: ignore[reportAttributeAccessIssue]
+    q, scale = kept
+    return q, scale
 
 
 class Int8Linear(nn.Module):
     """A frozen linear layer without a float copy of its weight.
 
-    State dict: `weight` int8 (N, K), `weight_scale` float32 (N,), `bias` (N,) where there is one.
+    State dict: `weight` int8 (N, K), `weight_scale` float32 (N,), `bias` (N,) where there is one,
+    `input_scale` (K,) where inputs are smoothed.
+
+    Attributes:
+        backward: "int8" or "dequantise" to insist on one; None takes what `ways` says.
     """
+
+    backward: Way | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         weight = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        scale = torch.empty(out_features, device=device)
+        # Whatever the default: from_pretrained builds models of 16 bits with that as the default.
+        scale = torch.empty(out_features, dtype=torch.float32, device=device)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
+        self.register_parameter("input_scale", None)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False)
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "Int8Linear":
-        """Quantise a linear layer; it is left as it is."""
+    def of(cls, linear: nn.Linear, largest_inputs: Tensor | None = None) -> "Int8Linear":
+        """Quantise a linear layer; it is left as it is.
+
+        Args:
+            linear: the layer.
+            largest_inputs: the largest absolute value that each input takes (K,), seen in some
+                batches. Where a few inputs are far larger than the rest (LLaMA from 6.7 B on), part
+                of their size is moved into the weight, as in SmoothQuant (Xiao et al. 2022, with
+                alpha 0.5), at no cost in time.
+        """
         weight = linear.weight.detach()
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, "meta")
+        if largest_inputs is not None:
+            columns = weight.float().abs().amax(0).clamp(min=1e-5)
+            scale = (columns / largest_inputs.float().clamp(min=1e-5)).sqrt()
+            layer.input_scale = nn.Parameter(scale, requires_grad=False)
+            weight = weight.float() / scale
         q, scale = quantise_rows(weight)
         layer.weight = nn.Parameter(q, requires_grad=False)
         layer.weight_scale = nn.Parameter(scale, requires_grad=False)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return layer
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
+        scale = self.weight_scale.data
+        super()._apply(fn, recurse)
+        # In 16 bits the scales would round every weight once more: a cast of the model skips them.
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale.data = scale.to(self.weight_scale.device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
@@ -109,12 +175,36 @@ class Int8Linear(nn.Module):
         """(..., K) -> (..., N), with LoRA of A (R, K) and B (N, R) in the same pass."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        y = _Int8Product.apply(x, self.weight, self.weight_scale, lora_a, lora_b, scaling, dtype)
+        forward, backward = ways(x.device, x.numel() // self.in_features, self.weight.shape)
+        plan = _Plan(scaling, dtype, forward, self.backward or backward)
+        frozen = (self.weight, self.weight_scale, self.input_scale)
+        y = _Int8Product.apply(x, *frozen, lora_a, lora_b, plan)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def loss_and_grad(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy of the layer's output as logits, and the gradient of `hidden`.
+
+        Args:
+            hidden: (N, K).
+            targets: (N,), none negative.
+        """
+        way, _ = ways(hidden.device, len(hidden), self.weight.shape)
+        if way != "int8" or self.bias is not None or self.input_scale is not None:
+            return loss_and_grad_of(self)(hidden, targets)
+        return cross_entropy(hidden, targets, self.weight, self.weight_scale)
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (N, K) as float numbers."""
-        return scale_rows(self.weight, self.weight_scale, None, dtype)
+        return scale_rows(self.weight, self.weight_scale, self.input_scale, dtype)
+
+    def to_linear(self, dtype: torch.dtype) -> nn.Linear:
+        """A float layer of the dequantised weight, frozen."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
+        linear.weight = nn.Parameter(self.dequantised(dtype), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+        return linear
 
     def extra_repr(self) -> str:
+        """What print(model) shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, int8"

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from tuninglab.adapters.int8.linear import Int8Linear
+from tuninglab.errors import UserError
 
 
 class Int8LoraLinear(LoraLinear):
@@ -17,11 +17,43 @@ class Int8LoraLinear(LoraLinear):
         """(..., K) -> (..., N); whatever is not plain LoRA goes PEFT's own way."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         plain = len(names) == 1 and not (self.disable_adapters or self.merged or args or kwargs)
-        if not plain or self.lora_variant or not _passes(self.lora_dropout[names[0]]):
-            return super().forward(x, *args, **kwargs)
         base: Any = self.get_base_layer()
+        # Not int8: the base was dequantised since.
+        if not plain or self.lora_variant or not isinstance(base, Int8Linear):
+            return super().forward(x, *args, **kwargs)
+        if self.lora_bias[names[0]] or not _passes(self.lora_dropout[names[0]]):
+            return super().forward(x, *args, **kwargs)
         a, b = self.lora_A[names[0]], self.lora_B[names[0]]
         return base.multiply(x, a.weight, b.weight, self.scaling[names[0]])
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> Any:
+        """Plain LoRA only.
+
+        Raises:
+            UserError: DoRA and its kin, PiSSA and the like read the weight as float numbers.
+        """
+        variant = super().resolve_lora_variant(config=config, **kwargs)
+        if variant is not None or config.init_lora_weights not in (True, False, "gaussian"):
+            raise UserError(
+                "Only plain LoRA works on int8 weights; this LoRA configuration needs float ones. "
+                "Load the base without int8, or leave out use_dora, init_lora_weights and the like"
+            )
+        return None
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapter to a base that was made float again.
+
+        Raises:
+            UserError: the base is int8.
+        """
+        if isinstance(self.get_base_layer(), Int8Linear):
+            raise UserError(
+                "An adapter cannot be merged into int8 weights: the sum would have to be rounded "
+                "anew. Put it on its base in 16 or 32 bits and merge there; or make this base "
+                "float first, with the rounding it was tuned with: "
+                "model.get_base_model().dequantize()"
+            )
+        super().merge(safe_merge, adapter_names)
 
 
 def _passes(dropout: nn.Module) -> bool:

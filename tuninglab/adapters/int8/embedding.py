@@ -1,0 +1,40 @@
+"""A frozen token table in int8, whose rows are dequantised when they are looked up."""
+
+import torch
+from torch import Tensor, nn
+
+from tuninglab.adapters.int8.rows import quantise_rows, scale_rows
+
+
+class Int8Embedding(nn.Module):
+    """A frozen embedding; `weight` is int8 (V, D), `weight_scale` float32 (V,)."""
+
+    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, dtype: torch.dtype):
+        super().__init__()
+        self.weight, self.weight_scale, self.dtype = weight, weight_scale, dtype
+        self.num_embeddings, self.embedding_dim = weight.shape
+
+    @classmethod
+    def of(cls, embedding: nn.Embedding) -> "Int8Embedding":
+        """Quantise a token table; it is left as it is."""
+        table = embedding.weight.detach()
+        q, scale = (nn.Parameter(t, requires_grad=False) for t in quantise_rows(table))
+        return cls(q, scale, table.dtype)
+
+    def _apply(self, fn, recurse: bool = True) -> "Int8Embedding":
+        scale = self.weight_scale.data
+        # A cast says which format the rows come out in, a move does not; the scales keep theirs.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
+        super()._apply(fn, recurse)
+        self.weight_scale.data = scale.to(self.weight_scale.device)
+        return self
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Ids (...) -> rows (..., D)."""
+        ids = input_ids.flatten()
+        rows = scale_rows(self.weight[ids], self.weight_scale[ids], None, self.dtype)
+        return rows.view(*input_ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, int8"

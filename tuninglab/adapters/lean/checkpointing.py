@@ -1,0 +1,28 @@
+"""Activation checkpointing of every n-th block."""
+
+import re
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def checkpoint_blocks(model: nn.Module, every: int) -> int:
+    """Let every n-th block of each stack compute its activations again in the backward pass.
+
+    Blocks are transformers' checkpointable layers that train something: a frozen tower keeps
+    nothing that could be computed again. The first of a stack is the first chosen; the gated blocks
+    of a Flamingo are a stack of their own. Returns how many were chosen.
+    """
+    stacks: dict[str, list[Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                stacks.setdefault(re.sub(r"\d+", "*", name), []).append(module)
+    chosen = [block for stack in stacks.values() for block in stack[::every]]
+    for block in chosen:
+        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        block.gradient_checkpointing = True
+    return len(chosen)

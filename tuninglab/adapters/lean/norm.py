@@ -1,0 +1,83 @@
+"""RMS norm that keeps its input and one number a row for the backward pass, nothing else."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuninglab.adapters.native.fused import fused
+from tuninglab.adapters.native.library import call, has_kernels
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, inverse = _normed(x.flatten(0, -2).contiguous(), weight.float(), eps)
+        # The input is kept by the residual connection anyway; transformers' own module keeps two
+        # float32 copies of it besides.
+        ctx.save_for_backward(x, inverse, weight)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, inverse, weight = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2).contiguous()
+        dx = _normed_grad(grad, x.flatten(0, -2).contiguous(), inverse, weight.float())
+        return dx.view(x.shape), None, None
+
+
+class LeanRMSNorm(nn.Module):
+    """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,) frozen."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        original: Any = norm
+        self.weight: nn.Parameter = original.weight
+        self.variance_epsilon: float = original.variance_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in the same number format."""
+        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module is a frozen RMS norm; tried on a row, because there are other formulas."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None or weight.is_meta:
+        return False
+    if weight.requires_grad or isinstance(module, LeanRMSNorm):
+        return False
+    row = torch.linspace(-1, 2, len(weight), device=weight.device)[None].to(weight.dtype)
+    expected, _ = _torch_normed(row, weight.float(), eps)
+    return torch.allclose(module(row).float(), expected.float(), rtol=2e-2, atol=1e-3)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if not has_kernels(x):
+        return fused(_torch_normed, x)(x, weight, eps)
+    y, inverse = torch.empty_like(x), torch.empty(len(x))
+    call("rms_norm", x.dtype, x, weight, y, inverse, eps, *x.shape)
+    return y, inverse
+
+
+def _normed_grad(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    if not has_kernels(grad, x) or grad.dtype != x.dtype:
+        return fused(_torch_normed_grad, x)(grad, x, inverse, weight)
+    dx = torch.empty_like(x)
+    call("rms_norm_grad", x.dtype, grad, x, inverse, weight, dx, *x.shape)
+    return dx
+
+
+def _torch_normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    inverse = torch.rsqrt(x.float().pow(2).mean(1) + eps)
+    return (x.float() * inverse[:, None] * weight).to(x.dtype), inverse
+
+
+def _torch_normed_grad(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    weighted, unit = grad.float() * weight, x.float() * inverse[:, None]
+    along = (weighted * unit).mean(1, keepdim=True)
+    return ((weighted - unit * along) * inverse[:, None]).to(x.dtype)

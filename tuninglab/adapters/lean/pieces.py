@@ -1,0 +1,84 @@
+"""Puts the memory savers into a model, by name."""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from tuninglab.adapters.int8.embedding import Int8Embedding
+from tuninglab.adapters.int8.linear import Int8Linear
+from tuninglab.adapters.lean import attention
+from tuninglab.adapters.lean.glu import LeanActivation, activation_of, lean_glu_of
+from tuninglab.adapters.lean.norm import LeanRMSNorm, is_rms_norm
+from tuninglab.models.gated_cross_attention import GatedCrossAttentionBlock
+
+# Tokens whose logits exist at a time: 128 x 32128 numbers of float32 are 16 MiB.
+LOSS_CHUNK_TOKENS = 128
+
+
+def make_lean(model: Any, pieces: Collection[str]) -> dict[str, str]:
+    """Put memory savers into a frozen model, in place, before LoRA is added.
+
+    Args:
+        model: a Flamingo or a T5, its base frozen.
+        pieces: of
+            norm: RMS norms keep their input alone.
+            glu: gated feed-forwards, and the gated blocks' GELU, keep int8 rows.
+            attention: attention with a position bias (T5) computes its scores again.
+            loss: logits exist for 128 tokens at a time, never for all.
+            embedding: the token table is int8; a head tied to it becomes an int8 layer.
+
+    Returns:
+        What was changed, a phrase for each piece: choices are said with it.
+    """
+    text = getattr(model, "lang_encoder", model)
+    done: dict[str, str] = {}
+    if "norm" in pieces:
+        norms = {n: LeanRMSNorm(m) for n, m in text.named_modules() if is_rms_norm(m)}
+        done["norm"] = f"{_replace(text, norms)} RMS norms"
+    if "glu" in pieces:
+        done["glu"] = f"{_replace(text, _feed_forwards(text))} feed-forwards"
+    if "attention" in pieces:
+        biased = text.config.model_type == "t5"
+        if biased:
+            model.set_attn_implementation(attention.NAME)
+        done["attention"] = "T5's" if biased else "none with a bias; sdpa keeps no scores"
+    if "loss" in pieces:
+        model.loss_chunk_tokens = LOSS_CHUNK_TOKENS
+        done["loss"] = f"{LOSS_CHUNK_TOKENS} tokens at a time"
+    if "embedding" in pieces:
+        done["embedding"] = _shrink_embedding(text)
+    return done
+
+
+def _replace(model: nn.Module, modules: dict[str, nn.Module]) -> int:
+    for name, module in modules.items():
+        model.set_submodule(name, module.train(model.training))
+    return len(modules)
+
+
+def _feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        lean = lean_glu_of(module)
+        if lean is not None:
+            found[name] = lean
+        if isinstance(module, GatedCrossAttentionBlock):
+            for place, layer in module.ff.named_children():
+                activation = activation_of(layer) if not list(layer.parameters()) else None
+                if activation is not None:
+                    found[f"{name}.ff.{place}"] = LeanActivation(activation)
+    return found
+
+
+def _shrink_embedding(model: Any) -> str:
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(table, nn.Embedding):
+        return "already int8"
+    small = Int8Embedding.of(table)
+    if head is not None and head.weight is table.weight:
+        tied = Int8Linear(table.embedding_dim, table.num_embeddings, device="meta")
+        tied.weight, tied.weight_scale = small.weight, small.weight_scale
+        model.set_output_embeddings(tied)
+    model.set_input_embeddings(small)
+    return f"{table.num_embeddings} rows of {table.embedding_dim}"

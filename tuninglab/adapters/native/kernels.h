@@ -1,0 +1,5 @@
+/* The kernels of one number format: FORMAT names it, T holds it. */
+#include "activations.h"
+#include "attention.h"
+#include "norm.h"
+#include "rows.h"
