@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from tuninglab.config import ChatConfig, DemoConfig, FinetuneConfig
+from tuninglab.adapters.tuning_config import T5_TARGET_MODULES
+from tuninglab.config import ChatConfig, DemoConfig, FinetuneConfig, FlanT5Config
 from tuninglab.errors import UserError
 
 DOCUMENT = dict(
@@ -21,10 +22,13 @@ def test_the_defaults_hold():
     FinetuneConfig().validate()
     DemoConfig().validate()
     ChatConfig().validate()
+    FlanT5Config().validate()
 
 
 def test_tuning_config_is_taken_as_the_document_writes_it():
     assert FinetuneConfig(tuning_config=DOCUMENT).tuning_config == FinetuneConfig().tuning_config
+    text = FlanT5Config(tuning_config={"r": 4}).tuning_config
+    assert (text.r, tuple(text.lora_target_modules)) == (4, T5_TARGET_MODULES)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +48,13 @@ def test_tuning_config_is_taken_as_the_document_writes_it():
         ("logging_steps", 0),
         ("save_steps", 0),
         ("max_tokens", 0),
+        ("checkpoint_every", 0),
         ("workers", -1),
         ("warmup_steps", -1),
         ("seed", 2**32),
         ("lr_scheduler", "cosin"),
         ("precision", "int4"),
+        ("quantization", "int4"),
         ("run_name", ""),
         ("run_name", " "),
         ("run_name", "."),
@@ -129,3 +135,64 @@ def test_paths_that_exist_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch
 def test_settings_without_effect_are_refused(settings):
     with pytest.raises(UserError, match="is given with"):
         FinetuneConfig(**settings).validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_finetune", "in_flan_t5"),
+    [
+        ({}, "none", "int8"),
+        ({"enable_int8": True}, "int8", "int8"),
+        ({"enable_int8": False}, "none", "none"),
+        ({"quantization": "none"}, "none", "none"),
+        ({"quantization": "bnb-int8"}, "bnb-int8", "bnb-int8"),
+        ({"enable_int8": True, "quantization": "int8"}, "int8", "int8"),
+        ({"enable_int8": False, "quantization": "none"}, "none", "none"),
+        ({"enable_int8": False, "quantization": "bnb-nf4"}, "bnb-nf4", "bnb-nf4"),
+    ],
+)
+def test_the_format_of_the_base(settings, in_finetune, in_flan_t5):
+    for config_class, expected in ((FinetuneConfig, in_finetune), (FlanT5Config, in_flan_t5)):
+        config = config_class(**settings)
+        config.validate()
+        assert config.base_format == expected
+
+
+@pytest.mark.parametrize(
+    ("enable_int8", "quantization"),
+    [(True, "none"), (True, "bnb-int8"), (True, "bnb-nf4"), (False, "int8"), (False, "bnb-int8")],
+)
+def test_formats_that_contradict_each_other_are_refused(enable_int8, quantization):
+    config = FlanT5Config(enable_int8=enable_int8, quantization=quantization)
+    switch = f"--enable_int8 {str(enable_int8).lower()}"
+    with pytest.raises(UserError, match=f"Drop {switch} to get {quantization}, or drop --quant"):
+        config.validate()
+
+
+def test_what_a_run_keeps_leaves_nothing_open_and_contradicts_nothing():
+    for kind, switch in (("int8", True), ("none", False), ("bnb-int8", None), ("bnb-nf4", None)):
+        kept = FlanT5Config(quantization=kind).resolved()
+        kept.validate()
+        assert (kept.base_format, kept.quantization, kept.enable_int8) == (kind, kind, switch)
+        assert kept.savers == kept.lean == FlanT5Config(quantization=kind).savers
+        assert kept.resolved() == kept
+
+
+def test_memory_savers_come_with_int8_unless_they_are_named():
+    assert FinetuneConfig().savers == []
+    assert FlanT5Config(quantization="none").savers == []
+    assert FlanT5Config().savers == ["norm", "glu", "attention", "loss", "embedding"]
+    assert FlanT5Config(lean=[]).savers == []
+    assert FinetuneConfig(lean=["loss"]).savers == ["loss"]
+    with pytest.raises(UserError, match="--lean is 'gl'; expected one of norm, glu"):
+        FinetuneConfig(lean=["gl"]).validate()  # type: ignore[list-item]
+
+
+def test_every_block_and_every_nth_block_must_agree():
+    for every in (None, 1):
+        config = FinetuneConfig(activation_checkpointing=True, checkpoint_every=every)
+        config.validate()
+        assert config.checkpoint_interval == 1
+    assert FinetuneConfig(checkpoint_every=3).checkpoint_interval == 3
+    assert FinetuneConfig().checkpoint_interval is None
+    with pytest.raises(UserError, match="--checkpoint_every is 2"):
+        FinetuneConfig(activation_checkpointing=True, checkpoint_every=2).validate()

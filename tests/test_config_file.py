@@ -1,7 +1,7 @@
 import pytest
 
-from tuninglab.config import DemoConfig, FinetuneConfig
-from tuninglab.config_file import config_yaml, read_config
+from tuninglab.config import DemoConfig, FinetuneConfig, FlanT5Config
+from tuninglab.config_file import config_yaml, read_config, read_recipe
 from tuninglab.errors import UserError
 
 
@@ -43,6 +43,9 @@ def test_what_concerns_one_call_is_not_written():
     ("text", "parts"),
     [
         ("learning_rat: 1\n", ["'learning_rat'", "Did you mean 'learning_rate'", "batch_size"]),
+        ("recipe: flan-t5\n", ["recipe", "'flan-t5'", "one of finetune"]),
+        ("lean: [loss, gl]\n", ["lean", "'gl'", "norm, glu"]),
+        ("PATHS: x\n", ["unknown key 'PATHS'"]),
         ("tuning_config:\n  rr: 1\n", ["tuning_config", "'rr'", "lora_alpha"]),
         ("tuning_config: 3\n", ["tuning_config", "int"]),
         ("batch_size: two\n", ["batch_size", "'two'", "whole number"]),
@@ -92,3 +95,20 @@ def test_the_spellings_of_the_flags_work_in_a_file(tmp_path):
         read_config(path, FinetuneConfig)
     path.write_text("tuning_config:\n")
     assert read_config(path, FinetuneConfig) == FinetuneConfig()
+
+
+def test_a_run_tells_its_recipe(tmp_path):
+    path = tmp_path / "config.yaml"
+    for config in (FinetuneConfig(seed=3), FlanT5Config(lean=["loss"], enable_int8=False)):
+        path.write_text(config_yaml(config))
+        assert read_recipe(path) == config
+    # A run from before there was a second recipe.
+    path.write_text("seed: 3\n")
+    assert read_recipe(path) == FinetuneConfig(seed=3)
+
+
+def test_part_of_a_tuning_config_keeps_the_patterns_of_its_recipe(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("tuning_config: {r: 4}\n")
+    tuning = read_config(path, FlanT5Config).tuning_config
+    assert (tuning.r, tuning.lora_target_modules[:2]) == (4, ["q", "k"])

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
-from tuninglab import flamingo
+from tuninglab import cli, flamingo
+from tuninglab.adapters.int8.quantiser import Int8Config, int8_layers
+from tuninglab.adapters.saving import load_adapter
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.config import FinetuneConfig
 from tuninglab.data.splits import read_splits
@@ -19,6 +22,7 @@ from tuninglab.errors import DataError, UserError
 from tuninglab.flamingo import finetune
 from tuninglab.models.build import load_flamingo
 from tuninglab.run_folder import RunFolder
+from tuninglab.serving.open_model import open_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,27 +174,32 @@ def command_line(config: FinetuneConfig, name: str, **flags) -> list[str]:
     return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
 
-def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path):
+# An int8 gradient is rounded on each row by itself; what differs between the two runs in the last
+# bit may round to the next step.
+@pytest.mark.parametrize(("flags", "loss_error"), [({}, 1e-5), ({"enable_int8": True}, 1e-4)])
+def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, flags, loss_error):
     """12 samples, 2 x 5 rows a step: the second step of an epoch is short and uneven."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5)]
+    words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5, **flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    finetune(replace(config, run_name="one", batch_size=10, max_steps=4, learning_rate=2e-4))
+    alone = {"batch_size": 10, "max_steps": 4, "learning_rate": 2e-4, **flags}
+    finetune(replace(config, run_name="one", **alone))
     lines = {}
     for name in ("one", "two"):
         text = (tmp_path / name / "metrics.jsonl").read_text()
         lines[name] = [json.loads(line) for line in text.splitlines()]
     for one, two in zip(lines["one"], lines["two"], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["loss"] == pytest.approx(one["loss"], rel=loss_error)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=100 * loss_error)
         assert (two["samples"], two["tokens"]) == (one["samples"], one["tokens"])
     weights = [load_file(tmp_path / n / "adapter" / "adapter_model.safetensors") for n in lines]
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-5)
+        error = 100 * loss_error
+        torch.testing.assert_close(weights[1][name], weight, rtol=error, atol=error / 100)
 
 
 def test_script_runs_from_within_the_package(config, tmp_path):
@@ -211,3 +220,65 @@ def test_tuning_config_is_what_is_tuned(config):
     report = finetune(replace(config, max_steps=1, tuning_config=TuningConfig(r=2)))
     # LoRA scales with its rank; two gates do not.
     assert report["train"]["trainable_parameters"] == (15_746 - 2) // 8 + 2
+
+
+@torch.no_grad()
+def answers(model):
+    ids = torch.randint(0, 250, (2, 8), generator=torch.Generator().manual_seed(3))
+    return model.eval()(input_ids=ids).logits
+
+
+def test_int8_learns_and_its_adapter_fits_the_float_base(config, tmp_path, capsys):
+    report = finetune(replace(config, enable_int8=True, max_steps=12))
+    assert report["quantization"] == "int8"
+    assert report["train"]["last_loss"] < report["train"]["first_loss"] - 0.1
+    said = capsys.readouterr().err
+    assert re.search(r"base weights: int8 in \d+ linear layers, else float32", said)
+    choices = json.loads((tmp_path / "a" / "environment.json").read_text())["choices"]
+    assert "base weights" in {choice["choice"] for choice in choices}
+    base, _ = load_flamingo(config.model)
+    plain = answers(base)
+    on_floats = answers(PeftModel.from_pretrained(base, str(tmp_path / "a" / "adapter")))
+    model, _ = load_flamingo(config.model, quantization=Int8Config(["vision_encoder", "perceiver"]))
+    on_int8 = answers(load_adapter(model, tmp_path / "a" / "adapter"))
+    assert (on_int8 - on_floats).norm() < 0.1 * (on_floats - plain).norm()
+    # What the run held in int8 is loaded as it is saved.
+    opened, _ = open_model(str(tmp_path / "a"))
+    assert "tuned on them in int8" in capsys.readouterr().err
+    assert torch.equal(answers(opened), on_floats)
+
+
+def test_int8_goes_on_where_it_stopped(config, tmp_path):
+    config = replace(config, enable_int8=True, lr_scheduler="constant")
+    finetune(replace(config, max_steps=2))
+    whole = finetune(replace(config, max_steps=4, run_name="b"))
+    go_on = FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=4)
+    assert finetune(go_on)["train"]["last_loss"] == whole["train"]["last_loss"]
+
+
+def test_parts_in_int8_leave_an_int8_base(config, tiny_bases, tiny_flamingo, take_apart, tmp_path):
+    lang, clip = take_apart(tiny_flamingo(), tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bases["plain"]).save_pretrained(lang)
+    load_flamingo(tiny_bases["plain"])[1].image_processor.save_pretrained(clip)
+    parts = {"lang_encoder": str(lang), "vision_encoder": str(clip)}
+    asked = {"enable_int8": True, "cross_attn_every_n_layers": 1, "max_steps": 2}
+    report = finetune(replace(config, model="embedded", **asked, **parts))
+    base, _ = load_flamingo(report["base"])
+    layers = [name for name, _ in int8_layers(base)]
+    assert len(layers) == 2 * 7 and not any("gated" in name for name in layers)
+    opened, _ = open_model(str(tmp_path / "a"))
+    assert [
+        name.replace(".base_layer", "") for name, _ in int8_layers(opened.get_base_model())
+    ] == layers
+    assert (
+        finetune(
+            FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=3)
+        )["train"]["steps"]
+        == 3
+    )
+
+
+def test_int8_against_another_format_ends_with_2(config, capsys):
+    words = command_line(config, "c", enable_int8=True, quantization="bnb-nf4")
+    assert cli.main(["finetune", *words]) == 2
+    assert "contradict" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 import pytest
 
-from tuninglab.config import ChatConfig, FinetuneConfig, ReportConfig
+from tuninglab.config import ChatConfig, FinetuneConfig, FlanT5Config, ReportConfig
 from tuninglab.errors import UserError
 from tuninglab.flags import parse, without_blanks
 
@@ -53,6 +53,35 @@ def test_hugging_face_spellings():
 )
 def test_switches_in_every_spelling(words, value):
     assert finetune(*words, "--seed", "3").skip_bad_records is value
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--enable_int8"], True),
+        (["--enable_int8", "true"], True),
+        (["--enable-int8", "False"], False),
+        (["--enable_int8=false"], False),
+        ([], None),
+    ],
+)
+def test_a_switch_that_may_be_left_open(words, value):
+    config = parse("tuninglab flan-t5", FlanT5Config, [*words, "--seed", "3"])
+    assert config.enable_int8 is value
+
+
+def test_a_quantization_overrides_what_the_recipe_or_its_file_leaves_open(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("recipe: flan-t5\nlearning_rate: 1e-3\n")
+    words = ["--quantization", "none"]
+    for more in ([], ["--config", str(path)]):
+        assert parse("tuninglab flan-t5", FlanT5Config, words + more).base_format == "none"
+
+
+def test_memory_savers_by_name_and_none_at_all():
+    assert finetune("--lean", "--seed", "3").lean == []
+    assert finetune("--lean", "loss", "norm").lean == ["loss", "norm"]
+    assert finetune().lean is None
 
 
 def test_switches_inside_tuning_config():

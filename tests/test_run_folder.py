@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from tuninglab import run_folder
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.console import Choices
 from tuninglab.errors import UserError, WorkError
-from tuninglab.run_folder import RunFolder, git_commit
+from tuninglab.run_folder import RunFolder, git_commit, how_to_end
 
 
 @pytest.fixture
@@ -116,6 +116,24 @@ def test_resume_refuses_settings_that_would_change_the_past(config):
     given = replace(config, resume=True, batch_size=3, seed=4)
     with pytest.raises(UserError, match="--batch_size is 3.*with 8.*\n--seed is 4.*with 0"):
         RunFolder.plan(given).resumed_config(given)
+
+
+def test_a_run_goes_on_with_its_own_recipe(config):
+    text = FlanT5Config(output_dir=config.output_dir, run_name="t", batch_size=3)
+    run = made(text)
+    given = FlanT5Config(output_dir=config.output_dir, run_name="t", resume=True)
+    assert RunFolder.plan(given).resumed_config(given).batch_size == 3
+    (run.checkpoints / "step-000003").mkdir(parents=True)
+    assert "tuninglab flan-t5 --resume --run_name t" in how_to_end(run.path)
+    # What a run keeps of its base is resolved; what is left open again changes nothing.
+    kept = replace(text, overwrite=True).resolved()
+    made(kept)
+    assert RunFolder.plan(given).resumed_config(given).base_format == "int8"
+    with pytest.raises(UserError, match="--quantization is 'none', but .* 'int8'"):
+        RunFolder.plan(given).resumed_config(replace(given, quantization="none"))
+    other = replace(config, run_name="t", resume=True)
+    with pytest.raises(UserError, match="recipe: is 'flan-t5'; expected one of finetune"):
+        RunFolder.plan(other).resumed_config(other)
 
 
 def test_metrics_are_cut_where_a_run_goes_on(config):

@@ -53,11 +53,26 @@ def finetune_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import FinetuneConfig
 
     def work(config: FinetuneConfig) -> None:
-        from tuninglab.flamingo import finetune
+        if config.compare:
+            from tuninglab.comparison import compare_flamingo as run
+        else:
+            from tuninglab.flamingo import finetune as run
 
-        _print_json(finetune(config), config.json)
+        _print_json(run(config), config.json)
 
     return _run_verb("finetune", FinetuneConfig, argv, work)
+
+
+def flan_t5_main(argv: Sequence[str] | None = None) -> int:
+    """Tune a T5 on text pairs, its base in int8; or compare int8 with 16 bits."""
+    from tuninglab.config import FlanT5Config
+
+    def work(config: FlanT5Config) -> None:
+        from tuninglab.flan_t5 import flan_t5
+
+        _print_json(flan_t5(config), config.json)
+
+    return _run_verb("flan-t5", FlanT5Config, argv, work)
 
 
 def demo_main(argv: Sequence[str] | None = None) -> int:
@@ -132,6 +147,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
 VERBS: dict[str, Callable[[Sequence[str] | None], int]] = {
     "demo": demo_main,
     "finetune": finetune_main,
+    "flan-t5": flan_t5_main,
     "tree": tree_main,
     "convert": convert_main,
     "chat": chat_main,

@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from tuninglab.adapters import tuning_config
+from tuninglab.config import FinetuneConfig, FlanT5Config
+from tuninglab.config.training import TrainingConfig
 from tuninglab.errors import UserError
 
 Config = TypeVar("Config")
@@ -31,6 +33,23 @@ def read_config(path: str | Path, config_class: type[Config]) -> Config:
     Raises:
         UserError: the file is missing or not YAML (with the line), or a key or value is unknown.
     """
+    return _build(_load(path), config_class, f"--config {path}")
+
+
+def read_recipe(path: str | Path) -> TrainingConfig:
+    """Read the config.yaml of a run, as the settings of the recipe that made it.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    settings = _load(path)
+    name = settings.get("recipe") if isinstance(settings, Mapping) else None
+    # Runs from before there were two recipes do not name theirs.
+    config_class = FlanT5Config if name == FlanT5Config.recipe else FinetuneConfig
+    return _build(settings, config_class, f"--config {path}")
+
+
+def _load(path: str | Path) -> object:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         settings = yaml.safe_load(text)
@@ -51,14 +70,14 @@ def read_config(path: str | Path, config_class: type[Config]) -> Config:
         raise UserError(f"--config {path}: broken YAML ({problem}). {REMEDY}") from error
     if settings is None:
         raise UserError(f"--config {path}: empty. Give settings as `name: value`, one a line.")
-    return _build(settings, config_class, f"--config {path}")
+    return settings
 
 
 def _build(settings: object, config_class: type[Config], where: str) -> Config:
     if not isinstance(settings, Mapping):
         kind = type(settings).__name__
         raise UserError(f"{where}: holds a {kind}; expected `name: value` lines.")
-    hints = get_type_hints(config_class)
+    hints = _field_types(config_class)
     aliases = _aliases(config_class)
     values = {}
     for written, value in settings.items():
@@ -71,9 +90,16 @@ def _build(settings: object, config_class: type[Config], where: str) -> Config:
     return config_class(**values)
 
 
+def _field_types(config_class: type) -> dict[str, Any]:
+    # The hints alone would take class variables for settings.
+    hints = get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in fields(config_class)}
+
+
 def _aliases(config_class: type) -> dict[str, str]:
     """Other spellings of the fields, as the flags have them."""
-    names = dict(tuning_config.ALIASES) if config_class is tuning_config.TuningConfig else {}
+    tuning = issubclass(config_class, tuning_config.LoraTuning)
+    names = dict(tuning_config.ALIASES) if tuning else {}
     for field, hint in get_type_hints(config_class, include_extras=True).items():
         for mark in getattr(hint, "__metadata__", ()):
             names |= {alias.lstrip("-"): field for alias in getattr(mark, "aliases", None) or ()}

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tuninglab.config import DemoConfig, FinetuneConfig
-from tuninglab.config_file import read_config
+from tuninglab.config_file import read_recipe
 from tuninglab.console import is_main_process, say
 from tuninglab.embedded.task import write_data
 from tuninglab.errors import UserError
@@ -56,8 +56,9 @@ def check_own(run: Path) -> None:
     """
     if not (run / "config.yaml").is_file():
         return
-    earlier = read_config(run / "config.yaml", FinetuneConfig)
-    if earlier.data is not None or earlier.model != "embedded" or earlier.lang_encoder is not None:
+    earlier = read_recipe(run / "config.yaml")
+    own = not isinstance(earlier, FinetuneConfig) or earlier.lang_encoder is not None
+    if own or earlier.data is not None or earlier.model != "embedded":
         raise UserError(f"{run} is no demo but a run of your own. Choose another --run_name.")
 
 

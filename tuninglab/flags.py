@@ -70,8 +70,8 @@ def _switch_names(config_class: type, prefix: str = "") -> set[str]:
     names = set()
     annotations = get_type_hints(config_class, include_extras=True)
     for field, hint in get_type_hints(config_class).items():
-        # `bool | None` fields, which tyro would treat otherwise, do not exist.
-        if hint is bool:
+        # A switch with None beside true and false says "not given", e.g. enable_int8.
+        if hint in (bool, bool | None):
             # Other spellings hang at the annotation, as tyro's arg(aliases=...).
             marks = getattr(annotations[field], "__metadata__", ())
             aliases = [alias for mark in marks for alias in mark.aliases or ()]

@@ -17,17 +17,20 @@ def parameter_groups(
 ) -> list[dict]:
     """Sort the trainable parameters into groups for AdamW, each with a `name`.
 
-    Weight decay falls on the matrices of gated cross-attention blocks only, LoRA matrices in
-    them included: the rule of OpenFlamingo 0.0.x and Multimodal-GPT. Gates, norms, biases,
-    embeddings and LoRA in the language model do not decay.
+    In a Flamingo weight decay falls on the matrices of gated cross-attention blocks only, LoRA
+    matrices in them included: the rule of OpenFlamingo 0.0.x and Multimodal-GPT. Gates, norms,
+    biases, embeddings and LoRA in the language model do not decay. In a model without such blocks
+    all LoRA matrices do.
     """
     gates, decayed, plain = [], [], []
+    gated = any("gated_cross_attn_layer" in name for name, _ in model.named_parameters())
+    part = "gated_cross_attn_layer" if gated else "lora_"
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.endswith(("attn_gate", "ff_gate")):
             gates.append(parameter)
-        elif "gated_cross_attn_layer" in name and parameter.ndim == 2:
+        elif part in name and parameter.ndim == 2:
             decayed.append(parameter)
         else:
             plain.append(parameter)

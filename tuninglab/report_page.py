@@ -175,7 +175,8 @@ def _cards_section(run_dir: Path, cards: Sequence[dict[str, Any]]) -> str:
     if not cards:
         return ""
     grid = "\n".join(_card(run_dir, card, index) for index, card in enumerate(cards, 1))
-    return _section("Pictures it answered", f'<div class="cards">\n{grid}\n</div>')
+    title = "Pictures it answered" if any("picture" in card for card in cards) else "What it wrote"
+    return _section(title, f'<div class="cards">\n{grid}\n</div>')
 
 
 def _card(run_dir: Path, card: dict[str, Any], index: int) -> str:
@@ -193,8 +194,9 @@ def _card(run_dir: Path, card: dict[str, Any], index: int) -> str:
             '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ wrong</span>'
         )
         lines.append(f"<dt>{title}</dt><dd>{escape(str(answer)) or '(nothing)'} {mark}</dd>")
+    picture = _picture(run_dir, str(card["picture"]), index) if "picture" in card else ""
     return (
-        f"<figure>{_picture(run_dir, str(card.get('picture', '')), index)}<figcaption>"
+        f"<figure>{picture}<figcaption>"
         f'<p class="question">{escape(str(card.get("question", "")))}</p>'
         f'<dl>{"".join(lines)}</dl><p class="note">{escape(kinds)}</p></figcaption></figure>'
     )

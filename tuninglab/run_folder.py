@@ -10,13 +10,15 @@ import tempfile
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tuninglab.config import FinetuneConfig
-from tuninglab.config_file import CALL_ONLY, config_yaml, read_config
+from tuninglab.config.training import TrainingConfig
+from tuninglab.config_file import CALL_ONLY, config_yaml, read_config, read_recipe
 from tuninglab.console import Choices, is_main_process
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError, WorkError
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "numpy")
 # All that a run writes; --overwrite deletes these and nothing else.
@@ -40,7 +42,7 @@ class RunFolder:
     resumed: bool = False
 
     @classmethod
-    def plan(cls, config: FinetuneConfig) -> "RunFolder":
+    def plan(cls, config: TrainingConfig) -> "RunFolder":
         """Decide on the folder of a run and check that it may be written.
 
         Raises:
@@ -54,7 +56,7 @@ class RunFolder:
             run._check_place(config)
         return run
 
-    def _check_place(self, config: FinetuneConfig) -> None:
+    def _check_place(self, config: TrainingConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a run folder. Choose another --run_name.")
         if self.resumed and not (self.path / "config.yaml").is_file():
@@ -83,7 +85,7 @@ class RunFolder:
                 "alone. Choose another --run_name."
             )
 
-    def create(self, config: FinetuneConfig) -> None:
+    def create(self, config: TrainingConfig) -> None:
         """Make the folder with config.yaml, from the main process; an old run in it goes.
 
         Raises:
@@ -106,14 +108,14 @@ class RunFolder:
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
 
-    def resumed_config(self, config: FinetuneConfig) -> FinetuneConfig:
+    def resumed_config(self, config: Config) -> Config:
         """Settings of a resumed run: those it was started with, with what this call changes.
 
         Raises:
             UserError: a setting was changed that the steps made so far depend on.
         """
-        saved = read_config(self.path / "config.yaml", FinetuneConfig)
-        defaults = FinetuneConfig()
+        saved = read_config(self.path / "config.yaml", type(config))
+        defaults = type(config)()
         changes, refused = {}, []
         for name in (field.name for field in fields(config)):
             given, before = getattr(config, name), getattr(saved, name)
@@ -206,7 +208,8 @@ def has_checkpoint(run: Path) -> bool:
 def how_to_end(run: Path) -> str:
     """What to do with a run that has not ended."""
     if has_checkpoint(run):
-        return f"Let it go on: tuninglab finetune --resume --run_name {run.name}{_place(run)}"
+        recipe = read_recipe(run / "config.yaml").recipe
+        return f"Let it go on: tuninglab {recipe} --resume --run_name {run.name}{_place(run)}"
     return f"It saved nothing to go on from: start it again with --overwrite{_place(run)}"
 
 

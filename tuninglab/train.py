@@ -24,7 +24,7 @@ from tuninglab.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import TrainingConfig
 from tuninglab.console import say
 from tuninglab.data.loading import step_batches
 from tuninglab.errors import WorkError
@@ -35,6 +35,8 @@ from tuninglab.run_folder import RunFolder
 from tuninglab.training_log import TrainingLog
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values", "labels")
+# Of a decoder that reads a text of its own, what it reads is counted too.
+MASKS = ("attention_mask", "decoder_attention_mask")
 # With the scale this low, fp16 gradients overflow for another reason than the scale.
 SMALLEST_SCALE = 1.0
 
@@ -42,7 +44,7 @@ SMALLEST_SCALE = 1.0
 def train(
     model: nn.Module,
     loader: DataLoader,
-    config: FinetuneConfig,
+    config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
     val_loader: DataLoader | None = None,
@@ -95,7 +97,7 @@ def train(
 def _start(
     model: nn.Module,
     loader: DataLoader,
-    config: FinetuneConfig,
+    config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
 ) -> tuple[TrainState, int]:
@@ -138,7 +140,7 @@ def count_step(batches: list[dict], accelerator: Accelerator) -> dict[str, int]:
         answers = batch["labels"] != -100
         # A row without labels only fills a place (MaskedRow).
         rows = answers.any(dim=1)
-        tokens = batch["attention_mask"][rows].sum()
+        tokens = torch.stack([batch[name][rows].sum() for name in MASKS if name in batch]).sum()
         counts += torch.stack([answers.sum(), tokens, rows.sum()])
     summed = _over_processes(counts.to(accelerator.device), accelerator)
     return dict(zip(("answer_tokens", "tokens", "samples"), summed.tolist(), strict=True))
@@ -148,7 +150,7 @@ def _optimizer_step(
     state: TrainState,
     batches: list[dict],
     counts: dict[str, int],
-    config: FinetuneConfig,
+    config: TrainingConfig,
     accelerator: Accelerator,
     stop: list[int],
 ) -> dict[str, float]:

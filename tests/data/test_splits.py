@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tuninglab.data.sample import Sample
-from tuninglab.data.splits import fitting_samples, read_splits
+from tuninglab.data.splits import fitting_samples, read_pair_splits, read_splits
 from tuninglab.errors import DataError, UserError
 
 
@@ -41,6 +41,14 @@ def test_validation_data_of_its_own(write):
 
 def test_no_validation_data(write):
     assert len(read_splits(write("train.jsonl", 3)).val) == 0
+
+
+def test_pairs_are_split_as_dialogues_are(write):
+    splits = read_pair_splits(write("all.jsonl", 10), val_split=0.2)
+    assert (splits.name, len(splits.train), len(splits.val)) == ("all.jsonl", 8, 2)
+    assert len({pair.target for pair in (*splits.train, *splits.val)}) == 10
+    splits = read_pair_splits(write("train.jsonl", 3), val_data=write("val.jsonl", 2))
+    assert [pair.target for pair in splits.val] == ["val.jsonl 0", "val.jsonl 1"]
 
 
 def test_a_missing_validation_file_is_told(write):

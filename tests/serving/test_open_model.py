@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config_file import config_yaml
 from tuninglab.errors import UserError
 from tuninglab.serving.open_model import open_model
@@ -44,6 +44,9 @@ def test_what_is_missing_is_said(run_folder, tmp_path):
         open_model(str(run))
     shutil.copytree(run_folder / "adapter", run / "adapter")
     with pytest.raises(UserError, match="base of run.*gone"):
+        open_model(str(run))
+    (run / "config.yaml").write_text(config_yaml(FlanT5Config()))
+    with pytest.raises(UserError, match="a run of flan-t5.*report.html"):
         open_model(str(run))
     with pytest.raises(UserError, match="nowhere"):
         open_model(str(tmp_path / "nowhere"))

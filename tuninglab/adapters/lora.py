@@ -1,4 +1,7 @@
-"""TuningConfig becomes a PEFT LoRA under `lang_encoder`, and the rest of the model is frozen."""
+"""A tuning config becomes a PEFT LoRA in one part of a model, and the rest of it is frozen.
+
+That part, the scope, is a Flamingo's `lang_encoder`; a text-to-text model is tuned as a whole.
+"""
 
 import difflib
 import re
@@ -8,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.adapters.int8.lora import know_int8
+from tuninglab.adapters.tuning_config import LoraTuning, TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 
@@ -28,44 +33,60 @@ def train_fresh_bridge(config: TuningConfig, choices: Choices) -> TuningConfig:
     return replace(config, train_gates=True, train_perceiver=True, train_cross_attention=True)
 
 
-def check_patterns(model: nn.Module, config: TuningConfig) -> None:
+def check_patterns(model: nn.Module, config: LoraTuning, scope: str = SCOPE) -> None:
     """Check that `tune` could wrap this model, without changing it.
 
     Raises:
         UserError: a pattern hits nothing, or only a frozen part.
     """
-    _target_regex(model, config, _direct_modules(model, config))
+    direct = direct_modules(model, config, scope)
+    _target_regex(model, config, direct, scope)
+    _check_trainable(model, direct)
     if config.train_new_tokens:
         _token_rows(model)
 
 
-def tune(model: nn.Module, config: TuningConfig, base: str | None = None) -> PeftModel:
-    """Wrap a Flamingo for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
+def tune(
+    model: nn.Module, config: LoraTuning, base: str | None = None, scope: str = SCOPE
+) -> PeftModel:
+    """Wrap a model for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
 
     All trained parameters are made float32, whatever the base is held in.
 
     Args:
-        model: a Flamingo; it is changed in place.
+        model: a Flamingo or a text-to-text model; it is changed in place.
         config: what to tune.
         base: what the user named as the base model, for adapter_config.json.
+        scope: the part that is tuned; "" for all of it.
 
     Raises:
         UserError: a pattern hits nothing, or only a frozen part.
     """
-    direct = _direct_modules(model, config)
+    direct = direct_modules(model, config, scope)
+    _check_trainable(model, direct)
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
-        target_modules=_target_regex(model, config, direct),
+        target_modules=_target_regex(model, config, direct, scope),
         lora_dropout=config.lora_dropout,
         bias=config.bias,
         # PEFT refuses "VL" since 0.14; no task type means its generic wrapper.
         task_type=None if config.task_type == "VL" else config.task_type,
         trainable_token_indices=_token_rows(model) if config.train_new_tokens else None,
     )
-    peft_model = quietly(get_peft_model, model, lora)
+    peft_model = quietly(get_peft_model, model, know_int8(lora))
     peft_model.peft_config["default"].base_model_name_or_path = base
-    _unfreeze(model, config, direct)
+    _unfreeze(model, config, direct, scope)
+    module: Any
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # PEFT makes inputs float32 for LoRA's float32 weights; autocast, under which training
+            # runs, makes them 16 bits again: the same numbers for 94 MiB of flan-t5-small's step.
+            module.cast_input_dtype_enabled = False
+        # bitsandbytes 0.50: on CPUs with AVX512-BF16 a forward pass in evaluation repacks 4-bit
+        # weights for a kernel without backward: gradients are wrong from then on, without an error.
+        elif hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     for parameter in model.parameters():
         if parameter.requires_grad:
             # AdamW steps of 1e-5 are lost in bf16's 8 bits of mantissa.
@@ -73,14 +94,16 @@ def tune(model: nn.Module, config: TuningConfig, base: str | None = None) -> Pef
     return peft_model
 
 
-def quietly(wrap: Callable[..., PeftModel], *args: Any) -> PeftModel:
+def quietly(wrap: Callable[..., PeftModel], *args: Any, **kwargs: Any) -> PeftModel:
     """Call a function of PEFT without the warnings that no user can act on."""
     with warnings.catch_warnings():
         # peft 0.21 asks transformers by a name that 5.23 deprecates.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         # GPT-2's Conv1D layers are stored transposed; PEFT notices, adapts, and says so.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
-        return wrap(*args)
+        # PEFT asks a layer that is not its own for its sizes, gets them, and warns nevertheless.
+        warnings.filterwarnings("ignore", message="Unsupported layer type.*Int8Linear")
+        return wrap(*args, **kwargs)
 
 
 def trainable_table(model: nn.Module) -> list[dict[str, Any]]:
@@ -120,51 +143,56 @@ def _linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _target_regex(model: nn.Module, config: TuningConfig, direct: list[str]) -> str:
+def _inside(name: str, scope: str) -> bool:
+    return not scope or name.startswith(scope + ".")
+
+
+def _target_regex(model: nn.Module, config: LoraTuning, direct: list[str], scope: str) -> str:
     problems = []
     for pattern in config.lora_target_modules:
         hits = matching_modules(model, pattern)
-        if not any(name.startswith(SCOPE + ".") for name in hits):
-            problems.append(_pattern_problem(model, pattern, hits))
+        if not any(_inside(name, scope) for name in hits):
+            problems.append(_pattern_problem(model, pattern, hits, scope))
     if problems:
-        listed = ", ".join(_suffixes(model))
-        hint = f"Linear layers under {SCOPE} end in: {listed}. Change lora_target_modules."
+        listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
+        hint = f"Linear layers{under} end in: {listed}. Change lora_target_modules."
         raise UserError("\n".join([*problems, hint]))
     ends = "|".join(re.escape(pattern) for pattern in config.lora_target_modules)
     # A module that trains in full gets no LoRA: the same change would be learned twice.
     skipped = "".join(
-        rf"(?!{re.escape(name)}(?:\.|$))" for name in direct if name.startswith(SCOPE)
+        rf"(?!{re.escape(name)}(?:\.|$))" for name in direct if name.startswith(scope)
     )
-    regex = rf"{skipped}{SCOPE}\.(?:.*\.)?(?:{ends})"
+    start = rf"{scope}\." if scope else ""
+    regex = rf"{skipped}{start}(?:.*\.)?(?:{ends})"
     if not any(re.fullmatch(regex, name) for name, _ in _linear_modules(model)):
         raise UserError(
             "lora_target_modules names only layers that train in full here; "
-            f"name one that does not, of: {', '.join(_suffixes(model))}."
+            f"name one that does not, of: {', '.join(_suffixes(model, scope))}."
         )
     return regex
 
 
-def _pattern_problem(model: nn.Module, pattern: str, hits: list[str]) -> str:
-    near = difflib.get_close_matches(pattern, _suffixes(model), n=3, cutoff=0.5)
+def _pattern_problem(model: nn.Module, pattern: str, hits: list[str], scope: str) -> str:
+    near = difflib.get_close_matches(pattern, _suffixes(model, scope), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     if hits:
         part = hits[0].split(".")[0]
-        return f"LoRA pattern {pattern!r} hits only {part} ({len(hits)} layers), not {SCOPE}{hint}"
+        return f"LoRA pattern {pattern!r} hits only {part} ({len(hits)} layers), not {scope}{hint}"
     return f"LoRA pattern {pattern!r} hits no layer{hint}"
 
 
-def _suffixes(model: nn.Module) -> list[str]:
-    """Shortest telling ends of the names of all linear modules under the language model."""
+def _suffixes(model: nn.Module, scope: str) -> list[str]:
+    """Shortest telling ends of the names of all linear modules in the scope."""
     ends = {}
     for name, module in _linear_modules(model):
-        if name.startswith(SCOPE + ".") and not isinstance(module, nn.Embedding):
+        if _inside(name, scope) and not isinstance(module, nn.Embedding):
             parts = name.split(".")
             # "1" says nothing, "ff.1" does.
             ends[".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])] = None
     return list(ends)
 
 
-def _direct_modules(model: nn.Module, config: TuningConfig) -> list[str]:
+def direct_modules(model: nn.Module, config: LoraTuning, scope: str) -> list[str]:
     """Full names of the modules that train in full, in place.
 
     PEFT's own modules_to_save would train a copy and match by bare string ends ("norm" also hits
@@ -176,22 +204,33 @@ def _direct_modules(model: nn.Module, config: TuningConfig) -> list[str]:
     wanted += [GATED_BLOCK] * config.train_cross_attention
     direct: dict[str, None] = {}
     for end in wanted:
-        inside = (name for name in known if name.startswith(SCOPE + ".") and _ends_with(name, end))
+        inside = (name for name in known if _inside(name, scope) and _ends_with(name, end))
         hits = [name for name in known if name == end] or list(inside)
         if not hits:
-            raise UserError(_module_problem(known, end))
+            raise UserError(_module_problem(known, end, scope))
         direct.update(dict.fromkeys(hits))
     return list(direct)
 
 
-def _module_problem(known: list[str], wanted: str) -> str:
+def _check_trainable(model: nn.Module, direct: list[str]) -> None:
+    for module in direct:
+        for name, parameter in model.get_submodule(module).named_parameters():
+            if not parameter.is_floating_point():
+                raise UserError(
+                    f"{module} should train in full, but {name} in it was saved quantised "
+                    f"({str(parameter.dtype).removeprefix('torch.')}). Name a base with float "
+                    "weights; what trains in full is left out when that is quantised"
+                )
+
+
+def _module_problem(known: list[str], wanted: str, scope: str) -> str:
     if wanted in GATES:
         return f"modules_to_save: {wanted} is a parameter, no module. Use train_gates instead."
-    ends = list(dict.fromkeys(name.split(".")[-1] for name in known if name.startswith(SCOPE)))
+    ends = list(dict.fromkeys(name.split(".")[-1] for name in known if name.startswith(scope)))
     near = difflib.get_close_matches(wanted, ends, n=3)
     named = [end for end in ends if not end.isdigit()]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(named)}."
-    return f"modules_to_save: {wanted!r} hits no module under {SCOPE}. {hint}"
+    return f"modules_to_save: {wanted!r} hits no module{f' under {scope}' if scope else ''}. {hint}"
 
 
 def _token_rows(model: Any) -> dict[str, list[int]]:
@@ -204,19 +243,23 @@ def _token_rows(model: Any) -> dict[str, list[int]]:
             "train_new_tokens: the output layer of this language model has a bias, which PEFT's "
             "token training drops (peft 0.21). Train the layer in full instead: modules_to_save."
         )
+    if head is not None and not head.weight.is_floating_point():
+        raise UserError(
+            "train_new_tokens: the output layer is quantised. Name a base with float one"
+        )
     rows = {names[id(model.get_input_embeddings())]: ids}
     if head is not None and not model.config.tie_word_embeddings:
         rows[names[id(head)]] = ids
     return rows
 
 
-def _unfreeze(model: nn.Module, config: TuningConfig, direct: list[str]) -> None:
+def _unfreeze(model: nn.Module, config: LoraTuning, direct: list[str], scope: str) -> None:
     for name, parameter in model.named_parameters():
         if any(name.startswith(module + ".") for module in direct):
             parameter.requires_grad = True
         elif name.split(".")[-1] in GATES:
             parameter.requires_grad = config.train_gates
-        elif not name.startswith(SCOPE + "."):
+        elif not _inside(name, scope):
             # bias="all" unfreezes the tower's and the Perceiver's biases too.
             parameter.requires_grad = False
 

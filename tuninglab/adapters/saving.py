@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from tuninglab.adapters.int8.lora import know_int8
 from tuninglab.adapters.lora import quietly
 from tuninglab.console import say
 from tuninglab.disk import whole_folder
@@ -43,11 +44,11 @@ def save_adapter(model: PeftModel, directory: str | Path) -> None:
     """Write the adapter folder beside its place, then rename it there.
 
     `PeftModel.from_pretrained(base, directory)` alone gives the same model back; the media mode
-    that it was tuned in is kept for `load_adapter`.
+    that a Flamingo was tuned in is kept for `load_adapter`.
     """
     base: Any = model.get_base_model()
-    config, media_mode = model.peft_config["default"], base.config.media_mode
-    _write(directory, config, adapter_state(model), media_mode)
+    media_mode = getattr(base.config, "media_mode", None)
+    _write(directory, model.peft_config["default"], adapter_state(model), type(base), media_mode)
 
 
 def write_adapter(
@@ -64,21 +65,27 @@ def write_adapter(
         tensors: by the keys from which PEFT loads them.
         media_mode: the one that it was tuned in.
     """
-    _write(directory, LoraConfig(**config), dict(tensors), media_mode)
+    base = FlamingoForConditionalGeneration
+    _write(directory, LoraConfig(**config), dict(tensors), base, media_mode)
 
 
 def _write(
-    directory: str | Path, config: PeftConfig, tensors: dict[str, torch.Tensor], media_mode: str
+    directory: str | Path,
+    config: PeftConfig,
+    tensors: dict[str, torch.Tensor],
+    base: type,
+    media_mode: str | None,
 ) -> None:
     with whole_folder(Path(directory)) as beside:
         save_file(tensors, beside / WEIGHTS_NAME, metadata={"format": "pt"})
         training, config.inference_mode = config.inference_mode, True
-        base = FlamingoForConditionalGeneration
         # PEFT's AutoPeftModel finds the base class by these where there is no task type.
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         config.save_pretrained(str(beside), auto_mapping_dict=mapping)
         config.inference_mode = training
-        (beside / SETTINGS_NAME).write_text(json.dumps({"media_mode": media_mode}) + "\n", "utf-8")
+        if media_mode is not None:
+            settings = json.dumps({"media_mode": media_mode})
+            (beside / SETTINGS_NAME).write_text(settings + "\n", "utf-8")
 
 
 def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
@@ -99,7 +106,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             stored = set(file.keys())
-        peft_model = quietly(PeftModel.from_pretrained, model, str(directory))
+        config = PeftConfig.from_pretrained(str(directory))
+        if isinstance(config, LoraConfig):
+            know_int8(config)
+        peft_model = quietly(PeftModel.from_pretrained, model, str(directory), config=config)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

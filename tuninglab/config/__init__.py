@@ -4,14 +4,18 @@ Neither torch nor transformers is imported here, so that `--help` answers at onc
 """
 
 from tuninglab.config.finetune import FinetuneConfig
+from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.models import ConvertConfig, TreeConfig
 from tuninglab.config.runs import ChatConfig, DemoConfig, ReportConfig
+from tuninglab.config.training import TrainingConfig
 
 __all__ = [
     "ChatConfig",
     "ConvertConfig",
     "DemoConfig",
     "FinetuneConfig",
+    "FlanT5Config",
     "ReportConfig",
+    "TrainingConfig",
     "TreeConfig",
 ]

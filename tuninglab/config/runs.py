@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from tuninglab.checks import check, check_positive, check_run_name
-from tuninglab.config.finetune import Precision
+from tuninglab.config.training import Precision
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Samples to batches: ids and labels, pixels, padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,21 @@ class SampleDataset(Dataset[dict[str, Any]]):
         }
 
 
+def dialogue_tokens(sample: Sample, tokenizer: Any) -> int:
+    """The tokens of a whole dialogue."""
+    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
+
+
 def split_too_long(
-    samples: Sequence[Sample], tokenizer: Any, max_tokens: int
-) -> tuple[list[Sample], list[str]]:
-    """The samples of at most `max_tokens` tokens, and a line about each of the others."""
+    samples: Sequence[Any],
+    tokenizer: Any,
+    max_tokens: int,
+    count: Callable[[Any, Any], int] = dialogue_tokens,
+) -> tuple[list[Any], list[str]]:
+    """The samples of at most `max_tokens` tokens by `count`, and a line about each other one."""
     fitting, problems = [], []
     for sample in samples:
-        length = len(encode_dialogue(sample.messages, tokenizer).input_ids)
+        length = count(sample, tokenizer)
         if length <= max_tokens:
             fitting.append(sample)
             continue
@@ -125,22 +133,14 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch: input_ids, attention_mask, labels (B, T), pixel_values (B, M, F, 3, H, W)."""
+        side = self.padding_side
         return {
-            "input_ids": self._padded([row["input_ids"] for row in rows], self.pad_token_id),
-            "attention_mask": self._padded([[1] * len(row["input_ids"]) for row in rows], 0),
-            "labels": self._padded([row["labels"] for row in rows], IGNORED),
+            "input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id, side),
+            "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0, side),
+            "labels": padded([row["labels"] for row in rows], IGNORED, side),
             "pixel_values": self._pixels([row["pixel_values"] for row in rows]),
             "sample_ids": [row["sample_id"] for row in rows],
         }
-
-    def _padded(self, rows: list[list[int]], fill: int) -> torch.Tensor:
-        """Rows of any length as one tensor (B, T)."""
-        batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
-        for index, row in enumerate(rows):
-            # Generation continues a row at its right end, so its padding stands on the left.
-            start = batch.shape[1] - len(row) if self.padding_side == "left" else 0
-            batch[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-        return batch
 
     def _pixels(self, rows: list[torch.Tensor | None]) -> torch.Tensor:
         """Pictures as (B, M, F, 3, H, W), rows with fewer filled up at the end.
@@ -159,3 +159,13 @@ class Collator:
             if row is not None:
                 batch[index, : len(row)] = row
         return batch
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> torch.Tensor:
+    """Rows of any length as one tensor (B, T), filled up on the side given."""
+    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
+    for index, row in enumerate(rows):
+        # Generation continues a row at its right end, so its padding stands on the left.
+        start = batch.shape[1] - len(row) if side == "left" else 0
+        batch[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return batch

@@ -1,19 +1,18 @@
 """From samples to the batches of optimizer steps, through a DataLoader."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError
 
 
 def make_loader(
-    dataset: SampleDataset, collator: Collator, sampler: StepSampler, workers: int = 0
+    dataset: Dataset, collator: Callable[[Any], Any], sampler: StepSampler, workers: int = 0
 ) -> DataLoader:
     """Build a loader of a sampler's micro-batches, made by `workers` processes (0: this one)."""
     return DataLoader(

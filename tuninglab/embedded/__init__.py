@@ -1,4 +1,4 @@
-"""The default that ships with the package: a small pre-trained Flamingo, and the demo's task."""
+"""What ships with the package: a small pre-trained Flamingo and T5, and the demos' tasks."""
 
 from pathlib import Path
 
@@ -9,3 +9,11 @@ def base_directory() -> Path:
     `python -m tools.embedded_base` rebuilds it.
     """
     return Path(__file__).parent / "base"
+
+
+def text_base_directory() -> Path:
+    """The shipped T5, a model directory like any other.
+
+    `python -m tools.embedded_text_base` rebuilds it.
+    """
+    return Path(__file__).parent / "text_base"

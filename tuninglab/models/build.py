@@ -19,15 +19,17 @@ from tuninglab.models.parts import (
     load_vision_encoder,
     load_weights,
     read_config,
+    read_lang_config,
     resolve,
 )
 from tuninglab.models.processing import EOC_TOKEN, IMAGE_TOKEN, FlamingoProcessor
+from tuninglab.models.quantised import mark_quantised, quantised
 
 PAD_TOKEN = "<PAD>"
 
 
 def load_flamingo(
-    path_or_id: str | Path, dtype: torch.dtype | str | None = None
+    path_or_id: str | Path, dtype: torch.dtype | str | None = None, quantization: Any = None
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A saved Flamingo, in evaluation mode, with its processor.
 
@@ -35,6 +37,7 @@ def load_flamingo(
         path_or_id: a directory that `save_pretrained` wrote for both, or a hub id. The network is
             used only if no such directory exists and the name can be a hub id.
         dtype: of the weights; None keeps the one they were saved in.
+        quantization: configuration of transformers for weights to quantise as they are read.
 
     Raises:
         UserError: there is no Flamingo there, or its files are damaged or do not fit together.
@@ -46,7 +49,8 @@ def load_flamingo(
             f"{where} holds a {config.model_type!r} model, not a Flamingo. To make a Flamingo of a "
             "plain language model, give it as lang_encoder with a CLIP tower as vision_encoder"
         )
-    model = load_weights(FlamingoForConditionalGeneration, "model", where, local, dtype)
+    options = quantised(quantization, config, where)
+    model = load_weights(FlamingoForConditionalGeneration, "model", where, local, dtype, **options)
     # The tokenizer decides which id a mark gets, the configuration which id the model looks for.
     with explained("processor", where):
         processor = FlamingoProcessor.from_pretrained(where, local_files_only=local)
@@ -63,6 +67,7 @@ def flamingo_from_parts(
     vision_encoder: str | Path,
     cross_attn_every_n_layers: int = 4,
     dtype: torch.dtype | str | None = None,
+    quantization: Any = None,
     **config: Any,
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A new Flamingo around a plain language model and a CLIP vision tower, and its processor.
@@ -76,6 +81,8 @@ def flamingo_from_parts(
             OpenCLIP directory or file.
         cross_attn_every_n_layers: layer i (from 0) gets a gated block if (i + 1) is a multiple.
         dtype: of all weights; None is the one that the language model was saved in.
+        quantization: configuration of transformers for weights of the language model to quantise
+            as they are read; it must leave out the output layer, which may have to grow.
         **config: further fields of `FlamingoConfig`.
 
     Raises:
@@ -84,7 +91,8 @@ def flamingo_from_parts(
     unknown = sorted(set(config) - {field.name for field in fields(FlamingoConfig)})
     if unknown:
         raise UserError(f"FlamingoConfig has no field {', '.join(unknown)}; see its documentation")
-    lang = load_lang_encoder(lang_encoder, dtype)
+    options = quantised(quantization, read_lang_config(lang_encoder), str(lang_encoder))
+    lang = load_lang_encoder(lang_encoder, dtype, **options)
     tokenizer = load_tokenizer(lang_encoder)
     vision, image_processor = load_vision_encoder(vision_encoder, lang.dtype)
     add_flamingo_tokens(tokenizer)
@@ -125,6 +133,11 @@ def assemble(
     for part in (model.vision_encoder, model.perceiver, *model.gated_blocks):
         part.to(lang.dtype)
     model.config.dtype = lang.dtype
+    quantiser = getattr(lang, "hf_quantizer", None)
+    if quantiser is not None:
+        # Said once, of the whole: loaders look for it there.
+        del lang.config.quantization_config
+        mark_quantised(model, quantiser)
     return model.eval(), processor
 
 

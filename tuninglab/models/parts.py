@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,39 @@ from transformers.utils import logging
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
+from tuninglab.models.quantised import read_piecewise, register_int8
 
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2", and
 # asking the hub without a network takes transformers 26 s of retries.
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+FLAMINGO_HINT = (
+    "Fix config.json (cross_attn_every_n_layers, number of layers), or use a complete save"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def load_lang_encoder(
-    path_or_id: str | Path, dtype: torch.dtype | str | None, trust_remote_code: bool = False
+    path_or_id: str | Path,
+    dtype: torch.dtype | str | None,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Any:
     """A plain decoder language model, in the number format given or else in its own.
+
+    Args:
+        path_or_id: a directory or hub id.
+        dtype: of the weights; None is the one that they were saved in.
+        trust_remote_code: run the code that lies beside them.
+        **options: from `quantised`, for weights that are quantised as they are read.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
     where, local = resolve(path_or_id, "language model")
     read_lang_config(path_or_id, trust_remote_code)
-    loader = AutoModelForCausalLM
-    more = {"trust_remote_code": trust_remote_code}
-    return load_weights(loader, "language model", where, local, dtype, **more)
+    options["trust_remote_code"] = trust_remote_code
+    return load_weights(AutoModelForCausalLM, "language model", where, local, dtype, **options)
 
 
 def read_lang_config(path_or_id: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -224,9 +236,12 @@ def load_weights(
     local: bool,
     dtype: torch.dtype | str | None,
     surplus: bool = False,
+    hint: str = FLAMINGO_HINT,
     **options: Any,
 ) -> Any:
     """A model, with every weight from its files; `surplus` allows them to hold others besides.
+
+    `hint` says what to do where weights and configuration do not fit.
 
     Raises:
         UserError: weights are missing, surplus or of another shape; tied ones are not missing.
@@ -234,7 +249,9 @@ def load_weights(
     if local:
         # A bar for files on disk is gone before it can be read; downloads keep theirs.
         logging.disable_progress_bar()
-    with explained(what, where):
+    register_int8()
+    reading = read_piecewise() if "quantization_config" in options else nullcontext()
+    with explained(what, where), reading:
         model, info = loader.from_pretrained(
             where,
             dtype=dtype_of(dtype) or "auto",
@@ -251,7 +268,6 @@ def load_weights(
             problems.append(f"{len(keys)} {kind}: {', '.join(keys[:8])}")
     if problems:
         raise UserError(
-            f"{where}: the weights do not fit config.json: {'; '.join(problems[:8])}. Fix "
-            "config.json (cross_attn_every_n_layers, number of layers), or use a complete save"
+            f"{where}: the weights do not fit config.json: {'; '.join(problems[:8])}. {hint}"
         )
     return model

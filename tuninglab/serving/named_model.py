@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuninglab.config import FinetuneConfig
-from tuninglab.config_file import read_config
+from tuninglab.config_file import read_recipe
 from tuninglab.errors import UserError
 from tuninglab.run_folder import how_to_end
 
@@ -18,11 +18,13 @@ class NamedModel:
 
     Attributes:
         tuned: what the user named, in words, if that was the result of tuning and not the base.
+        tuned_on: how a run held its base (`--quantization`).
     """
 
     base: str
     adapter: Path | None = None
     tuned: str = ""
+    tuned_on: str = "none"
 
 
 def find_model(name: str) -> NamedModel:
@@ -53,12 +55,15 @@ def find_model(name: str) -> NamedModel:
 def _run(run: Path) -> NamedModel:
     if not (run / "adapter").is_dir():
         raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}")
+    settings = read_recipe(run / "config.yaml")
+    if not isinstance(settings, FinetuneConfig):
+        raise UserError(
+            f"{run} is a run of {settings.recipe}: its model writes a text for a text and is "
+            f"not opened by this verb. See what it wrote: {run / 'report.html'}"
+        )
     # A run that started from a plain language model and a tower keeps the Flamingo they made.
-    if (run / "base").is_dir():
-        base = str(run / "base")
-    else:
-        base = read_config(run / "config.yaml", FinetuneConfig).model
-    return NamedModel(base, run / "adapter", f"run {run}")
+    base = str(run / "base") if (run / "base").is_dir() else settings.model
+    return NamedModel(base, run / "adapter", f"run {run}", settings.base_format)
 
 
 def _base_of_adapter(adapter: Path) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tuninglab.adapters.saving import load_adapter
+from tuninglab.console import say
 from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
@@ -11,6 +12,8 @@ from tuninglab.serving.named_model import find_model
 
 def open_model(name: str) -> tuple[Any, Any]:
     """Load a model in evaluation mode, and its processor.
+
+    A base is loaded as it is saved, even if the run held it in fewer bits, which is said.
 
     Args:
         name: a run folder or the adapter/ in it, an adapter directory (both: base with adapter), a
@@ -31,4 +34,10 @@ def open_model(name: str) -> tuple[Any, Any]:
         raise UserError(f"The base of {named.tuned}: {error}") from error
     if named.adapter is None:
         return model, processor
+    if named.tuned_on != "none" and not hasattr(model.config, "quantization_config"):
+        floats = str(model.dtype).removeprefix("torch.")
+        say(
+            f"base weights: {floats}, as they are saved ({named.tuned} was tuned on them in "
+            f"{named.tuned_on}; its adapter fits both)"
+        )
     return load_adapter(model, named.adapter).eval(), processor

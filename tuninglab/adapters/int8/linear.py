@@ -114,6 +114,7 @@ class Int8Linear(nn.Module):
     """
 
     backward: Way | None = None
+    input_scale: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
@@ -154,11 +155,13 @@ class Int8Linear(nn.Module):
         return layer
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
-        scale = self.weight_scale.data
+        scales = [p for p in (self.weight_scale, self.input_scale) if p is not None]
+        exact = [scale.data for scale in scales]
         super()._apply(fn, recurse)
         # In 16 bits the scales would round every weight once more: a cast of the model skips them.
-        if self.weight_scale.dtype != scale.dtype:
-            self.weight_scale.data = scale.to(self.weight_scale.device)
+        for scale, kept in zip(scales, exact, strict=True):
+            if scale.dtype != kept.dtype:
+                scale.data = kept.to(scale.device)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class Int8LoraLinear(LoraLinear):
             return super().forward(x, *args, **kwargs)
         if self.lora_bias[names[0]] or not _passes(self.lora_dropout[names[0]]):
             return super().forward(x, *args, **kwargs)
-        a, b = self.lora_A[names[0]], self.lora_B[names[0]]
+        a: Any = self.lora_A[names[0]]
+        b: Any = self.lora_B[names[0]]
         return base.multiply(x, a.weight, b.weight, self.scaling[names[0]])
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> Any:

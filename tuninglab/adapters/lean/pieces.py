@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import nn
 
 from tuninglab.adapters.int8.embedding import Int8Embedding
@@ -44,8 +45,10 @@ def make_lean(model: Any, pieces: Collection[str]) -> dict[str, str]:
             model.set_attn_implementation(attention.NAME)
         done["attention"] = "T5's" if biased else "none with a bias; sdpa keeps no scores"
     if "loss" in pieces:
-        model.loss_chunk_tokens = LOSS_CHUNK_TOKENS
-        done["loss"] = f"{LOSS_CHUNK_TOKENS} tokens at a time"
+        plain = text is model or _has_plain_head(text)
+        model.loss_chunk_tokens = LOSS_CHUNK_TOKENS if plain else None
+        said = f"{LOSS_CHUNK_TOKENS} tokens at a time" if plain else "all at once"
+        done["loss"] = said if plain else f"{said}: this model changes what comes out of its head"
     if "embedding" in pieces:
         done["embedding"] = _shrink_embedding(text)
     return done
@@ -69,6 +72,15 @@ def _feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
                 if activation is not None:
                     found[f"{name}.ff.{place}"] = LeanActivation(activation)
     return found
+
+
+@torch.no_grad()
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are what the head makes of the last states; some models scale or cap them."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    logits = model(input_ids=token, use_cache=False).logits
+    states = model.base_model(input_ids=token, use_cache=False).last_hidden_state
+    return torch.allclose(model.get_output_embeddings()(states).float(), logits.float(), atol=1e-3)
 
 
 def _shrink_embedding(model: Any) -> str:

@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuninglab.console import say
-
 SOURCES = Path(__file__).parent
 # Of -ffast-math only what neither loses NaN and infinity nor changes the order of sums.
 FLAGS = (
@@ -30,19 +28,29 @@ FLAGS = (
 FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, with the reason said once, where they cannot be had."""
+    """The compiled kernels; None where they cannot be had."""
+    return _loaded()[0]
+
+
+def kernels_here() -> tuple[str, str]:
+    """What makes the passes over rows on this CPU, and why."""
+    found, reason = _loaded()
+    return "C, compiled for this CPU" if found else "torch, in several steps: slower", reason
+
+
+@functools.cache
+def _loaded() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("TUNINGLAB_NATIVE") == "0":
-        return _without("TUNINGLAB_NATIVE=0")
+        return None, "TUNINGLAB_NATIVE=0"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        return _without("no C compiler (cc, gcc) was found")
+        return None, "no C compiler (cc, gcc) was found; with one it would be faster"
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return ctypes.CDLL(str(_built(compiler))), f"built once by {compiler} and kept"
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return _without(f"{compiler} failed: {said.strip().splitlines()[0]}")
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        return None, f"{compiler} failed: {said.splitlines()[0]}"
 
 
 def has_kernels(*tensors: Tensor | None) -> bool:
@@ -68,10 +76,6 @@ def _argument(value: Tensor | int | float | None) -> Any:
     if isinstance(value, float):
         return ctypes.c_float(value)
     return ctypes.c_void_p(None if value is None else value.data_ptr())
-
-
-def _without(reason: str) -> None:
-    say(f"CPU kernels: torch's own operations ({reason}); int8 is slower so")
 
 
 def _built(compiler: str) -> Path:

@@ -1,0 +1,95 @@
+"""The C kernels: built once, for this CPU, and done without where they cannot be built."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuninglab.adapters.native import library
+
+tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """As on a machine that has built nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library._loaded.cache_clear()
+    yield tmp_path / "tuninglab"
+    library._loaded.cache_clear()
+
+
+def test_they_are_built_once_and_kept(fresh, monkeypatch):
+    if library.library() is None:
+        pytest.skip(library.kernels_here()[1])
+    (built,) = fresh.iterdir()
+    monkeypatch.setattr(library, "_run", lambda command: pytest.fail("built again"))
+    library._loaded.cache_clear()
+    assert library.library() is not None
+    assert list(fresh.iterdir()) == [built]
+
+
+@pytest.mark.parametrize("reason", ["TUNINGLAB_NATIVE=0", "no C compiler", "failed"])
+def test_without_them_torch_does_the_work_and_the_reason_is_told(fresh, monkeypatch, reason):
+    monkeypatch.delenv("CC", raising=False)
+    if reason == "TUNINGLAB_NATIVE=0":
+        monkeypatch.setenv("TUNINGLAB_NATIVE", "0")
+    elif reason == "failed":
+        monkeypatch.setenv("CC", "false")
+    else:
+        monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    assert library.library() is None
+    assert not library.has_kernels(torch.zeros(3))
+    value, why = library.kernels_here()
+    assert "torch" in value and reason in why
+
+
+def test_a_place_that_cannot_be_written_to_is_not_needed(fresh, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    if library.library() is None:
+        assert "failed" not in library.kernels_here()[1]
+
+
+def test_the_sources_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["tuninglab"]
+    package = ROOT / "tuninglab"
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    assert shipped >= {*library.SOURCES.glob("*.c"), *library.SOURCES.glob("*.h")}
+
+
+def test_they_compile_without_a_warning(tmp_path):
+    compiler = library.shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    command = [compiler, *library.FLAGS, "-Wall", "-Wextra", "-Werror", "-c"]
+    target = tmp_path / "kernels.o"
+    done = subprocess.run(
+        [*command, str(library.SOURCES / "kernels.c"), "-o", str(target)],
+        capture_output=True,
+        text=True,
+    )
+    # clang on macOS knows no -fopenmp; there the kernels are done without.
+    if sys.platform == "linux":
+        assert done.returncode == 0, done.stderr
+
+
+def test_exponentials_and_slopes_hold_over_their_whole_range(fresh):
+    if library.library() is None:
+        pytest.skip(library.kernels_here()[1])
+    x = torch.linspace(-30, 30, 4001)[None].contiguous()
+    functions = (torch.nn.functional.silu, None, torch.nn.functional.gelu)
+    for number, function in enumerate(functions):
+        y = torch.empty_like(x)
+        library.call("gated", torch.float32, number, x, None, y, *x.shape)
+        exact = (
+            function(x.double())
+            if function
+            else torch.nn.functional.gelu(x.double(), approximate="tanh")
+        )
+        torch.testing.assert_close(y.double(), exact, atol=2e-6, rtol=2e-6)

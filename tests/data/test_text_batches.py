@@ -1,0 +1,39 @@
+import torch
+from transformers import ByT5Tokenizer
+
+from tuninglab.data.pairs import Pair
+from tuninglab.data.sampler import MaskedRow
+from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
+
+TOKENIZER = ByT5Tokenizer(extra_ids=0)
+PAIRS = [Pair("ab", "c", "first"), Pair("d", "efg", "second")]
+END = TOKENIZER.eos_token_id
+
+
+def ids(text):
+    """ByT5's rule: a byte and 3, then the end token."""
+    return [byte + 3 for byte in text.encode()] + [END]
+
+
+def test_a_row_has_source_and_target_with_their_end():
+    row = PairDataset(PAIRS, TOKENIZER)[1]
+    assert row == {"input_ids": ids("d"), "labels": ids("efg"), "sample_id": "second"}
+    assert pair_tokens(PAIRS[1], TOKENIZER) == 4
+
+
+def test_a_masked_row_has_no_labels():
+    assert PairDataset(PAIRS, TOKENIZER)[MaskedRow(0)]["labels"] == [-100, -100]
+
+
+def test_source_and_target_are_padded_apart():
+    dataset = PairDataset(PAIRS, TOKENIZER)
+    batch = PairCollator(TOKENIZER.pad_token_id)([dataset[0], dataset[1]])
+    expected = {
+        "input_ids": [ids("ab"), [*ids("d"), 0]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [[*ids("c"), -100, -100], ids("efg")],
+        "decoder_attention_mask": [[1, 1, 0, 0], [1, 1, 1, 1]],
+    }
+    assert batch.pop("sample_ids") == ["first", "second"]
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
+    assert all(tensor.dtype == torch.long for tensor in batch.values())

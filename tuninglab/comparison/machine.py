@@ -1,0 +1,77 @@
+"""What a measurement ran on: processor, its int8 and 16-bit arithmetic, load, versions."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuninglab.hardware import BF16_CAPABILITIES
+
+PACKAGES = ("tuninglab", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+# Parts of the names that torch.cpu.get_capabilities gives to int8 products, on x86 and on Arm.
+INT8_CAPABILITIES = ("vnni", "int8", "i8mm", "dot")
+# Above this share of the cores, other work takes time that no ratio gives back.
+BUSY_LOAD_A_CORE = 0.5
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads, what it computes natively, and the device of the measurement."""
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = sorted(name for name, value in found.items() if value is True)
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "int8": [name for name in capabilities if any(part in name for part in INT8_CAPABILITIES)],
+        "bf16": [name for name in capabilities if name in BF16_CAPABILITIES],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "platform": platform.platform(),
+    }
+
+
+def load_average() -> float | None:
+    """Running processes over the last minute; None on a system that does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def is_busy(load: float | None) -> bool:
+    """Whether so much else runs that times mean little."""
+    return load is not None and load > BUSY_LOAD_A_CORE * (os.cpu_count() or 1)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the figures depend on."""
+    return {"python": platform.python_version()} | {
+        name: found for name in PACKAGES if (found := _version(name))
+    }
+
+
+def now() -> str:
+    """Date and time of day in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    # platform.processor() is empty on Linux, or only the architecture.
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        )
+        named = [asked.stdout.strip()]
+    return next(filter(None, named), platform.machine())

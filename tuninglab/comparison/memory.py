@@ -1,0 +1,211 @@
+"""Peak memory of one training step, measured in a process of its own, and what it is made of.
+
+On a CPU it is the resident memory of the process above what it held once everything was imported
+and tried on a small model; on a GPU the peak of torch's allocator. The second and third step count:
+in the first, the optimizer's states do not exist yet.
+"""
+
+import gc
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuninglab.comparison.variants import Training, Variant
+from tuninglab.comparison.workloads import Batch, Workload, save_random
+from tuninglab.errors import WorkError
+
+# glibc keeps in its heap some of what is freed. With these thresholds every tensor above 64 KiB is
+# mapped alone and goes back when it is freed: less memory, but page faults make a step two to three
+# times as long. Peaks are measured both ways; times, and the ratios, belong to the usual one.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+MIB = 2**20
+SAID_LINES = 5  # of a traceback: the error and where it was
+STATUS = Path("/proc/self/status")
+TABLES = ("shared", "embed_tokens", "lm_head")
+
+
+def measure_memory(
+    variant: Variant, workload: Workload, base: Path, device: torch.device
+) -> dict[str, Any]:
+    """Peak of a step in MiB over the process before, and its split, from fresh processes.
+
+    Args:
+        variant: the row.
+        workload: the shape.
+        base: folder of the model that `save_random` saved.
+        device: of the measurement; the process has as many threads as this one.
+
+    Returns `peak_memory_mib`, `base_memory_mib` (what the process held before), `build_peak_mib`
+    (None where the system does not tell), `memory_split_mib`, and on a CPU `peak_returned_mib`: the
+    peak where memory goes back to the system as soon as it is free (ALLOCATOR).
+
+    Raises:
+        WorkError: a process failed.
+    """
+    figures = _in_child(variant, workload, base, device, {})
+    if device.type == "cpu":
+        returned = _in_child(variant, workload, base, device, ALLOCATOR)
+        figures["peak_returned_mib"] = returned["peak_memory_mib"]
+    return figures
+
+
+def _in_child(
+    variant: Variant,
+    workload: Workload,
+    base: Path,
+    device: torch.device,
+    environment: dict[str, str],
+) -> dict[str, Any]:
+    # Where this package was found, it is found again, whatever the working directory.
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", "from tuninglab.comparison.memory import child; child()"]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, **environment},
+        input=pickle.dumps((variant, workload, base.resolve(), device, torch.get_num_threads())),
+        capture_output=True,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        reason = "\n".join(said[-SAID_LINES:])
+        raise WorkError(f"Measuring the memory of {variant.config!r} failed:\n{reason}")
+    return json.loads(done.stdout.decode().splitlines()[-1])
+
+
+def child() -> None:
+    """In the fresh process: take the task from standard input, print the figures as JSON."""
+    variant, workload, base, device, threads = pickle.loads(sys.stdin.buffer.read())
+    torch.set_num_threads(threads)
+    # Loads libraries and kernels that only come with their first use, as an import would.
+    _train_small(variant, workload.small(), device)
+    gc.collect()
+    meter = _Meter(device)
+    training = variant.build(workload, base, 0, device)
+    gc.collect()
+    figures: dict[str, Any] = {"base_memory_mib": round(meter.base / MIB, 1)}
+    figures["build_peak_mib"] = round(meter.peak() / MIB, 1) if meter.resets else None
+    batch = workload.batch(0, device)
+    training.step(batch)
+    meter.reset()
+    training.step(batch)
+    training.step(batch)
+    peak = meter.peak() / MIB
+    figures["peak_memory_mib"] = round(peak, 1)
+    figures["memory_split_mib"] = split(training, batch, peak, workload.vocabulary)
+    print(json.dumps(figures))
+
+
+def split(training: Training, batch: Batch, peak_mib: float, vocabulary: int) -> dict[str, float]:
+    """What a step holds, in MiB; `rest` is what is left of the peak: temporary memory.
+
+    The parts are not all alive at one moment: gradients come when activations go, so `rest` can
+    be below 0 where the peak lies early in the backward pass.
+    """
+    parts = {"weights": 0, "embeddings_head": 0, "lora_gradients_optimizer": 0}
+    storages: set[int] = set()
+    tensors = [*training.model.named_parameters(), *training.model.named_buffers()]
+    for name, tensor in tensors:
+        if _key(tensor) in storages:
+            continue
+        storages.add(_key(tensor))
+        if tensor.requires_grad:
+            states = [t for t in training.optimizer.state[tensor].values() if t.ndim]
+            # And a gradient.
+            parts["lora_gradients_optimizer"] += sum(map(_bytes, [tensor, tensor, *states]))
+        else:
+            table = any(part in TABLES for part in name.split("."))
+            parts["embeddings_head" if table else "weights"] += _bytes(tensor)
+    with saved_for_backward(storages) as saved:
+        loss = training.loss(batch)
+    del loss
+    logits = [tensor for tensor in saved.values() if tensor.columns == vocabulary]
+    parts["logits"] = sum(tensor.bytes for tensor in logits)
+    parts["activations"] = sum(tensor.bytes for tensor in saved.values()) - parts["logits"]
+    mib = {name: round(size / MIB, 1) for name, size in parts.items()}
+    return {**mib, "rest": round(peak_mib - sum(mib.values()), 1)}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A storage that the backward pass needs, and the width of the tensor that came with it."""
+
+    bytes: int
+    columns: int
+
+
+@contextmanager
+def saved_for_backward(known: set[int]) -> Iterator[dict[int, Saved]]:
+    """Collect the storages saved for backward by what runs inside, each once, by address.
+
+    Args:
+        known: addresses of storages that do not count, such as those of parameters.
+    """
+    saved: dict[int, Saved] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _key(tensor) not in known:
+            columns = tensor.shape[-1] if tensor.ndim else 1
+            saved.setdefault(_key(tensor), Saved(_bytes(tensor), columns))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved
+
+
+class _Meter:
+    """Memory of this process, or of the GPU, above what there was when it was made."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        # Writing 5 makes what is resident now the highest so far (proc(5)); macOS has no such.
+        self.resets = device.type == "cuda" or os.access("/proc/self/clear_refs", os.W_OK)
+        self.reset()
+        self.base = 0
+        self.base = self.peak()
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.resets:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Highest bytes since the reset, above the base."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.base
+        if STATUS.exists():
+            line = next(line for line in STATUS.read_text().splitlines() if "VmHWM:" in line)
+            return int(line.split()[1]) * 1024 - self.base
+        # In bytes on macOS (getrusage(2)).
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.base
+
+
+def _train_small(variant: Variant, workload: Workload, device: torch.device) -> None:
+    batch = workload.batch(0, device)
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(workload, Path(folder))
+        training = variant.build(workload, Path(folder), 0, device)
+    for _ in range(2):
+        training.step(batch)
+    split(training, batch, 0.0, workload.vocabulary)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()

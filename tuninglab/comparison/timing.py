@@ -1,0 +1,86 @@
+"""Time of a training step in several configurations, taken in turns in one process."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tuninglab.comparison.variants import Training, Variant
+from tuninglab.comparison.workloads import Workload
+from tuninglab.console import say
+
+# Every seed has its own LoRA weights and its own data, the same in all rows.
+SEEDS = (0, 1)
+# Steps go over these again and again, so that the loss can fall although tokens are random.
+BATCHES = 2
+
+
+@dataclass
+class Measured:
+    """What the steps of one row came to.
+
+    Args:
+        warm_up_s: seconds of each seed's first step, which no ratio counts.
+        times_s: seconds of the steps after it, in the order of the rounds.
+        losses: by seed, the loss of every step, the first included.
+    """
+
+    warm_up_s: list[float] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    losses: dict[int, list[float]] = field(default_factory=dict)
+
+
+def take_turns(
+    variants: Sequence[Variant],
+    workload: Workload,
+    base: Path,
+    rounds: int,
+    device: torch.device,
+    seeds: Sequence[int] = SEEDS,
+) -> list[Measured]:
+    """Train each variant for a warm-up step and `rounds` more, a step each in turn, for each seed.
+
+    What else the machine does at a time falls on all rows alike. The order of a round is that of
+    the last one reversed, so that no row always comes after the same other.
+    """
+    measured = [Measured() for _ in variants]
+    for seed in seeds:
+        # Built and dropped in a call of its own, so that no two sets of models exist at a time.
+        _train_in_turns(variants, measured, workload, base, rounds, seed, device)
+    return measured
+
+
+def _train_in_turns(
+    variants: Sequence[Variant],
+    measured: Sequence[Measured],
+    workload: Workload,
+    base: Path,
+    rounds: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    trainings = [variant.build(workload, base, seed, device) for variant in variants]
+    batches = [workload.batch(1000 * seed + number, device) for number in range(BATCHES)]
+    pairs = list(zip(measured, trainings, strict=True))
+    for turn in range(rounds + 1):
+        for row, training in pairs[:: -1 if turn % 2 else 1]:
+            seconds, loss = timed_step(training, batches[turn % BATCHES])
+            row.losses.setdefault(seed, []).append(loss)
+            (row.times_s if turn else row.warm_up_s).append(seconds)
+        say(f"  seed {seed}: {f'round {turn} of {rounds}' if turn else 'warm-up'}")
+
+
+def timed_step(training: Training, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Seconds and loss of a step; the loss is there when the whole step is done."""
+    began = time.perf_counter()
+    loss = training.step(batch)
+    return time.perf_counter() - began, loss
+
+
+def ratio_of(times_s: Sequence[float], plain_s: Sequence[float]) -> tuple[float, float]:
+    """Time over that of the plain row: median of the ratios of each round, and of the lowest."""
+    rounds = [one / other for one, other in zip(times_s, plain_s, strict=True)]
+    return statistics.median(rounds), min(times_s) / min(plain_s)

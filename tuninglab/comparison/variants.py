@@ -1,0 +1,115 @@
+"""The configurations that are compared, and how a model is built and trained in each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuninglab.adapters.lean import checkpoint_blocks, make_lean
+from tuninglab.adapters.lora import tune
+from tuninglab.adapters.quantisation import left_in_float, quantization_config
+from tuninglab.comparison.workloads import Batch, Workload
+from tuninglab.errors import UserError
+from tuninglab.hardware import DTYPES
+from tuninglab.models.parts import load_weights
+from tuninglab.optimizer import make_optimizer
+
+LEARNING_RATE = 1e-3
+# The two rows of the source document.
+INT8, PLAIN = "enable_int8 = True", "enable_int8 = False"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a comparison: numbers, format of the frozen base, and memory savers.
+
+    Args:
+        config: what the row is called.
+        precision: fp32, bf16 or fp16: of the frozen base and of the computation.
+        quantization: none, int8 (ours), bnb-int8 or bnb-nf4: of the linear layers of the blocks.
+        lean: names of the memory savers.
+        checkpoint_every: activations of every n-th block are recomputed; None: of no block.
+    """
+
+    config: str
+    precision: str
+    quantization: str = "none"
+    lean: tuple[str, ...] = ()
+    checkpoint_every: int | None = None
+
+    def build(self, workload: Workload, base: Path, seed: int, device: torch.device) -> "Training":
+        """Load the saved `base` as the recipes do, with fresh LoRA of this seed.
+
+        Raises:
+            UserError: the variant needs a library that is not there.
+        """
+        dtype = DTYPES[self.precision]
+        in_float = left_in_float(workload.tuning, fresh_bridge=False)
+        quantised = quantization_config(self.quantization, dtype, in_float)
+        options = {} if quantised is None else {"quantization_config": quantised}
+        model = load_weights(workload.model_class, "model", str(base), True, dtype, **options)
+        model.requires_grad_(False)
+        make_lean(model, self.lean)
+        torch.manual_seed(seed)
+        tuned = tune(model, workload.tuning, scope=workload.scope).to(device)
+        if self.checkpoint_every:
+            checkpoint_blocks(tuned, self.checkpoint_every)
+        return Training(tuned.train(), self.precision, device)
+
+
+class Training:
+    """A model with its optimizer; `step` trains it once on a batch."""
+
+    def __init__(self, model: nn.Module, precision: str, device: torch.device):
+        self.model, self.device, self.dtype = model, device, DTYPES[precision]
+        self.optimizer = make_optimizer(model, LEARNING_RATE, weight_decay=0.0)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The forward pass as the training loop has it: autocast, logits only where labelled."""
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
+            return self.model(**batch, labels_only_logits=True, use_cache=False).loss
+
+    def step(self, batch: Batch) -> float:
+        """Forward, backward, AdamW; returns the loss once all of it is done."""
+        loss = self.loss(batch)
+        scaled: Any = self.scaler.scale(loss)
+        scaled.backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def standard_rows(int8: Variant, plain: Variant, device: torch.device) -> list[Variant]:
+    """The rows of the comparison: int8 and plain as a user gets them, and their rivals.
+
+    Where plain is fp32 (a CPU without 16-bit arithmetic), so are the rivals.
+    """
+    number = "fp32" if plain.precision == "fp32" else "16-bit"
+    rows = [int8, plain]
+    if plain.precision != "fp32":
+        rows.append(replace(plain, config="fp32", precision="fp32"))
+    # On a CPU every fp16 operation is emulated: 13 to 24 GOP/s, where bf16 has 200.
+    if device.type == "cuda" and plain.precision == "bf16":
+        rows.append(replace(plain, config="fp16", precision="fp16"))
+    rows.append(replace(int8, config=f"{number}, same tricks", quantization="none"))
+    rows.append(replace(plain, config="bitsandbytes int8", quantization="bnb-int8"))
+    return rows
+
+
+def only_possible(variants: Sequence[Variant]) -> tuple[list[Variant], list[dict[str, str]]]:
+    """The rows whose libraries are there, and `config` and `reason` of those left out."""
+    kept, left = [], []
+    for variant in variants:
+        try:
+            quantization_config(variant.quantization, torch.float32)
+        except UserError as error:
+            left.append({"config": variant.config, "reason": str(error)})
+        else:
+            kept.append(variant)
+    return kept, left

@@ -1,0 +1,207 @@
+"""What is measured: models of a stated shape with random weights, and batches for them.
+
+What a step costs does not depend on the values of weights and tokens, as long as they are not
+degenerate; nothing here says anything about quality.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, PreTrainedModel, T5Config
+from transformers.utils import logging
+
+from tuninglab.adapters.lora import SCOPE
+from tuninglab.adapters.tuning_config import LoraTuning, TextTuningConfig, TuningConfig
+from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models.text_to_text import TextToText
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TextWorkload:
+    """A T5 with a head of its own, in the shape of flan-t5-small (77 million parameters)."""
+
+    name: ClassVar[str] = "T5 in flan-t5-small's shape"
+    model_class: ClassVar[type] = TextToText
+    scope: ClassVar[str] = ""
+    epoch_samples: ClassVar[int] = 8000
+
+    width: int = 512
+    head_width: int = 64
+    heads: int = 6
+    inner_width: int = 1024
+    layers: int = 8
+    vocabulary: int = 32128
+    batch_size: int = 8
+    source_tokens: int = 256
+    target_tokens: int = 64
+    tuning: LoraTuning = field(default_factory=TextTuningConfig)
+
+    @property
+    def tokens_a_step(self) -> int:
+        """Tokens that a step reads, of sources and targets."""
+        return self.batch_size * (self.source_tokens + self.target_tokens)
+
+    def make(self) -> PreTrainedModel:
+        """The model with random weights."""
+        settings: dict[str, Any] = {
+            "vocab_size": self.vocabulary,
+            "d_model": self.width,
+            "d_kv": self.head_width,
+            "d_ff": self.inner_width,
+            "num_layers": self.layers,
+            "num_decoder_layers": self.layers,
+            "num_heads": self.heads,
+            "feed_forward_proj": "gated-gelu",
+            "dropout_rate": 0.0,
+            # Read by transformers 5 as: do not scale what goes into the head, as T5 v1.1 does.
+            "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+        }
+        config = T5Config(**settings)
+        model = _with_random_weights(TextToText, config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".q.weight"):
+                # T5 leaves out the usual division of scores by the root of the head's width.
+                parameter.data.mul_(self.head_width**-0.5)
+        return model
+
+    def batch(self, seed: int, device: torch.device) -> Batch:
+        """Random tokens."""
+        random = torch.Generator().manual_seed(seed)
+        source = (self.batch_size, self.source_tokens)
+        target = (self.batch_size, self.target_tokens)
+        return {
+            "input_ids": torch.randint(2, self.vocabulary, source, generator=random).to(device),
+            "attention_mask": torch.ones(source, dtype=torch.long, device=device),
+            "labels": torch.randint(2, self.vocabulary, target, generator=random).to(device),
+        }
+
+    def small(self) -> "TextWorkload":
+        """A T5 of two layers a side."""
+        model = {"width": 64, "head_width": 16, "heads": 2, "inner_width": 96, "layers": 2}
+        batch = {"batch_size": 2, "source_tokens": 32, "target_tokens": 16}
+        return replace(self, vocabulary=256, **model, **batch)
+
+
+@dataclass(frozen=True)
+class FlamingoWorkload:
+    """A Flamingo whose language model is large beside its tower: 768 wide, 8 layers."""
+
+    name: ClassVar[str] = "Flamingo of a LLaMA 768 wide, one image a row"
+    model_class: ClassVar[type] = FlamingoForConditionalGeneration
+    scope: ClassVar[str] = SCOPE
+    epoch_samples: ClassVar[int] = 8000
+
+    width: int = 768
+    heads: int = 12
+    inner_width: int = 2048
+    layers: int = 8
+    cross_attn_every_n_layers: int = 2
+    vocabulary: int = 32003
+    vision_width: int = 384
+    vision_layers: int = 6
+    image_size: int = 224
+    batch_size: int = 4
+    tokens: int = 256
+    answer_tokens: int = 64
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+
+    @property
+    def tokens_a_step(self) -> int:
+        """Text tokens that a step reads."""
+        return self.batch_size * self.tokens
+
+    @property
+    def _marks(self) -> tuple[int, int]:
+        """Ids of `<|endofchunk|>` and `<image>`: after the base vocabulary, before `<PAD>`."""
+        return self.vocabulary - 3, self.vocabulary - 2
+
+    def make(self) -> PreTrainedModel:
+        """The model with random weights and gates half open."""
+        eoc, image = self._marks
+        text = {
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": self.inner_width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "pad_token_id": self.vocabulary - 1,
+        }
+        vision = CLIPVisionConfig(
+            hidden_size=self.vision_width,
+            intermediate_size=4 * self.vision_width,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_width // 64,
+            image_size=self.image_size,
+            patch_size=14,
+        )
+        config = FlamingoConfig(
+            text_config=text,
+            vision_config=vision,
+            cross_attn_every_n_layers=self.cross_attn_every_n_layers,
+            image_token_id=image,
+            eoc_token_id=eoc,
+        )
+        return _with_random_weights(FlamingoForConditionalGeneration, config)
+
+    def batch(self, seed: int, device: torch.device) -> Batch:
+        """Random tokens after an image mark, a random picture a row, loss on the last tokens."""
+        random = torch.Generator().manual_seed(seed)
+        eoc, image = self._marks
+        ids = torch.randint(3, eoc, (self.batch_size, self.tokens), generator=random)
+        ids[:, 1] = image
+        labels = torch.full_like(ids, -100)
+        labels[:, -self.answer_tokens :] = ids[:, -self.answer_tokens :]
+        size = (self.batch_size, 1, 1, 3, self.image_size, self.image_size)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels,
+            "pixel_values": torch.randn(size, generator=random),
+        }
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def small(self) -> "FlamingoWorkload":
+        """A Flamingo of two layers."""
+        model = {"width": 64, "heads": 2, "inner_width": 96, "layers": 2}
+        tower = {"vision_width": 64, "vision_layers": 1, "image_size": 28}
+        batch = {"batch_size": 2, "tokens": 32, "answer_tokens": 8}
+        return replace(self, vocabulary=256, **model, **tower, **batch)
+
+
+# A shape, and how a model of it is made, tuned and fed.
+Workload = TextWorkload | FlamingoWorkload
+
+
+def save_random(workload: Workload, folder: Path) -> int:
+    """Save a model with random weights for every row to load; returns its parameters."""
+    # A bar for a file on disk is gone before it can be read.
+    logging.disable_progress_bar()
+    model: Any = workload.make().bfloat16()
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def _with_random_weights(model_class: type, config: Any) -> Any:
+    """Weights that a trained model could have: layers keep the size of what they pass on."""
+    torch.manual_seed(0)
+    model: Any = model_class(config)
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    for name, parameter in model.named_parameters():
+        # Scales of norms are 1 and biases 0 already.
+        if name.endswith("_gate"):
+            parameter.fill_(0.5)
+        elif any(parameter is table for table in tables):
+            parameter.normal_()
+        elif parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return model

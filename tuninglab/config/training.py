@@ -1,0 +1,223 @@
+"""The settings that every training recipe shares: what the loop and the run folder need."""
+
+import math
+import os
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+
+from tyro.conf import Suppress, arg
+
+from tuninglab.adapters.tuning_config import LoraTuning
+from tuninglab.checks import check, check_choice, check_positive, check_run_name
+from tuninglab.errors import UserError
+
+Config = TypeVar("Config", bound="TrainingConfig")
+Scheduler = Literal["constant", "linear", "cosine"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Quantization = Literal["int8", "bnb-int8", "bnb-nf4", "none"]
+Saver = Literal["norm", "glu", "attention", "loss", "embedding"]
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of a training run, whatever is tuned; each recipe adds its own."""
+
+    # What --enable_int8 means where it is not given.
+    INT8_BY_DEFAULT: ClassVar[bool] = False
+    # Fields that name files or folders; hub ids stay as they are.
+    PATHS: ClassVar[tuple[str, ...]] = ("model", "data", "val_data")
+
+    recipe: Suppress[str] = ""
+    """Kept in config.yaml: which recipe the settings are for."""
+    model: str = "embedded"
+    """Base model: `embedded`, a model directory, or a hub id."""
+    data: str | None = None
+    """Training data. None: the embedded data."""
+    val_data: str | None = None
+    """Validation data, in the formats of --data."""
+    val_split: float = 0.0
+    """Share of --data held out for validation, from 0 to below 1."""
+    run_name: str | None = None
+    """Name of the run folder. None: a free name is made up."""
+    output_dir: str = "runs"
+    """Folder that holds the run folders."""
+    epochs: Annotated[int, arg(aliases=("--num_train_epochs",))] = 1
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, whatever --epochs says."""
+    batch_size: Annotated[int, arg(aliases=("--per_device_train_batch_size",))] = 8
+    """Records per process and forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: Annotated[float, arg(aliases=("--lr",))] = 2e-4
+    """Peak learning rate."""
+    lr_scheduler: Annotated[Scheduler, arg(aliases=("--lr_scheduler_type",))] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int | None = None
+    """Optimizer steps of linear warm-up. None: 3 % of all steps."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm, once per optimizer step; 0 turns clipping off."""
+    workers: Annotated[int, arg(aliases=("--dataloader_num_workers",))] = 0
+    """Processes that load the data; 0 loads it in the training process."""
+    precision: Precision = "auto"
+    """Number format of the computation; auto says what it chose and why."""
+    enable_int8: bool | None = None
+    """Keep the frozen base in int8 and multiply it as int8. None: in flan-t5 only."""
+    quantization: Quantization | None = None
+    """Format of the frozen base. None: int8 with --enable_int8, else none."""
+    lean: list[Saver] | None = None
+    """Memory savers to use, by name. None: all with int8, none without."""
+    seed: int = 0
+    """Seed of data order, fresh weights and dropout."""
+    logging_steps: int = 1
+    """Optimizer steps between lines in metrics.jsonl."""
+    save_steps: int | None = None
+    """Optimizer steps between checkpoints. None: at the end only."""
+    eval_steps: int | None = None
+    """Optimizer steps between validations. None: only before and after the training."""
+    activation_checkpointing: Annotated[bool, arg(aliases=("--gradient_checkpointing",))] = False
+    """Recompute the activations of all blocks in the backward pass: less memory, more time."""
+    checkpoint_every: int | None = None
+    """Recompute the activations of every n-th block only: less memory, more time."""
+    resume: bool = False
+    """Go on from the last checkpoint of --run_name."""
+    overwrite: Annotated[bool, arg(aliases=("--overwrite_output_dir",))] = False
+    """Replace an existing run folder of this name."""
+    skip_bad_records: bool = False
+    """Leave out records that have problems, and count them, instead of stopping."""
+    max_tokens: Annotated[int | None, arg(aliases=("--max_seq_length",))] = None
+    """Longest record in tokens. None: what the model can read."""
+    json: bool = False
+    """Print the final figures as JSON on standard output."""
+    debug: bool = False
+    """Show the Python traceback of an error."""
+    config: str | None = None
+    """YAML file of settings; flags override it."""
+    print_config: bool = False
+    """Print the resolved settings as YAML and stop."""
+    tuning_config: LoraTuning = field(default_factory=LoraTuning)
+
+    def __post_init__(self) -> None:
+        # The source document writes tuning_config as a dict; it is taken as it stands.
+        if isinstance(self.tuning_config, dict):
+            tuning = self.__dataclass_fields__["tuning_config"].default_factory
+            self.tuning_config = tuning.from_dict(self.tuning_config)
+
+    @property
+    def base_format(self) -> Quantization:
+        """How the frozen base is held: what --quantization and --enable_int8 come to."""
+        if self.quantization is not None:
+            return self.quantization
+        int8 = self.INT8_BY_DEFAULT if self.enable_int8 is None else self.enable_int8
+        return "int8" if int8 else "none"
+
+    @property
+    def savers(self) -> list[Saver]:
+        """Names of the memory savers in use: what --lean comes to."""
+        if self.lean is not None:
+            return self.lean
+        return list(get_args(Saver)) if self.base_format == "int8" else []
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """Every how many blocks activations are recomputed; None: in no block."""
+        return 1 if self.activation_checkpointing else self.checkpoint_every
+
+    def located(self: Config) -> Config:
+        """These settings with the paths of what exists made absolute, so that a run keeps its base.
+
+        A run folder names its base and data; it may be used from any working directory.
+        """
+        given = {name: getattr(self, name) for name in self.PATHS}
+        # "embedded" names what ships with the package, whatever lies in this directory.
+        paths = {n: p for n, p in given.items() if p and p != "embedded" and os.path.exists(p)}
+        return replace(self, **{name: os.path.abspath(path) for name, path in paths.items()})
+
+    def resolved(self: Config) -> Config:
+        """These settings with what was left open about the base decided, as a run keeps them."""
+        kind = self.base_format
+        # Of bitsandbytes' formats the switch says nothing.
+        int8 = kind == "int8" if kind in ("int8", "none") else None
+        return replace(self, quantization=kind, enable_int8=int8, lean=self.savers)
+
+    def validate(self) -> None:
+        """Check every range, and settings that exclude each other.
+
+        Raises:
+            UserError: naming the flag, the value given, what is expected and the remedy.
+        """
+        # Range first, then what excludes each other: the message names the simpler mistake.
+        check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
+        check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
+        check_positive(self, "checkpoint_every")
+        for name in ("warmup_steps", "workers", "seed"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, name, value, "a whole number of at least 0")
+        # torch and numpy take seeds of 32 bits in common.
+        check(self.seed < 2**32, "seed", self.seed, "a number below 4294967296")
+        self._check_rates()
+        self._check_choices()
+        if self.run_name is not None:
+            check_run_name(self.run_name)
+        self._check_quantization()
+        self._check_combinations()
+        self.tuning_config.validate()
+
+    def _check_rates(self) -> None:
+        rate = self.learning_rate
+        above_zero = math.isfinite(rate) and rate > 0
+        check(above_zero, "learning_rate", rate, "a finite number above 0", "2e-4 is usual.")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            fine = math.isfinite(value) and value >= 0
+            check(fine, name, value, "a finite number of at least 0")
+        check(0 <= self.val_split < 1, "val_split", self.val_split, "a share from 0 to below 1")
+
+    def _check_choices(self) -> None:
+        # Flags and YAML are checked when they are read; this guards settings made in Python.
+        check_choice("lr_scheduler", self.lr_scheduler, get_args(Scheduler))
+        check_choice("precision", self.precision, get_args(Precision))
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, get_args(Quantization))
+        for name in self.lean or ():
+            check_choice("lean", name, get_args(Saver))
+
+    def _check_quantization(self) -> None:
+        given = f"--enable_int8 {str(self.enable_int8).lower()}"
+        kind = self.quantization
+        # Somebody who turned int8 off may still want 4 bits.
+        wrong = kind != "int8" if self.enable_int8 else kind in ("int8", "bnb-int8")
+        if kind is not None and self.enable_int8 is not None and wrong:
+            raise UserError(
+                f"{given} and --quantization {kind} contradict each other. Drop {given} to get "
+                f"{kind}, or drop --quantization to get {'int8' if self.enable_int8 else 'none'}."
+            )
+        if self.activation_checkpointing and self.checkpoint_every not in (None, 1):
+            raise UserError(
+                "--activation_checkpointing means every block, but --checkpoint_every is "
+                f"{self.checkpoint_every}. Drop --activation_checkpointing to get that."
+            )
+
+    def _check_combinations(self) -> None:
+        # One keeps what is there, the other deletes it.
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite are both given. Give one of them.")
+        if self.resume and self.run_name is None:
+            raise UserError("--resume is given without --run_name. Name the run to go on with.")
+        if self.val_data is not None and self.val_split > 0:
+            raise UserError("--val_data and --val_split are both given. Give one of them.")
+        if self.data is None:
+            self._check_without_data()
+        elif self.eval_steps is not None and self.val_data is None and self.val_split == 0:
+            raise UserError(
+                "--eval_steps is given, but no validation data. Add --val_split 0.1 or --val_data."
+            )
+
+    def _check_without_data(self) -> None:
+        # The embedded data brings its own validation set.
+        if self.val_data is not None:
+            raise UserError("--val_data is given without --data. Name the training data too.")
+        if self.val_split > 0:
+            raise UserError("--val_split is given without --data. The embedded data is split.")

@@ -1,0 +1,109 @@
+"""Text pairs for a text-to-text model: what is read, and what is to be written.
+
+Needs no torch, so that a mistake in a data file is told before anything heavy is loaded.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tuninglab.data.readers import settle, to_sample
+from tuninglab.data.records import read_records
+from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
+
+KEYS = ("source", "target")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text to read and the text to write for it.
+
+    Args:
+        source: what the model reads.
+        target: what it is to write.
+        origin: where the pair came from, for messages to people ("my.jsonl, line 3").
+        kind: the type of text, for scores by type.
+    """
+
+    source: str
+    target: str
+    origin: str = "pair"
+    kind: str | None = None
+
+
+class ReadPairs(NamedTuple):
+    """The usable pairs of a data file and what was wrong with those left out."""
+
+    pairs: list[Pair]
+    skipped: list[str]
+
+
+def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> ReadPairs:
+    """All pairs of a data file, every record checked.
+
+    Args:
+        data: a JSON list or JSON lines of `{"source": ..., "target": ...}`, or of dialogues
+            (`messages`, `conversations`) of one question and one answer.
+        skip_bad_records: leave wrong records out and say so, instead of failing.
+
+    Raises:
+        UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
+    """
+    path = Path(data)
+    records = read_records(path)
+    pairs, problems = [], []
+    for origin, record in records:
+        try:
+            pairs.append(to_pair(record, origin))
+        except ValueError as error:
+            problems.append(f"{origin}: {error}")
+    settle(path, problems, skip_bad_records, len(problems), len(records))
+    return ReadPairs(pairs, problems)
+
+
+def to_pair(record: Any, origin: str) -> Pair:
+    """A record of either format as a Pair.
+
+    Raises:
+        ValueError: what is wrong with the record; a record that is itself a ValueError is raised.
+    """
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError(f"the record is {brief(record)}; expected an object")
+    dialogue = record.get("messages") is not None or record.get("conversations") is not None
+    if not any(key in record for key in KEYS):
+        if dialogue:
+            return _pair_of_dialogue(record, origin)
+        raise ValueError(
+            'the record has neither "source" and "target" nor "messages"; expected one of the two'
+        )
+    if dialogue:
+        raise ValueError('the record has both texts and a dialogue; keep "source" and "target"')
+    source, target = (_text(record, key) for key in KEYS)
+    return Pair(source, target, origin)
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    value = record.get(key, MISSING)
+    if not isinstance(value, str):
+        raise ValueError(f"the {key} is {brief(value)}; expected a text")
+    if not value.strip():
+        raise ValueError(f"the {key} is empty; write one or drop the record")
+    return checked_text(value)
+
+
+def _pair_of_dialogue(record: dict[str, Any], origin: str) -> Pair:
+    sample = to_sample(record, origin)
+    if sample.images:
+        raise ValueError("the record has pictures, which this model cannot see; remove them")
+    *before, answer = sample.messages
+    # A system message may stand before the question.
+    if sum(message["role"] == "user" for message in before) != 1:
+        raise ValueError(
+            "the dialogue has several answers, but a pair is one question and one answer; make a "
+            "record of each"
+        )
+    question = "\n\n".join(text for text in map(plain_text, before) if text)
+    return Pair(question, plain_text(answer), origin)

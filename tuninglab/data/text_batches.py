@@ -1,0 +1,76 @@
+"""Text pairs to batches: ids of source and target, padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from tuninglab.data.batches import padded
+from tuninglab.data.pairs import Pair
+from tuninglab.data.prompt import IGNORED
+from tuninglab.data.sampler import MaskedRow
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Text pairs as the model's inputs, one row at a time.
+
+    Args:
+        pairs: may be lazy, an item is fetched anew at each access.
+        tokenizer: of a T5; it ends source and target with its end token.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], tokenizer: Any):
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index`: input_ids of the source and labels of the target (lists)."""
+        pair = self.pairs[int(index)]
+        labels = text_ids(pair.target, self.tokenizer)
+        if isinstance(index, MaskedRow):
+            labels = [IGNORED] * len(labels)
+        input_ids = text_ids(pair.source, self.tokenizer)
+        return {"input_ids": input_ids, "labels": labels, "sample_id": pair.origin}
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The ids of a text and its end token."""
+    # Without verbose=False a long text warns about model_max_length, which T5 does not have.
+    return tokenizer(text, verbose=False)["input_ids"]
+
+
+def pair_tokens(pair: Pair, tokenizer: Any) -> int:
+    """The tokens of the longer one of a pair's two texts."""
+    return max(len(text_ids(text, tokenizer)) for text in (pair.source, pair.target))
+
+
+@dataclass
+class PairCollator:
+    """Rows to a batch, sources and targets each padded to the longest.
+
+    Args:
+        pad_token_id: fills `input_ids`; masked out in `attention_mask` and `labels`.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: input_ids, attention_mask (B, S), labels, decoder_attention_mask (B, T)."""
+        sources, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+        return {
+            "input_ids": padded(sources, self.pad_token_id),
+            "attention_mask": _mask(sources),
+            "labels": padded(targets, IGNORED),
+            # To count tokens by. The model needs none: what it pads comes after all labels.
+            "decoder_attention_mask": _mask(targets),
+            "sample_ids": [row["sample_id"] for row in rows],
+        }
+
+
+def _mask(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    return padded([[1] * len(row) for row in rows], 0)
