@@ -123,26 +123,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--resume", action="store_true", help="keep the runs already written")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         task, seed, int8 = options.one
         print(json.dumps(one_run(task, int(seed), int8 == "int8")))
         return
-    runs = []
+    runs = json.loads(RESULT.read_text())["runs"] if options.resume else []
+    done = {(run["task"], run["seed"], run["enable_int8"]) for run in runs}
     for task in TASKS:
         for seed in options.seeds:
             for kind in ("16-bit", "int8"):
-                command = [sys.executable, __file__, "--one", task, str(seed), kind]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                runs.append(json.loads(done.stdout.splitlines()[-1]))
-                print(f"{task}, seed {seed}, {kind}: {runs[-1]}", file=sys.stderr, flush=True)
-    result = {
-        "command": "python benchmarks/int8_quality.py --seeds " + " ".join(map(str, options.seeds)),
-        "summary": summary(runs),
-        "runs": runs,
+                if (task, seed, kind == "int8") not in done:
+                    runs.append(in_a_process(task, seed, kind))
+                    write(runs, options.seeds)
+
+
+def in_a_process(task: str, seed: int, kind: str) -> dict[str, Any]:
+    """The figures of a run in a fresh process, so that none is warm."""
+    command = [sys.executable, __file__, "--one", task, str(seed), kind]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = json.loads(found.stdout.splitlines()[-1])
+    print(f"{task}, seed {seed}, {kind}: {run}", file=sys.stderr, flush=True)
+    return run
+
+
+def write(runs: list[dict[str, Any]], seeds: list[int]) -> None:
+    """Write what there is, with the summary once every run is there."""
+    result: dict[str, Any] = {
+        "command": "python benchmarks/int8_quality.py --seeds " + " ".join(map(str, seeds))
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if len(runs) == 2 * len(TASKS) * len(seeds):
+        result["summary"] = summary(runs)
+    RESULT.write_text(json.dumps({**result, "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-/* Softmax of attention scores (heads, queries, keys) of one batch row, for one number format.
+/* Softmax of attention scores (batch, heads, queries, keys), for one number format.
 
-   bias: (heads, queries, keys) or NULL. mask: bytes (queries, keys), 0 where a query may not look,
-   or NULL; mask_down is its step to the next query, 0 for one row for all. causal: the last query
-   sees all keys, each earlier one a key less. */
+   bias: (heads, queries, keys) or NULL, the same for the whole batch. mask: bytes (batch, queries,
+   keys), 0 where a query may not look, or NULL; mask_across and mask_down are its steps to the next
+   batch row and query, 0 for one row for all. causal: the last query sees all keys, each earlier
+   one a key less. */
 
 #define ROW                                                                                      \
     T *row = scores + i * keys;                                                                  \
-    const T *by = bias ? bias + i * keys : NULL;                                                 \
-    const uint8_t *may = mask ? mask + (i % queries) * mask_down : NULL;                         \
+    const T *by = bias ? bias + i % (heads * queries) * keys : NULL;                             \
+    const uint8_t *may =                                                                         \
+        mask ? mask + i / (heads * queries) * mask_across + i % queries * mask_down : NULL;      \
     long seen = causal ? keys - queries + i % queries + 1 : keys;                                \
     NAMED(score)(held, row, by, may, seen, scaling, keys);
 
@@ -20,13 +22,14 @@ static inline void NAMED(score)(float *held, const T *row, const T *by, const ui
 }
 
 /* Scores become probabilities, in place; total is the log of the sum of exponentials a row. */
-void NAMED(softmax)(T *scores, const T *bias, const uint8_t *mask, long mask_down, long causal,
-                    float scaling, float *total, long heads, long queries, long keys) {
-#pragma omp parallel if (heads * queries * keys > ALONE)
+void NAMED(softmax)(T *scores, const T *bias, const uint8_t *mask, long mask_across,
+                    long mask_down, long causal, float scaling, float *total, long batch,
+                    long heads, long queries, long keys) {
+#pragma omp parallel if (batch * heads * queries * keys > ALONE)
     {
         float *held = malloc(keys * sizeof(float));
 #pragma omp for
-        for (long i = 0; i < heads * queries; i++) {
+        for (long i = 0; i < batch * heads * queries; i++) {
             ROW
             float top = -INFINITY, sum = 0.f;
 #pragma omp simd reduction(max : top)
@@ -48,14 +51,14 @@ void NAMED(softmax)(T *scores, const T *bias, const uint8_t *mask, long mask_dow
 
 /* Scores become probabilities again, from the total; the gradient of the probabilities becomes
    that of the products of queries and keys. Both in place. */
-void NAMED(softmax_grad)(T *scores, const T *bias, const uint8_t *mask, long mask_down,
-                         long causal, float scaling, const float *total, T *grad, long heads,
-                         long queries, long keys) {
-#pragma omp parallel if (heads * queries * keys > ALONE)
+void NAMED(softmax_grad)(T *scores, const T *bias, const uint8_t *mask, long mask_across,
+                         long mask_down, long causal, float scaling, const float *total, T *grad,
+                         long batch, long heads, long queries, long keys) {
+#pragma omp parallel if (batch * heads * queries * keys > ALONE)
     {
         float *held = malloc(keys * sizeof(float));
 #pragma omp for
-        for (long i = 0; i < heads * queries; i++) {
+        for (long i = 0; i < batch * heads * queries; i++) {
             ROW
             T *g = grad + i * keys;
             float along = 0.f, base = total[i];
