@@ -120,6 +120,7 @@ def wrap(
     # What trains in full is left alone: a saver may make no gradient for its weights.
     for name in direct_modules(setup.model, tuning, scope):
         setup.model.get_submodule(name).requires_grad_(True)
+    # New tokens train as rows of a float table.
     wanted = [name for name in config.savers if name != "embedding" or not tuning.train_new_tokens]
     savers = make_lean(setup.model, wanted)
     why = "the base is int8" if config.base_format == "int8" else "--lean"

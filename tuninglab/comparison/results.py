@@ -25,7 +25,7 @@ PARTS = {
     "rest": "rest",
 }
 PARTS_EXPLAINED = (
-    "Of the peak: tables are token embedding and head; trained is LoRA, its gradients and optimizer "
+    "Of the peak: tables are embedding and head; trained is LoRA, its gradients and optimizer "
     "states; activations and logits are kept for the backward pass; rest is temporary."
 )
 

@@ -215,6 +215,10 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         labelled = targets != -100
         return targets[labelled], labelled
 
+    def _can_chunk(self) -> bool:
+        # A frozen head, because a chunk makes the gradient of what goes into it alone.
+        return bool(self.loss_chunk_tokens) and not trains(self.get_output_embeddings())
+
     @can_return_tuple
     def forward(
         self,
@@ -243,18 +247,15 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         )
         if position_ids is None and past_key_values is None:
             position_ids = _positions(attention_mask)
-        targets, head = None, self.get_output_embeddings()
-        chunk = self.loss_chunk_tokens if labels_only_logits and labels is not None else None
-        # Frozen, because the chunks' gradients are those of what goes into the head.
-        chunked = chunk is not None and head is not None and not trains(head)
-        runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
+        targets, chunked = None, False
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
-            only = labels_only_logits
-            targets, logits_to_keep = self._targets(labels, only, logits_to_keep, chunked)
+            chunked = labels_only_logits and self._can_chunk()
+            wanted = (labels_only_logits, logits_to_keep, chunked)
+            targets, logits_to_keep = self._targets(labels, *wanted)
+        runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
         optional = {"position_ids": position_ids}
-        if not chunked:
-            optional["logits_to_keep"] = logits_to_keep
+        optional |= {} if chunked else {"logits_to_keep": logits_to_keep}
         with conditioned_on(conditioning):
             outputs = runner(
                 input_ids=input_ids,
@@ -265,15 +266,16 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
                 **{k: v for k, v in optional.items() if k in self._lang_arguments},
                 **kwargs,
             )
-        loss = None
+        logits, loss = None if chunked else outputs.logits, None
         if chunked:
             hidden = outputs.last_hidden_state[logits_to_keep]
-            loss = chunked_loss(hidden, head, targets, chunk, num_items_in_batch)
+            told = (self.get_output_embeddings(), targets, self.loss_chunk_tokens)
+            loss = chunked_loss(hidden, *told, num_items_in_batch)
         elif targets is not None:
-            loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
+            loss = next_token_loss(logits, targets, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=None if chunked else outputs.logits,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -54,9 +54,9 @@ def chunked_loss(
     return total / _divisor(targets, num_items_in_batch, total.device)
 
 
-def trains(module: nn.Module) -> bool:
-    """Whether a module has parameters that require gradients."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+def trains(head: nn.Module | None) -> bool:
+    """Whether a head has parameters that require gradients; None counts as one."""
+    return head is None or any(parameter.requires_grad for parameter in head.parameters())
 
 
 class _ChunkedLoss(torch.autograd.Function):

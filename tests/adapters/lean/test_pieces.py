@@ -63,6 +63,15 @@ def test_norm(kernels, kind, width):
     assert y.dtype == torch.bfloat16 and relative(y, expected[0]) < 0.01
 
 
+def test_a_norm_that_trains_gets_its_gradient():
+    norm = LlamaRMSNorm(16)
+    lean = LeanRMSNorm(copy.deepcopy(norm))
+    x = torch.randn(2, 3, 16)
+    for each in (norm, lean):
+        each(x).pow(3).sum().backward()
+    torch.testing.assert_close(lean.weight.grad, norm.weight.grad)
+
+
 def test_other_norms_are_left_alone():
     trained, layer_norm = LlamaRMSNorm(8), nn.LayerNorm(8).requires_grad_(False)
     shifted = LlamaRMSNorm(8).requires_grad_(False)

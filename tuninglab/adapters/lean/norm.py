@@ -27,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class LeanRMSNorm(nn.Module):
-    """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,) frozen."""
+    """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,)."""
 
     def __init__(self, norm: nn.Module):
         super().__init__()
@@ -37,6 +37,9 @@ class LeanRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., D) in the same number format."""
+        if self.weight.requires_grad:
+            rows = hidden_states.flatten(0, -2)
+            return _torch_normed(rows, self.weight, self.variance_epsilon)[0].view_as(hidden_states)
         return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
     def extra_repr(self) -> str:

@@ -85,8 +85,8 @@ def _has_plain_head(model: Any) -> bool:
 
 def _shrink_embedding(model: Any) -> str:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(table, nn.Embedding):
-        return "already int8"
+    if not isinstance(table, nn.Embedding) or table.weight.requires_grad:
+        return "left as it is"
     small = Int8Embedding.of(table)
     if head is not None and head.weight is table.weight:
         tied = Int8Linear(table.embedding_dim, table.num_embeddings, device="meta")
