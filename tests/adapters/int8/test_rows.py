@@ -7,17 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuninglab.adapters.int8.rows import multiply, quantise_rows, scale_rows
-from tuninglab.adapters.native import library
-
-
-@pytest.fixture(params=["native", "torch"])
-def kernels(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(library, "library", lambda: None)
-    elif library.library() is None:
-        pytest.skip("no C compiler here")
-    return request.param
-
 
 SHAPES = [(0, 8), (1, 1), (1, 513), (3, 7), (5, 16), (64, 33), (130, 48), (17, 511)]
 

@@ -16,18 +16,8 @@ from tuninglab.adapters.int8.linear import Int8Linear
 from tuninglab.adapters.lean import checkpoint_blocks, make_lean
 from tuninglab.adapters.lean.glu import ACTIVATIONS, LeanActivation, LeanGLU, activation_of
 from tuninglab.adapters.lean.norm import LeanRMSNorm, is_rms_norm
-from tuninglab.adapters.native import library
 from tuninglab.models.loss import chunked_loss, next_token_loss
 from tuninglab.models.text_to_text import TextToText
-
-
-@pytest.fixture(params=["native", "torch"])
-def kernels(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(library, "library", lambda: None)
-    elif library.library() is None:
-        pytest.skip("no C compiler here")
-    return request.param
 
 
 def t5(**config):
