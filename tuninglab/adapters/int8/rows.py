@@ -58,9 +58,8 @@ FEW_ROWS = 128
 def multiply(left: Tensor, right: Tensor, row_major: bool = False) -> Tensor:
     """Product of int8 matrices (M, K) and (K, N), summed in int32 (M, N).
 
-    On a CPU the result lies in memory that the next product of this thread uses again: on a new
-    allocation of 8 MiB, page faults cost as much as a third of the product. `row_major` asks for
-    the result to lie so.
+    On a CPU the result lies in memory that the next product of this thread uses again: a new
+    allocation would cost page faults. `row_major` asks for the result to lie so.
     """
     if left.shape[1] == 1 and left.is_cpu:
         # torch 2.13 takes such a matrix for a transposed one and returns other numbers.
