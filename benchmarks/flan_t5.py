@@ -38,12 +38,12 @@ def taken_apart(rounds: int) -> dict[str, Any]:
 
     int8, plain, *_ = rows_of(FlanT5Config(), device_here())
     rows = [int8, plain, Variant("int8 alone", plain.precision, "int8")]
-    for count in range(1, len(int8.lean) + 1):
-        lean = int8.lean[:count]
-        rows.append(Variant(f"and {lean[-1]}", plain.precision, "int8", lean))
+    for count in range(1, len(int8.savers) + 1):
+        savers = int8.savers[:count]
+        rows.append(Variant(f"and {savers[-1]}", plain.precision, "int8", savers))
     for every in (2, 1):
         name = f"and checkpoint_every {every}"
-        rows.append(Variant(name, plain.precision, "int8", int8.lean, every))
+        rows.append(Variant(name, plain.precision, "int8", int8.savers, every))
     return compare_rows(rows, TextWorkload(), rounds)
 
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tuninglab.kernels import compiled
 from tuninglab.models.build import add_flamingo_tokens, load_flamingo
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
@@ -143,3 +144,13 @@ def take_apart():
         return folder / "lang", folder / "clip"
 
     return save
+
+
+@pytest.fixture(params=["C", "torch"])
+def kernels(request, monkeypatch):
+    """Tests of passes over rows run with the C kernels and without."""
+    if request.param == "torch":
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    elif compiled.library() is None:
+        pytest.skip("no C compiler here")
+    return request.param

@@ -173,7 +173,7 @@ def test_what_a_run_keeps_leaves_nothing_open_and_contradicts_nothing():
         kept = FlanT5Config(quantization=kind).resolved()
         kept.validate()
         assert (kept.base_format, kept.quantization, kept.enable_int8) == (kind, kind, switch)
-        assert kept.savers == kept.lean == FlanT5Config(quantization=kind).savers
+        assert kept.savers == kept.memory_savers == FlanT5Config(quantization=kind).savers
         assert kept.resolved() == kept
 
 
@@ -181,10 +181,10 @@ def test_memory_savers_come_with_int8_unless_they_are_named():
     assert FinetuneConfig().savers == []
     assert FlanT5Config(quantization="none").savers == []
     assert FlanT5Config().savers == ["norm", "glu", "attention", "loss", "embedding"]
-    assert FlanT5Config(lean=[]).savers == []
-    assert FinetuneConfig(lean=["loss"]).savers == ["loss"]
-    with pytest.raises(UserError, match="--lean is 'gl'; expected one of norm, glu"):
-        FinetuneConfig(lean=["gl"]).validate()  # type: ignore[list-item]
+    assert FlanT5Config(memory_savers=[]).savers == []
+    assert FinetuneConfig(memory_savers=["loss"]).savers == ["loss"]
+    with pytest.raises(UserError, match="--memory_savers is 'gl'; expected one of norm, glu"):
+        FinetuneConfig(memory_savers=["gl"]).validate()  # type: ignore[list-item]
 
 
 def test_every_block_and_every_nth_block_must_agree():

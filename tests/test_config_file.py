@@ -99,7 +99,7 @@ def test_the_spellings_of_the_flags_work_in_a_file(tmp_path):
 
 def test_a_run_tells_its_recipe(tmp_path):
     path = tmp_path / "config.yaml"
-    for config in (FinetuneConfig(seed=3), FlanT5Config(lean=["loss"], enable_int8=False)):
+    for config in (FinetuneConfig(seed=3), FlanT5Config(memory_savers=["loss"], enable_int8=False)):
         path.write_text(config_yaml(config))
         assert read_recipe(path) == config
     # A run from before there was a second recipe.

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from tuninglab import cli, flamingo
-from tuninglab.adapters.int8.quantiser import Int8Config, int8_layers
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.config import FinetuneConfig
 from tuninglab.data.splits import read_splits
 from tuninglab.errors import DataError, UserError
 from tuninglab.flamingo import finetune
+from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.models.build import load_flamingo
 from tuninglab.run_folder import RunFolder
 from tuninglab.serving.open_model import open_model

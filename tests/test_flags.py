@@ -79,9 +79,9 @@ def test_a_quantization_overrides_what_the_recipe_or_its_file_leaves_open(tmp_pa
 
 
 def test_memory_savers_by_name_and_none_at_all():
-    assert finetune("--lean", "--seed", "3").lean == []
-    assert finetune("--lean", "loss", "norm").lean == ["loss", "norm"]
-    assert finetune().lean is None
+    assert finetune("--lean", "--seed", "3").memory_savers == []
+    assert finetune("--lean", "loss", "norm").memory_savers == ["loss", "norm"]
+    assert finetune().memory_savers is None
 
 
 def test_switches_inside_tuning_config():

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ByT5Tokenizer, T5Config
 
 from tuninglab import flan_t5 as module
-from tuninglab.adapters.int8.linear import Int8Linear
 from tuninglab.adapters.tuning_config import TextTuningConfig
 from tuninglab.cli import main
 from tuninglab.config import FinetuneConfig, FlanT5Config
@@ -23,6 +22,7 @@ from tuninglab.embedded.text_task import DateTask
 from tuninglab.errors import DataError, UserError
 from tuninglab.evaluation.texts import generate_texts
 from tuninglab.flan_t5 import flan_t5
+from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.text_to_text import TextToText, load_text_to_text
 from tuninglab.recipe import open_run
 

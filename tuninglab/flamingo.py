@@ -20,12 +20,12 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from tuninglab import recipe
-from tuninglab.adapters.lora import check_patterns, train_fresh_bridge
-from tuninglab.adapters.quantisation import (
+from tuninglab.adapters.base_format import (
     left_in_float,
     quantization_config,
     tell_quantisation,
 )
+from tuninglab.adapters.lora import check_patterns, train_fresh_bridge
 from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.batches import Collator, SampleDataset

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tuninglab import recipe
+from tuninglab.adapters.base_format import left_in_float, quantization_config, tell_quantisation
 from tuninglab.adapters.lora import check_patterns
-from tuninglab.adapters.quantisation import left_in_float, quantization_config, tell_quantisation
 from tuninglab.config import FlanT5Config
 from tuninglab.config_file import read_recipe
 from tuninglab.console import Choices, is_main_process, say

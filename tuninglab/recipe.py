@@ -9,9 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from tuninglab.adapters.lean import checkpoint_blocks, make_lean
+from tuninglab.adapters.base_format import count_parameters
 from tuninglab.adapters.lora import SCOPE, direct_modules, trainable_table, tune
-from tuninglab.adapters.quantisation import count_parameters
 from tuninglab.adapters.saving import save_adapter
 from tuninglab.adapters.tuning_config import LoraTuning
 from tuninglab.checkpoint import newest_checkpoint
@@ -22,6 +21,7 @@ from tuninglab.data.sampler import StepSampler
 from tuninglab.data.splits import Splits
 from tuninglab.hardware import peak_memory_mib, precision_of
 from tuninglab.run_folder import RunFolder
+from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.train import train, validation_loss
 from tuninglab.training_log import Progress, print_trainable
 
@@ -122,8 +122,8 @@ def wrap(
         setup.model.get_submodule(name).requires_grad_(True)
     # New tokens train as rows of a float table.
     wanted = [name for name in config.savers if name != "embedding" or not tuning.train_new_tokens]
-    savers = make_lean(setup.model, wanted)
-    why = "the base is int8" if config.base_format == "int8" else "--lean"
+    savers = add_savers(setup.model, wanted)
+    why = "the base is int8" if config.base_format == "int8" else "--memory_savers"
     for name, what in savers.items():
         setup.choices.add(f"memory saver {name}", what, why)
     model: Any = tune(setup.model, tuning, setup.base, scope)

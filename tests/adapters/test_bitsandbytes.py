@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from tuninglab.adapters.lora import tune
-from tuninglab.adapters.quantisation import (
+from tuninglab.adapters.base_format import (
     count_parameters,
     left_in_float,
     quantization_config,
     tell_quantisation,
 )
+from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.console import Choices

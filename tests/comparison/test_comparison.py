@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tuninglab import cli, comparison
-from tuninglab.adapters.int8.linear import Int8Linear
 from tuninglab.comparison import results, timing, variants
 from tuninglab.comparison.variants import INT8, PLAIN, Variant
 from tuninglab.comparison.workloads import FlamingoWorkload, TextWorkload
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.errors import UserError
+from tuninglab.int8.linear import Int8Linear
 
 CPU = torch.device("cpu")
-LEAN = ("norm", "glu", "attention", "loss", "embedding")
+SAVERS = ("norm", "glu", "attention", "loss", "embedding")
 
 
 def fake_memory(variant, *_):
@@ -73,10 +73,11 @@ def test_finetune_compares_a_flamingo_and_prints_json_alone(small, tmp_path, mon
 
 
 def test_a_setting_alone_is_measured_as_its_flags_have_it(small, tmp_path):
-    config = FlanT5Config(precision="fp32", enable_int8=False, checkpoint_every=2, lean=["norm"])
+    config = FlanT5Config(precision="fp32", enable_int8=False, checkpoint_every=2)
+    config.memory_savers = ["norm"]
     (row,) = comparison.measure_alone(config)["rows"]
     assert (row["config"], row["quantization"]) == (PLAIN, "none")
-    assert (row["lean"], row["checkpoint_every"]) == (["norm"], 2)
+    assert (row["savers"], row["checkpoint_every"]) == (["norm"], 2)
     assert list(row["losses"]) == ["seed 0"]
 
 
@@ -112,7 +113,7 @@ def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
     rows = [
         Variant("plain", "fp32"),
         Variant("int8", "fp32", "int8"),
-        Variant("lean", "fp32", "int8", LEAN, 2),
+        Variant("savers", "fp32", "int8", SAVERS, 2),
     ]
     measured = timing.take_turns(rows, workload, folder, 5, CPU)
     plain = measured[0].losses
@@ -126,7 +127,7 @@ def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
 
 def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):
     workload, folder = small_bases["text"]
-    built = Variant("row", "bf16", "int8", LEAN).build(workload, folder, 0, CPU)
+    built = Variant("row", "bf16", "int8", SAVERS).build(workload, folder, 0, CPU)
     layers = [m for m in built.model.modules() if isinstance(m, Int8Linear)]
     # Four in each attention (one in the encoder's layers, two in the decoder's), three beside.
     assert len(layers) >= 2 * (4 + 3) + 2 * (8 + 3)

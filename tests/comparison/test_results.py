@@ -45,7 +45,7 @@ def test_rows_hold_what_the_numbers_come_to():
     assert int8["loss_gap"] == pytest.approx((0.1 + 0.2) / 2)
     assert results.seed_spread(plain) == pytest.approx(0.2)
     assert int8["losses"] == {"seed 0": [15.0, 14.1], "seed 1": [15.0, 14.0]}
-    assert (int8["lean"], int8["checkpoint_every"]) == (["norm", "loss"], 2)
+    assert (int8["savers"], int8["checkpoint_every"]) == (["norm", "loss"], 2)
 
 
 def test_the_table_and_its_notes_say_random_and_name_every_row(capsys, monkeypatch):

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ByT5Tokenizer, LlamaConfig, T5Config, T5ForConditionalGeneration
 
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.int8.quantiser import Int8Config
 from tuninglab.errors import UserError
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.quantiser import Int8Config
 from tuninglab.models.text_to_text import TextToText, WideLinear, load_text_to_text
 
 WIDTH, HEADS, HEAD_WIDTH, INNER, LAYERS, ROWS = 12, 2, 5, 20, 2, 264

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from tuninglab.adapters.int8.lora import know_int8
+from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.tuning_config import LoraTuning, TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError

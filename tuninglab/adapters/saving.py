@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from tuninglab.adapters.int8.lora import know_int8
+from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.lora import quietly
 from tuninglab.console import say
 from tuninglab.disk import whole_folder

@@ -91,7 +91,7 @@ def variant_of(config: TrainingConfig, name: str, precision: str) -> Variant:
 def rows_of(config: TrainingConfig, device: torch.device) -> list[Variant]:
     """The rows to compare: int8 as these settings have it, plain as a user gets it, and rivals."""
     precision = choose_precision(config.precision, device.type, Choices())
-    plain: dict[str, Any] = {"lean": None, "checkpoint_every": None}
+    plain: dict[str, Any] = {"memory_savers": None, "checkpoint_every": None}
     off = replace(
         config, enable_int8=False, quantization=None, activation_checkpointing=False, **plain
     )

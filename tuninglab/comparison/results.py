@@ -46,7 +46,7 @@ def make_row(
         "config": variant.config,
         "precision": variant.precision,
         "quantization": variant.quantization,
-        "lean": list(variant.lean),
+        "savers": list(variant.savers),
         "checkpoint_every": variant.checkpoint_every,
         **memory,
         "step_s": round(step_s, 4),
@@ -174,7 +174,7 @@ def _settings(row: Row) -> list[str]:
     kept = {"none": [], "int8": ["int8 base"]}.get(row["quantization"], [row["quantization"]])
     every = row["checkpoint_every"]
     recomputed = [f"checkpoint_every {every}"] if every else []
-    return [row["precision"], *kept, *row["lean"], *recomputed]
+    return [row["precision"], *kept, *row["savers"], *recomputed]
 
 
 def draw_plot(rows: Sequence[Row], title: str) -> bytes:

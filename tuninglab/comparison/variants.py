@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuninglab.adapters.lean import checkpoint_blocks, make_lean
+from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.adapters.lora import tune
-from tuninglab.adapters.quantisation import left_in_float, quantization_config
 from tuninglab.comparison.workloads import Batch, Workload
 from tuninglab.errors import UserError
 from tuninglab.hardware import DTYPES
 from tuninglab.models.parts import load_weights
 from tuninglab.optimizer import make_optimizer
+from tuninglab.savers import add_savers, checkpoint_blocks
 
 LEARNING_RATE = 1e-3
 # The two rows of the source document.
@@ -30,14 +30,14 @@ class Variant:
         config: what the row is called.
         precision: fp32, bf16 or fp16: of the frozen base and of the computation.
         quantization: none, int8 (ours), bnb-int8 or bnb-nf4: of the linear layers of the blocks.
-        lean: names of the memory savers.
+        savers: names of the memory savers.
         checkpoint_every: activations of every n-th block are recomputed; None: of no block.
     """
 
     config: str
     precision: str
     quantization: str = "none"
-    lean: tuple[str, ...] = ()
+    savers: tuple[str, ...] = ()
     checkpoint_every: int | None = None
 
     def build(self, workload: Workload, base: Path, seed: int, device: torch.device) -> "Training":
@@ -52,7 +52,7 @@ class Variant:
         options = {} if quantised is None else {"quantization_config": quantised}
         model = load_weights(workload.model_class, "model", str(base), True, dtype, **options)
         model.requires_grad_(False)
-        make_lean(model, self.lean)
+        add_savers(model, self.savers)
         torch.manual_seed(seed)
         tuned = tune(model, workload.tuning, scope=workload.scope).to(device)
         if self.checkpoint_every:

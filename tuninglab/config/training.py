@@ -67,7 +67,7 @@ class TrainingConfig:
     """Keep the frozen base in int8 and multiply it as int8. None: in flan-t5 only."""
     quantization: Quantization | None = None
     """Format of the frozen base. None: int8 with --enable_int8, else none."""
-    lean: list[Saver] | None = None
+    memory_savers: Annotated[list[Saver] | None, arg(aliases=("--lean",))] = None
     """Memory savers to use, by name. None: all with int8, none without."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
@@ -115,9 +115,9 @@ class TrainingConfig:
 
     @property
     def savers(self) -> list[Saver]:
-        """Names of the memory savers in use: what --lean comes to."""
-        if self.lean is not None:
-            return self.lean
+        """Names of the memory savers in use: what --memory_savers comes to."""
+        if self.memory_savers is not None:
+            return self.memory_savers
         return list(get_args(Saver)) if self.base_format == "int8" else []
 
     @property
@@ -140,7 +140,7 @@ class TrainingConfig:
         kind = self.base_format
         # Of bitsandbytes' formats the switch says nothing.
         int8 = kind == "int8" if kind in ("int8", "none") else None
-        return replace(self, quantization=kind, enable_int8=int8, lean=self.savers)
+        return replace(self, quantization=kind, enable_int8=int8, memory_savers=self.savers)
 
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.
@@ -181,8 +181,8 @@ class TrainingConfig:
         check_choice("precision", self.precision, get_args(Precision))
         if self.quantization is not None:
             check_choice("quantization", self.quantization, get_args(Quantization))
-        for name in self.lean or ():
-            check_choice("lean", name, get_args(Saver))
+        for name in self.memory_savers or ():
+            check_choice("memory_savers", name, get_args(Saver))
 
     def _check_quantization(self) -> None:
         given = f"--enable_int8 {str(self.enable_int8).lower()}"

@@ -10,6 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from tuninglab.errors import UserError
+
+# Importing it also tells transformers of our int8 weights, which it would read as floats.
+from tuninglab.int8.quantiser import mark_quantised
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.parts import (
@@ -23,7 +26,7 @@ from tuninglab.models.parts import (
     resolve,
 )
 from tuninglab.models.processing import EOC_TOKEN, IMAGE_TOKEN, FlamingoProcessor
-from tuninglab.models.quantised import mark_quantised, quantised
+from tuninglab.models.quantised import quantised
 
 PAD_TOKEN = "<PAD>"
 

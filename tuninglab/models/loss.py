@@ -1,11 +1,12 @@
 """The loss of next tokens, as a sum that other ranks and accumulation steps can join."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tuninglab.int8.cross_entropy import loss_and_grad_of
 
 
 def next_token_loss(
@@ -76,19 +77,6 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         return grad * grads[0].to(grad.dtype), None, None, None
-
-
-def loss_and_grad_of(head: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """How any head makes a chunk's summed loss and the gradient of its input."""
-
-    def loss_and_grad(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, hidden)
-        return loss.detach(), grad
-
-    return loss_and_grad
 
 
 def _divisor(targets: Tensor, count: int | Tensor | None, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
-from tuninglab.models.quantised import read_piecewise, register_int8
+from tuninglab.models.quantised import read_piecewise
 
 DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2", and
@@ -249,7 +249,6 @@ def load_weights(
     if local:
         # A bar for files on disk is gone before it can be read; downloads keep theirs.
         logging.disable_progress_bar()
-    register_int8()
     reading = read_piecewise() if "quantization_config" in options else nullcontext()
     with explained(what, where), reading:
         model, info = loader.from_pretrained(

@@ -12,7 +12,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import GatedCrossAttentionBlock
 from tuninglab.models.perceiver import PerceiverResampler
-from tuninglab.models.quantised import register_int8
 
 
 def find_decoder_layers(lang_encoder: PreTrainedModel) -> nn.ModuleList:
@@ -53,7 +52,6 @@ class FlamingoPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the loader makes every weight trainable, so the tower is refrozen."""
-        register_int8()
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.vision_encoder.requires_grad_(False)

@@ -4,17 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers import PreTrainedConfig, modeling_utils
 
 from tuninglab.errors import UserError
-
-
-def register_int8() -> None:
-    """Let transformers know our int8 weights, which it would otherwise read as if they were floats.
-
-    By the loaders and as late as this, because models do not know how they are tuned.
-    """
-    import tuninglab.adapters.int8.quantiser  # noqa: F401
 
 
 def quantised(quantization: Any, config: PreTrainedConfig, where: str) -> dict[str, Any]:
@@ -62,12 +54,3 @@ def read_piecewise() -> Iterator[None]:
         yield
     finally:
         library.safe_open = mapping
-
-
-def mark_quantised(model: PreTrainedModel, quantiser: Any) -> None:
-    """Let transformers and PEFT know of a model that its parts are quantised."""
-    marked: Any = model
-    marked.is_quantized = True
-    marked.quantization_method = quantiser.quantization_config.quant_method
-    marked.hf_quantizer = quantiser
-    quantiser.postprocess_model(model)

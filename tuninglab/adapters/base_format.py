@@ -1,6 +1,6 @@
 """How the frozen base is held: `--quantization` as a configuration that loaders take.
 
-`int8` is ours: multiplied as int8, both ways (`tuninglab.adapters.int8`). `bnb-int8` and `bnb-nf4`
+`int8` is ours: multiplied as int8, both ways (`tuninglab.int8`). `bnb-int8` and `bnb-nf4`
 are bitsandbytes' through transformers: smaller, but turned into floats again at every use.
 """
 
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from tuninglab.adapters.int8.quantiser import METHOD, Int8Config, int8_layers
-from tuninglab.adapters.int8.ways import way_of
 from tuninglab.adapters.lora import GATED_BLOCK, SCOPE
-from tuninglab.adapters.native.library import kernels_here
 from tuninglab.adapters.tuning_config import LoraTuning
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
+from tuninglab.int8.quantiser import METHOD, Int8Config, int8_layers
+from tuninglab.int8.ways import way_of
+from tuninglab.kernels.compiled import kernels_here
 
 TOWERS = ("vision_encoder", "perceiver")
 # What the output layer is called (embed_out by GPT-NeoX): bitsandbytes leaves it out by itself

@@ -16,16 +16,16 @@ from transformers import (
     modeling_utils,
 )
 
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.int8.quantiser import (
+from tuninglab.errors import UserError
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.quantiser import (
     Int8Config,
-    Int8Quantizer,
+    Int8Quantiser,
     int8_layers,
     quantise_linears,
     quantise_weight,
 )
-from tuninglab.adapters.int8.rows import quantise_rows
-from tuninglab.errors import UserError
+from tuninglab.int8.rows import quantise_rows
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.parts import load_lang_encoder
@@ -233,6 +233,6 @@ def test_weights_that_were_quantised_otherwise_are_told(sharded):
 
 def test_transformers_knows_it(tiny_bases):
     model, _ = load_flamingo(tiny_bases["plain"], quantization=Int8Config(TOWERS))
-    assert isinstance(model.hf_quantizer, Int8Quantizer)
+    assert isinstance(model.hf_quantizer, Int8Quantiser)
     assert model.is_quantized and model.hf_quantizer.is_serializable()
     assert Int8Config.from_dict(model.config.quantization_config.to_dict()).skip == TOWERS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuninglab.adapters.native import library
+from tuninglab.kernels import compiled as library
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 

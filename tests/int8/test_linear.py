@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from tuninglab.adapters.int8 import linear as int8_linear
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.int8.lora import Int8LoraLinear, know_int8
-from tuninglab.adapters.native import library
+from tuninglab.adapters.int8_lora import Int8LoraLinear, know_int8
 from tuninglab.errors import UserError
+from tuninglab.int8 import linear as int8_linear
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.kernels import compiled as library
 
 
 def rounded(x):

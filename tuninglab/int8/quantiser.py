@@ -19,9 +19,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.int8.rows import quantise_rows
-from tuninglab.models.quantised import mark_quantised
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.rows import quantise_rows
 
 METHOD = "tuninglab-int8"
 # Rows that are quantised at a time. All rows of a head of 32,000 x 4096 at once would take three
@@ -76,7 +75,7 @@ class _QuantiseWeight(ConversionOps):
         return {name: _frozen(q), f"{name}_scale": _frozen(scale)}
 
 
-class Int8Quantizer(HfQuantizer):
+class Int8Quantiser(HfQuantizer):
     """Int8Linear in the place of linear layers while `from_pretrained` builds and fills a model."""
 
     quantization_config: Int8Config
@@ -140,7 +139,7 @@ class Int8Quantizer(HfQuantizer):
 
 # Not as decorators: they would hide from type checkers what the classes are.
 register_quantization_config(METHOD)(Int8Config)
-register_quantizer(METHOD)(Int8Quantizer)
+register_quantizer(METHOD)(Int8Quantiser)
 
 
 def quantise_linears(model: PreTrainedModel, config: Int8Config) -> None:
@@ -155,7 +154,16 @@ def quantise_linears(model: PreTrainedModel, config: Int8Config) -> None:
     for name in config.layers(model):
         model.set_submodule(name, Int8Linear.of(_linear(model, name)))
         return_freed_memory()
-    mark_quantised(model, Int8Quantizer(config, pre_quantized=False))
+    mark_quantised(model, Int8Quantiser(config, pre_quantized=False))
+
+
+def mark_quantised(model: PreTrainedModel, quantiser: Any) -> None:
+    """Let transformers and PEFT know of a model that its parts are quantised."""
+    marked: Any = model
+    marked.is_quantized = True
+    marked.quantization_method = quantiser.quantization_config.quant_method
+    marked.hf_quantizer = quantiser
+    quantiser.postprocess_model(model)
 
 
 def int8_layers(model: nn.Module) -> list[tuple[str, Int8Linear]]:

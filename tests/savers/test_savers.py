@@ -11,13 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
 
-from tuninglab.adapters.int8.embedding import Int8Embedding
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.lean import checkpoint_blocks, make_lean
-from tuninglab.adapters.lean.glu import ACTIVATIONS, LeanActivation, LeanGLU, activation_of
-from tuninglab.adapters.lean.norm import LeanRMSNorm, is_rms_norm
+from tuninglab.int8.embedding import Int8Embedding
+from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.loss import chunked_loss, next_token_loss
 from tuninglab.models.text_to_text import TextToText
+from tuninglab.savers import add_savers, checkpoint_blocks
+from tuninglab.savers.glu import ACTIVATIONS, SavingActivation, SavingGLU, activation_of
+from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
 
 
 def t5(**config):
@@ -47,19 +47,19 @@ def test_norm(kernels, kind, width):
     assert is_rms_norm(norm)
     x, grad = torch.randn(3, 5, width), torch.randn(3, 5, width)
     expected = gradients(norm, x, grad=grad)
-    for value, wanted in zip(gradients(LeanRMSNorm(norm), x, grad=grad), expected, strict=True):
+    for value, wanted in zip(gradients(SavingRMSNorm(norm), x, grad=grad), expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
-    y = LeanRMSNorm(norm.to(torch.bfloat16))(x.bfloat16())
+    y = SavingRMSNorm(norm.to(torch.bfloat16))(x.bfloat16())
     assert y.dtype == torch.bfloat16 and relative(y, expected[0]) < 0.01
 
 
 def test_a_norm_that_trains_gets_its_gradient():
     norm = LlamaRMSNorm(16)
-    lean = LeanRMSNorm(copy.deepcopy(norm))
+    saving = SavingRMSNorm(copy.deepcopy(norm))
     x = torch.randn(2, 3, 16)
-    for each in (norm, lean):
+    for each in (norm, saving):
         each(x).pow(3).sum().backward()
-    torch.testing.assert_close(lean.weight.grad, norm.weight.grad)
+    torch.testing.assert_close(saving.weight.grad, norm.weight.grad)
 
 
 def test_other_norms_are_left_alone():
@@ -82,9 +82,9 @@ def test_activations(kernels, number, gated, dtype):
         y = ACTIVATIONS[number](e.float())
         return (y if u is None else y * u.float()).to(dtype)
 
-    lean = GLU(number) if gated else LeanActivation(number)
+    saving = GLU(number) if gated else SavingActivation(number)
     expected = gradients(plain, *inputs, grad=grad)
-    y, *grads = gradients(lean, *inputs, grad=grad)
+    y, *grads = gradients(saving, *inputs, grad=grad)
     exact = {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]
     assert relative(y, expected[0]) < exact
     # What is kept is rounded to 255 steps a row.
@@ -98,11 +98,11 @@ class GLU(nn.Module):
         mlp = nn.Module()
         for name in names:
             mlp.add_module(name, Through())
-        self.lean = LeanGLU(mlp, names, number)
-        self.lean.gate_proj.value, self.lean.up_proj.value = 0, 1
+        self.saving = SavingGLU(mlp, names, number)
+        self.saving.gate_proj.value, self.saving.up_proj.value = 0, 1
 
     def forward(self, e, u):
-        return self.lean((e, u))
+        return self.saving((e, u))
 
 
 class Through(nn.Module):
@@ -208,7 +208,7 @@ def test_t5_with_each_piece(kernels, piece):
     model = t5(tie_word_embeddings=False)
     model.set_attn_implementation("eager")
     expected = loss_and_gradient(copy.deepcopy(model))
-    said = make_lean(model, [piece])
+    said = add_savers(model, [piece])
     assert said.keys() == {piece}
     loss, gradient = loss_and_gradient(model)
     exact = piece in ("norm", "attention", "loss")
@@ -217,10 +217,10 @@ def test_t5_with_each_piece(kernels, piece):
 
 
 def test_t5_keeps_less_with_every_piece():
-    pieces = ("norm", "glu", "attention", "loss")
+    names = ("norm", "glu", "attention", "loss")
     # In 16 bits, where the plain norm keeps float32 copies.
     models = [t5(tie_word_embeddings=False, vocab_size=2000).bfloat16() for _ in range(5)]
-    kept = [_kept_bytes(model, pieces[:n]) for n, model in enumerate(models)]
+    kept = [_kept_bytes(model, names[:n]) for n, model in enumerate(models)]
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == 5
     assert kept[-1] < 0.5 * kept[0]
 
@@ -230,10 +230,10 @@ class Kept:
         self.tensor = tensor
 
 
-def _kept_bytes(model, pieces):
+def _kept_bytes(model, names):
     """Bytes that the graph holds after the forward pass, besides parameters."""
     model.set_attn_implementation("eager")
-    make_lean(model, pieces)
+    add_savers(model, names)
     kept = weakref.WeakSet()
 
     def keep(tensor):
@@ -254,10 +254,10 @@ def _kept_bytes(model, pieces):
 def test_a_trained_position_bias_gets_its_gradient():
     model = t5()
     model.set_attn_implementation("eager")
-    lean = copy.deepcopy(model)
-    make_lean(lean, ["attention"])
+    saving = copy.deepcopy(model)
+    add_savers(saving, ["attention"])
     biases = []
-    for each in (model, lean):
+    for each in (model, saving):
         bias = each.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
         bias.requires_grad_()
         each.train()(**batch()).loss.backward()
@@ -269,7 +269,7 @@ def test_generation_is_the_same():
     model = t5()
     model.set_attn_implementation("eager")
     expected = model.generate(batch()["input_ids"], max_new_tokens=8, use_cache=True)
-    make_lean(model, ["norm", "glu", "attention", "loss"])
+    add_savers(model, ["norm", "glu", "attention", "loss"])
     again = model.generate(batch()["input_ids"], max_new_tokens=8, use_cache=True)
     assert torch.equal(again, expected)
 
@@ -277,21 +277,21 @@ def test_generation_is_the_same():
 def test_a_tied_head_becomes_int8_with_its_table():
     model = t5()
     expected = model(**batch()).logits
-    make_lean(model, ["embedding"])
+    add_savers(model, ["embedding"])
     assert isinstance(model.lm_head, Int8Linear)
     assert model.lm_head.weight is model.shared.weight
     assert model.encoder.embed_tokens is model.decoder.embed_tokens is model.shared
     assert relative(model(**batch()).logits, expected) < 0.05
 
 
-def test_llama_blocks_take_the_same_pieces():
+def test_llama_blocks_take_the_same_savers():
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=90, num_attention_heads=4, **sizes))
     model.requires_grad_(False)
     ids = torch.randint(0, 90, (2, 9))
     expected = model(ids).logits
-    said = make_lean(model, ["norm", "glu", "attention", "embedding"])
+    said = add_savers(model, ["norm", "glu", "attention", "embedding"])
     assert said["norm"] == "5 RMS norms" and said["glu"] == "2 feed-forwards"
     assert relative(model(ids).logits, expected) < 0.03
 

@@ -6,8 +6,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from tuninglab.adapters.int8.linear import Int8Linear
 from tuninglab.errors import UserError
+from tuninglab.int8.linear import Int8Linear
 
 
 class Int8LoraLinear(LoraLinear):

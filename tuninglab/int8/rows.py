@@ -1,6 +1,6 @@
 """Passes over the rows of a matrix: float to int8 with a scale a row, and back.
 
-Each pass is written once in torch and once in C (adapters/native). On GPUs the torch form is
+Each pass is written once in torch and once in C (kernels/c). On GPUs the torch form is
 compiled, which makes one kernel of it.
 """
 
@@ -9,8 +9,8 @@ import threading
 import torch
 from torch import Tensor
 
-from tuninglab.adapters.native.fused import fused
-from tuninglab.adapters.native.library import FORMATS, call, has_kernels
+from tuninglab.kernels.compiled import FORMATS, call, has_kernels
+from tuninglab.kernels.fused import fused
 
 LIMIT = 127  # symmetric: -128 is not used, so that a row and its negative quantise alike
 TINIEST = torch.finfo(torch.float32).tiny  # what is smaller has no reciprocal in float32

@@ -9,22 +9,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.int8.lora import Int8LoraLinear, know_int8
-from tuninglab.adapters.int8.quantiser import Int8Config, int8_layers, quantise_linears
-from tuninglab.adapters.lean import checkpoint_blocks
-from tuninglab.adapters.lora import tune
-from tuninglab.adapters.quantisation import (
+from tuninglab.adapters.base_format import (
     count_parameters,
     left_in_float,
     quantization_config,
     tell_quantisation,
 )
+from tuninglab.adapters.int8_lora import Int8LoraLinear, know_int8
+from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
 from tuninglab.adapters.tuning_config import TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.quantiser import Int8Config, int8_layers, quantise_linears
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
+from tuninglab.savers import checkpoint_blocks
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuninglab.adapters.native.fused import fused
-from tuninglab.adapters.native.library import call, has_kernels
+from tuninglab.kernels.compiled import call, has_kernels
+from tuninglab.kernels.fused import fused
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _RMSNorm(torch.autograd.Function):
         return dx.view(x.shape), None, None
 
 
-class LeanRMSNorm(nn.Module):
+class SavingRMSNorm(nn.Module):
     """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,)."""
 
     def __init__(self, norm: nn.Module):
@@ -52,7 +52,7 @@ def is_rms_norm(module: nn.Module) -> bool:
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None or weight.is_meta:
         return False
-    if weight.requires_grad or isinstance(module, LeanRMSNorm):
+    if weight.requires_grad or isinstance(module, SavingRMSNorm):
         return False
     row = torch.linspace(-1, 2, len(weight), device=weight.device)[None].to(weight.dtype)
     expected, _ = _torch_normed(row, weight.float(), eps)

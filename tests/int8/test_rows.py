@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuninglab.adapters.int8.rows import multiply, quantise_rows, scale_rows
+from tuninglab.int8.rows import multiply, quantise_rows, scale_rows
 
 SHAPES = [(0, 8), (1, 1), (1, 513), (3, 7), (5, 16), (64, 33), (130, 48), (17, 511)]
 

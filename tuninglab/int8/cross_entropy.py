@@ -1,14 +1,30 @@
-"""Cross-entropy with an int8 head: int8 products both ways, no float logits."""
+"""Cross-entropy and its gradient at once: of any head, and of an int8 head without float logits."""
+
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tuninglab.adapters.int8.rows import LIMIT, multiply, quantise_rows, scale_rows
-from tuninglab.adapters.native.fused import fused
-from tuninglab.adapters.native.library import call, has_kernels
+from tuninglab.int8.rows import LIMIT, multiply, quantise_rows, scale_rows
+from tuninglab.kernels.compiled import call, has_kernels
+from tuninglab.kernels.fused import fused
 
 # One level of int8 would lose the many small probabilities: next to 0.5, all below 0.002 are 0.
 FINER = 254
+
+
+def loss_and_grad_of(head: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """How any head makes a chunk's summed loss and the gradient of its input."""
+
+    def loss_and_grad(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, hidden)
+        return loss.detach(), grad
+
+    return loss_and_grad
 
 
 def cross_entropy(

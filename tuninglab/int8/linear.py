@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tuninglab.adapters.int8.cross_entropy import cross_entropy
-from tuninglab.adapters.int8.rows import multiply, quantise_rows, scale_rows
-from tuninglab.adapters.int8.ways import Way, ways
-from tuninglab.models.loss import loss_and_grad_of
+from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad_of
+from tuninglab.int8.rows import multiply, quantise_rows, scale_rows
+from tuninglab.int8.ways import Way, ways
 
 
 class _Plan(NamedTuple):

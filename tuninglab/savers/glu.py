@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuninglab.adapters.int8.rows import quantise_rows, scale_rows
-from tuninglab.adapters.native.library import call, has_kernels
+from tuninglab.int8.rows import quantise_rows, scale_rows
+from tuninglab.kernels.compiled import call, has_kernels
 
 # In the order of the C kernels.
 ACTIVATIONS = (F.silu, lambda x: F.gelu(x, approximate="tanh"), F.gelu)
@@ -64,7 +64,7 @@ def _torch_grad(
     return de.to(grad.dtype), (grad.float() * active.detach()).to(grad.dtype)
 
 
-class LeanActivation(nn.Module):
+class SavingActivation(nn.Module):
     """An activation (silu, GELU) that keeps a byte a number for the backward pass."""
 
     def __init__(self, activation: int):
@@ -76,7 +76,7 @@ class LeanActivation(nn.Module):
         return _Gated.apply(self.activation, x, None)
 
 
-class LeanGLU(nn.Module):
+class SavingGLU(nn.Module):
     """Stands in for LLaMA's and T5's gated feed-forward; its layers keep their names."""
 
     def __init__(self, mlp: nn.Module, names: tuple[str, str, str], activation: int):
@@ -98,16 +98,16 @@ class LeanGLU(nn.Module):
         return down(y)
 
 
-def lean_glu_of(module: nn.Module) -> nn.Module | None:
+def saving_glu_of(module: nn.Module) -> nn.Module | None:
     """What may stand in for a module that is an activation or a gated feed-forward, else None."""
-    if isinstance(module, (LeanGLU, LeanActivation)):
+    if isinstance(module, (SavingGLU, SavingActivation)):
         return None
     children = dict(module.named_children())
     for names in GATED:
         act = children.get("act_fn", children.get("act"))
         if act is not None and children.keys() >= set(names):
             activation = activation_of(act)
-            return None if activation is None else LeanGLU(module, names, activation)
+            return None if activation is None else SavingGLU(module, names, activation)
     return None
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tuninglab.adapters.int8.rows import quantise_rows, scale_rows
+from tuninglab.int8.rows import quantise_rows, scale_rows
 
 
 class Int8Embedding(nn.Module):

@@ -1,6 +1,6 @@
 """Attention with a position bias that keeps no scores: the backward pass computes them again.
 
-T5 adds a bias to its scores, for which torch has no attention on CPUs that is both fast and lean:
+T5 adds a bias to its scores, for which torch has no attention on CPUs that is fast and small:
 plain attention keeps (B, heads, T, T) probabilities, `sdpa` with the bias as its mask took longer
 than plain attention here (2 cores, 256 tokens).
 """
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from tuninglab.adapters.native.library import call, has_kernels
+from tuninglab.kernels.compiled import call, has_kernels
 
-NAME = "tuninglab_lean"
+NAME = "tuninglab_savers"
 SCORES_AT_A_TIME = 2**19  # 1 MiB of 16-bit numbers
 
 
@@ -95,7 +95,7 @@ def _told(
     return scores, bias, mask, across, down, int(causal), scale
 
 
-def lean_attention(
+def saving_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -148,5 +148,5 @@ def _plain(
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, lean_attention)
+AttentionInterface.register(NAME, saving_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

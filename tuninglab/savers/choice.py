@@ -6,23 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuninglab.adapters.int8.embedding import Int8Embedding
-from tuninglab.adapters.int8.linear import Int8Linear
-from tuninglab.adapters.lean import attention
-from tuninglab.adapters.lean.glu import LeanActivation, activation_of, lean_glu_of
-from tuninglab.adapters.lean.norm import LeanRMSNorm, is_rms_norm
-from tuninglab.models.gated_cross_attention import GatedCrossAttentionBlock
+from tuninglab.int8.embedding import Int8Embedding
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.savers import attention
+from tuninglab.savers.glu import SavingActivation, activation_of, saving_glu_of
+from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
 
 # Tokens whose logits exist at a time: 128 x 32128 numbers of float32 are 16 MiB.
 LOSS_CHUNK_TOKENS = 128
 
 
-def make_lean(model: Any, pieces: Collection[str]) -> dict[str, str]:
+def add_savers(model: Any, names: Collection[str]) -> dict[str, str]:
     """Put memory savers into a frozen model, in place, before LoRA is added.
 
     Args:
         model: a Flamingo or a T5, its base frozen.
-        pieces: of
+        names: of
             norm: RMS norms keep their input alone.
             glu: gated feed-forwards, and the gated blocks' GELU, keep int8 rows.
             attention: attention with a position bias (T5) computes its scores again.
@@ -30,26 +29,26 @@ def make_lean(model: Any, pieces: Collection[str]) -> dict[str, str]:
             embedding: the token table is int8; a head tied to it becomes an int8 layer.
 
     Returns:
-        What was changed, a phrase for each piece: choices are said with it.
+        What was changed, a phrase for each: choices are said with it.
     """
     text = getattr(model, "lang_encoder", model)
     done: dict[str, str] = {}
-    if "norm" in pieces:
-        norms = {n: LeanRMSNorm(m) for n, m in text.named_modules() if is_rms_norm(m)}
+    if "norm" in names:
+        norms = {n: SavingRMSNorm(m) for n, m in text.named_modules() if is_rms_norm(m)}
         done["norm"] = f"{_replace(text, norms)} RMS norms"
-    if "glu" in pieces:
+    if "glu" in names:
         done["glu"] = f"{_replace(text, _feed_forwards(text))} feed-forwards"
-    if "attention" in pieces:
+    if "attention" in names:
         biased = text.config.model_type == "t5"
         if biased:
             model.set_attn_implementation(attention.NAME)
         done["attention"] = "T5's" if biased else "none with a bias; sdpa keeps no scores"
-    if "loss" in pieces:
+    if "loss" in names:
         plain = text is model or _has_plain_head(text)
         model.loss_chunk_tokens = LOSS_CHUNK_TOKENS if plain else None
         said = f"{LOSS_CHUNK_TOKENS} tokens at a time" if plain else "all at once"
         done["loss"] = said if plain else f"{said}: this model changes what comes out of its head"
-    if "embedding" in pieces:
+    if "embedding" in names:
         done["embedding"] = _shrink_embedding(text)
     return done
 
@@ -63,14 +62,12 @@ def _replace(model: nn.Module, modules: dict[str, nn.Module]) -> int:
 def _feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        lean = lean_glu_of(module)
-        if lean is not None:
-            found[name] = lean
-        if isinstance(module, GatedCrossAttentionBlock):
-            for place, layer in module.ff.named_children():
-                activation = activation_of(layer) if not list(layer.parameters()) else None
-                if activation is not None:
-                    found[f"{name}.ff.{place}"] = LeanActivation(activation)
+        saving = saving_glu_of(module)
+        if saving is not None:
+            found[name] = saving
+        # The gated blocks of a Flamingo have torch's own GELU between their linear layers.
+        elif type(module) is nn.GELU and (activation := activation_of(module)) is not None:
+            found[name] = SavingActivation(activation)
     return found
 
 
