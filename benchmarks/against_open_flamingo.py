@@ -136,7 +136,7 @@ def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
     """Train step and generation of the peer, with peft's LoRA as Multimodal-GPT puts it."""
     from peft import LoraConfig, get_peft_model
 
-    from tuninglab.adapters.tuning_config import TuningConfig
+    from tuninglab.config.tuning import TuningConfig
 
     ours = TuningConfig()
     lora = LoraConfig(
@@ -167,7 +167,7 @@ def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
 def our_side(ours: Any, features: bool) -> tuple[Callable[..., float], Callable[..., Any]]:
     """Train step and generation of tuninglab; `features` takes the latents as given."""
     from tuninglab.adapters.lora import tune
-    from tuninglab.adapters.tuning_config import TuningConfig
+    from tuninglab.config.tuning import TuningConfig
 
     # The gates stay frozen, as the peer's.
     model = tune(ours, TuningConfig(train_gates=False))

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 def tune_flamingo(seed: int, int8: bool, folder: str) -> dict[str, Any]:
     """The demonstration's tuning; its report."""
     from tuninglab.config import FinetuneConfig
-    from tuninglab.demo import PICTURES, SETTINGS
-    from tuninglab.flamingo import finetune
+    from tuninglab.recipes.demo import PICTURES, SETTINGS
+    from tuninglab.recipes.flamingo import finetune
 
     own: Any = {"embedded_pictures": PICTURES, **SETTINGS}
     return finetune(
@@ -36,7 +36,7 @@ def tune_t5(seed: int, int8: bool, folder: str) -> dict[str, Any]:
     """The text demonstration's tuning, without its measurement of cost; its report."""
     from tuninglab.config import FlanT5Config
     from tuninglab.embedded import text_base_directory
-    from tuninglab.flan_t5 import flan_t5
+    from tuninglab.recipes.flan_t5 import flan_t5
 
     base = str(text_base_directory())
     return flan_t5(
@@ -75,7 +75,7 @@ TASKS = {"flamingo": (tune_flamingo, score_flamingo), "t5": (tune_t5, score_t5)}
 
 def one_run(task: str, seed: int, int8: bool) -> dict[str, Any]:
     """Tune once, in this process; the figures that are compared."""
-    from tuninglab.hardware import DTYPES
+    from tuninglab.training.hardware import DTYPES
 
     tune, score = TASKS[task]
     with tempfile.TemporaryDirectory() as folder:

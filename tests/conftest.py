@@ -1,4 +1,4 @@
-"""A tiny base model and data, shared by the tests that tune."""
+"""Tiny base models, runs and data, shared by all tests; tests/tiny.py builds them."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -15,65 +15,25 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.tiny import (
+    COLOURS,
+    EOC,
+    IMAGE,
+    PAD,
+    SIDE,
+    byte_tokenizer,
+    flamingo_config,
+    tiny_config,
+    tiny_tokenizer,
+)
+from tuninglab.adapters.lora import tune
+from tuninglab.adapters.saving import save_adapter
+from tuninglab.config import FinetuneConfig
+from tuninglab.config.yaml_file import config_yaml
 from tuninglab.kernels import compiled
-from tuninglab.models.build import add_flamingo_tokens, load_flamingo
-from tuninglab.models.configuration import FlamingoConfig
-from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
+from tuninglab.models.build import load_flamingo
 from tuninglab.models.processing import FlamingoProcessor
-
-COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200)}
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    core.train_from_iterator(["### Instruction: colour? ### Response: red green blue"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    add_flamingo_tokens(tokenizer)
-    return tokenizer
-
-
-def tiny_config(tokenizer: PreTrainedTokenizerFast, tied: bool = False) -> FlamingoConfig:
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        attention_dropout=0.5,
-    )
-    return FlamingoConfig(
-        text_config=text,
-        vision_config=vision,
-        cross_attn_every_n_layers=2,
-        perceiver_depth=1,
-        perceiver_latents=4,
-        perceiver_heads=2,
-        perceiver_dim_head=8,
-        cross_attn_heads=2,
-        cross_attn_dim_head=8,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        eoc_token_id=tokenizer.convert_tokens_to_ids("<|endofchunk|>"),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +114,112 @@ def kernels(request, monkeypatch):
     elif compiled.library() is None:
         pytest.skip("no C compiler here")
     return request.param
+
+
+@pytest.fixture
+def make_flamingo():
+    """A function (family, gate, **configuration) -> random model whose gates are open by `gate`."""
+
+    def make(family: str = "llama", gate: float = 0.7, **options):
+        torch.manual_seed(0)
+        model = FlamingoForConditionalGeneration(flamingo_config(family, **options)).eval()
+        with torch.no_grad():
+            # The families initialise with 0.02, at which every token looks the same.
+            for name, parameter in model.lang_encoder.named_parameters():
+                if parameter.ndim == 2 and "gated" not in name:
+                    parameter.mul_(4)
+        for block in model.gated_blocks:
+            block.attn_gate.data.fill_(gate)
+            block.ff_gate.data.fill_(0.5 * gate)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """A function (rows of mark positions, length) -> left-padded batch; rows differ in length."""
+
+    def make(marks: list[list[int]], length: int = 10, images: int | None = None):
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(3, EOC, (len(marks), length), generator=generator)
+        mask = torch.ones_like(ids)
+        for row, positions in enumerate(marks):
+            ids[row, positions] = IMAGE
+            ids[row, :row], mask[row, :row] = PAD, 0
+        count = max(map(len, marks)) if images is None else images
+        pixels = torch.randn(len(marks), count, 1, 3, 16, 16, generator=generator)
+        return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+    return make
+
+
+@pytest.fixture
+def make_tokenizer():
+    """A function (**special tokens) -> tokenizer of seven words, padding on the left."""
+
+    def make(**special):
+        words = ["<unk>", "<s>", "</s>", "a", "cat", "dog", "and"]
+        table = {word: number for number, word in enumerate(words)}
+        core = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+        names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core, padding_side="left", **names, **special
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory):
+    """A random Flamingo with open gates, which reads 200 tokens."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    words = byte_tokenizer()
+    processor = FlamingoProcessor(
+        CLIPImageProcessorPil(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+        words,
+    )
+    width = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = FlamingoConfig(
+        text_config=LlamaConfig(
+            **width,
+            num_hidden_layers=2,
+            vocab_size=len(words),
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+            max_position_embeddings=200,
+        ),
+        vision_config=CLIPVisionConfig(**width, num_hidden_layers=1, image_size=SIDE, patch_size=8),
+        cross_attn_every_n_layers=1,
+        perceiver_depth=1,
+        perceiver_latents=4,
+        image_token_id=processor.image_token_id,
+        eoc_token_id=processor.eoc_token_id,
+    )
+    model = FlamingoForConditionalGeneration(config)
+    for block in model.gated_blocks:
+        torch.nn.init.constant_(block.attn_gate, 1.0)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_folder(model_directory, tmp_path_factory):
+    """A run folder whose adapter changes the tiny model's answers."""
+    run = tmp_path_factory.mktemp("runs") / "tuned"
+    run.mkdir()
+    model, _ = load_flamingo(model_directory)
+    config = FinetuneConfig(model=str(model_directory))
+    tuned = tune(model, config.tuning_config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    save_adapter(tuned, run / "adapter")
+    (run / "config.yaml").write_text(config_yaml(config))
+    return run

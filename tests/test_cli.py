@@ -8,7 +8,7 @@ import yaml
 
 from tuninglab import cli
 from tuninglab.config import FinetuneConfig
-from tuninglab.config_file import config_yaml
+from tuninglab.config.yaml_file import config_yaml
 from tuninglab.errors import UserError, WorkError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ HEAVY = "import sys; print(sorted({'torch', 'transformers', 'peft', 'numpy'} & {
     "start",
     [
         "import tuninglab",
-        "import tuninglab.config, tuninglab.config_file, tuninglab.flags",
+        "import tuninglab.config, tuninglab.config.yaml_file, tuninglab.config.flags",
         "import tuninglab; tuninglab.TuningConfig",
         "from tuninglab.cli import main; main(['--help'])",
         "from tuninglab.cli import main; main(['finetune', '--help'])",

@@ -12,9 +12,9 @@ from dataclasses import replace
 from itertools import product
 
 from tuninglab.config import FinetuneConfig
-from tuninglab.demo import PICTURES, SETTINGS
 from tuninglab.embedded.scoring import EmbeddedTask
-from tuninglab.flamingo import finetune
+from tuninglab.recipes.demo import PICTURES, SETTINGS
+from tuninglab.recipes.flamingo import finetune
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tuninglab.adapters.tuning_config import TuningConfig
+    from tuninglab.config.tuning import TuningConfig
     from tuninglab.models.configuration import FlamingoConfig
     from tuninglab.models.flamingo import FlamingoForConditionalGeneration
     from tuninglab.models.processing import FlamingoProcessor
@@ -28,7 +28,7 @@ _HOMES = {
     "FlamingoConfig": "tuninglab.models.configuration",
     "FlamingoForConditionalGeneration": "tuninglab.models.flamingo",
     "FlamingoProcessor": "tuninglab.models.processing",
-    "TuningConfig": "tuninglab.adapters.tuning_config",
+    "TuningConfig": "tuninglab.config.tuning",
 }
 
 

@@ -12,9 +12,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from tuninglab.config.flags import parse, without_blanks
 from tuninglab.console import is_main_process, say
 from tuninglab.errors import UserError, WorkError
-from tuninglab.flags import parse, without_blanks
 
 Config = TypeVar("Config")
 
@@ -56,7 +56,7 @@ def finetune_main(argv: Sequence[str] | None = None) -> int:
         if config.compare:
             from tuninglab.comparison import compare_flamingo as run
         else:
-            from tuninglab.flamingo import finetune as run
+            from tuninglab.recipes.flamingo import finetune as run
 
         _print_json(run(config), config.json)
 
@@ -68,7 +68,7 @@ def flan_t5_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import FlanT5Config
 
     def work(config: FlanT5Config) -> None:
-        from tuninglab.flan_t5 import flan_t5
+        from tuninglab.recipes.flan_t5 import flan_t5
 
         _print_json(flan_t5(config), config.json)
 
@@ -80,7 +80,7 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import DemoConfig
 
     def work(config: DemoConfig) -> None:
-        from tuninglab.demo import run_demo
+        from tuninglab.recipes.demo import run_demo
 
         _print_json(run_demo(config), config.json)
 
@@ -92,7 +92,7 @@ def tree_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import TreeConfig
 
     def work(config: TreeConfig) -> None:
-        from tuninglab.show_tree import tree_of
+        from tuninglab.inspection.show_tree import tree_of
 
         print(tree_of(config))
 
@@ -104,8 +104,8 @@ def convert_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import ConvertConfig
 
     def work(config: ConvertConfig) -> None:
-        from tuninglab.conversion_report import page
-        from tuninglab.convert import convert
+        from tuninglab.conversion.convert import convert
+        from tuninglab.conversion.report import page
 
         report = convert(config)
         _print_json(report, config.json)
@@ -132,7 +132,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     from tuninglab.config import ReportConfig
 
     def work(config: ReportConfig) -> None:
-        from tuninglab.report import read_figures, write_report
+        from tuninglab.reporting.report import read_figures, write_report
 
         # Figures come after the page, so that a broken folder prints nothing on standard output.
         page = write_report(config.run)
@@ -210,7 +210,7 @@ def _run_verb(
     def parse_and_work() -> None:
         config = parse(f"tuninglab {verb}", config_class, words)
         if getattr(config, "print_config", False):
-            from tuninglab.config_file import config_yaml
+            from tuninglab.config.yaml_file import config_yaml
 
             print(config_yaml(config), end="")
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuninglab.config.training import TrainingConfig
-from tuninglab.config_file import CALL_ONLY, config_yaml, read_config, read_recipe
+from tuninglab.config.yaml_file import CALL_ONLY, config_yaml, read_config, read_recipe
 from tuninglab.console import Choices, is_main_process
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError, WorkError

@@ -18,7 +18,7 @@ from tuninglab.adapters.base_format import (
 from tuninglab.adapters.int8_lora import Int8LoraLinear, know_int8
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
-from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear

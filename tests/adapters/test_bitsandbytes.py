@@ -16,7 +16,7 @@ from tuninglab.adapters.base_format import (
 )
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
-from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPVisionConfig, GPTNeoXConfig, OPTConfig
 
 from tuninglab.adapters.lora import train_fresh_bridge, trainable_table, tune
-from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig

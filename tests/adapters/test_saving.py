@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter, write_adapter
-from tuninglab.adapters.tuning_config import TuningConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
 
 BRIDGE = {"train_perceiver": True, "train_cross_attention": True}

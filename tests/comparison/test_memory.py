@@ -3,10 +3,10 @@ import sys
 import pytest
 import torch
 
-from tuninglab.adapters.tuning_config import TextTuningConfig
 from tuninglab.comparison.memory import measure_memory, saved_for_backward, split
 from tuninglab.comparison.variants import Variant
 from tuninglab.comparison.workloads import TextWorkload, save_random
+from tuninglab.config.tuning import TextTuningConfig
 from tuninglab.errors import WorkError
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tuninglab.config import FinetuneConfig, FlanT5Config
-from tuninglab.config_file import config_yaml
+from tuninglab.config.yaml_file import config_yaml
 from tuninglab.errors import UserError
 from tuninglab.serving.open_model import open_model
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from tuninglab.adapters.lora import GATED_BLOCK, SCOPE
-from tuninglab.adapters.tuning_config import LoraTuning
+from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.int8.quantiser import METHOD, Int8Config, int8_layers

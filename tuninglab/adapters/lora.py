@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from tuninglab.adapters.int8_lora import know_int8
-from tuninglab.adapters.tuning_config import LoraTuning, TuningConfig
+from tuninglab.config.tuning import LoraTuning, TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 

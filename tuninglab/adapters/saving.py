@@ -16,8 +16,8 @@ from tuninglab.adapters.lora import quietly
 from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
-from tuninglab.models.configuration import MEDIA_MODES
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models.formats.layout import MEDIA_MODES
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -29,8 +29,8 @@ from tuninglab.config import FinetuneConfig, FlanT5Config, TrainingConfig
 from tuninglab.console import Choices, say
 from tuninglab.disk import whole_file, write_whole
 from tuninglab.errors import UserError
-from tuninglab.hardware import choose_precision
 from tuninglab.run_folder import git_commit
+from tuninglab.training.hardware import choose_precision
 
 ALONE_ROUNDS = 3
 

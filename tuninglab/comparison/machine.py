@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tuninglab.hardware import BF16_CAPABILITIES
+from tuninglab.training.hardware import BF16_CAPABILITIES
 
 PACKAGES = ("tuninglab", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 # Parts of the names that torch.cpu.get_capabilities gives to int8 products, on x86 and on Arm.

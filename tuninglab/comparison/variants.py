@@ -12,10 +12,10 @@ from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.adapters.lora import tune
 from tuninglab.comparison.workloads import Batch, Workload
 from tuninglab.errors import UserError
-from tuninglab.hardware import DTYPES
 from tuninglab.models.parts import load_weights
-from tuninglab.optimizer import make_optimizer
 from tuninglab.savers import add_savers, checkpoint_blocks
+from tuninglab.training.hardware import DTYPES
+from tuninglab.training.optimizer import make_optimizer
 
 LEARNING_RATE = 1e-3
 # The two rows of the source document.

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, PreTrainedModel, T5Config
 from transformers.utils import logging
 
 from tuninglab.adapters.lora import SCOPE
-from tuninglab.adapters.tuning_config import LoraTuning, TextTuningConfig, TuningConfig
+from tuninglab.config.tuning import LoraTuning, TextTuningConfig, TuningConfig
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.text_to_text import TextToText

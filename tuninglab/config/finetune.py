@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from tuninglab.adapters.tuning_config import TuningConfig
-from tuninglab.checks import check_positive
+from tuninglab.config.checks import check_positive
 from tuninglab.config.training import TrainingConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
 
 EVERY_N_LAYERS = 4  # OpenFlamingo-9B's interval

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Suppress, arg
 
-from tuninglab.adapters.tuning_config import TextTuningConfig
-from tuninglab.checks import check_positive
+from tuninglab.config.checks import check_positive
 from tuninglab.config.training import TrainingConfig
+from tuninglab.config.tuning import TextTuningConfig
 from tuninglab.errors import UserError
 
 EMBEDDED_PAIRS = 24_000

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tuninglab.checks import check
+from tuninglab.config.checks import check
 from tuninglab.errors import UserError
 
 

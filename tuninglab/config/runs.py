@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from tuninglab.checks import check, check_positive, check_run_name
+from tuninglab.config.checks import check, check_positive, check_run_name
 from tuninglab.config.training import Precision
 
 

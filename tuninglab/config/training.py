@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress, arg
 
-from tuninglab.adapters.tuning_config import LoraTuning
-from tuninglab.checks import check, check_choice, check_positive, check_run_name
+from tuninglab.config.checks import check, check_choice, check_positive, check_run_name
+from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
 
 Config = TypeVar("Config", bound="TrainingConfig")

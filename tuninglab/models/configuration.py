@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-MEDIA_MODES = ("previous", "next-v1")
+from tuninglab.models.formats.layout import MEDIA_MODES
 
 # Without arguments the configuration is OpenFlamingo-9B: LLaMA-7B with three tokens added
 # (OpenFlamingo 2.0.1, factory.py) and the ViT-L/14 of CLIP, whose activation is QuickGELU.

@@ -7,7 +7,7 @@ from tuninglab.console import say
 from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
-from tuninglab.serving.named_model import find_model
+from tuninglab.named_model import find_model
 
 
 def open_model(name: str) -> tuple[Any, Any]:

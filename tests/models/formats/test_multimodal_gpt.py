@@ -8,7 +8,7 @@ from torch import nn
 
 from tuninglab.adapters.lora import quietly, tune
 from tuninglab.adapters.saving import load_adapter, write_adapter
-from tuninglab.adapters.tuning_config import DEFAULT_TARGET_MODULES, TuningConfig
+from tuninglab.config.tuning import DEFAULT_TARGET_MODULES, TuningConfig
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint
 from tuninglab.models.formats.multimodal_gpt import adapter, alpha_reason, describe

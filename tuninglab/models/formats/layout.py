@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+# Which image text sees (models/conditioning.py): the one before it, or the one after it.
+MEDIA_MODES = ("previous", "next-v1")
+
 Fate = Literal["used", "dropped", "missing", "unexpected"]
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tuninglab.errors import UserError
-from tuninglab.models.configuration import MEDIA_MODES
-from tuninglab.models.formats.layout import Checkpoint, Key, Layout
+from tuninglab.models.formats.layout import MEDIA_MODES, Checkpoint, Key, Layout
 from tuninglab.models.formats.open_flamingo_keys import GATED_ALIAS, LANG, LAYER, fates, missing
 from tuninglab.models.formats.released import matching
 

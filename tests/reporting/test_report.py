@@ -1,0 +1,203 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from tuninglab import cli
+from tuninglab.errors import UserError
+from tuninglab.reporting.report import read_figures, write_report
+
+NASTY = "<script>alert('x')</script> & \"quotes\""
+
+
+def score(share, **more):
+    return {"exact_match": share, "by_type": {"colour": share, "count": share}, "count": 40, **more}
+
+
+def figures(before=0.1, after=0.9, **more):
+    controls = {"blank": score(0.3), "shuffled": score(0.35), "prior": score(0.4)}
+    evaluation = {"before": score(before), "after": score(after), "controls": controls}
+    train = {"steps": 3, "first_loss": 2.5, "last_loss": 0.5, "trainable_parameters": 12345}
+    return {"run_name": "demo", "train": train, "evaluation": evaluation, **more}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder as the demo leaves it, with names that would break unescaped HTML."""
+    folder = tmp_path / "demo"
+    (folder / "pictures").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "000.png")
+    (folder / "report.json").write_text(json.dumps(figures(task=NASTY, adapter_bytes=54321)))
+    steps = [{"step": i, "loss": 2.5 / i, "learning_rate": 1e-3} for i in (1, 2, 3)]
+    lines = [json.dumps(step) for step in steps] + ['{"step": 3, "val_loss": 1.0}', ""]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    (folder / "config.yaml").write_text("seed: 3\ntuning_config: {r: 16, modules_to_save: []}\n")
+    choice = {"choice": "precision", "value": "bf16", "reason": f"this CPU has it {NASTY}"}
+    (folder / "environment.json").write_text(
+        json.dumps({"versions": {"torch": "2.13.0"}, "command": ["a", NASTY], "choices": [choice]})
+    )
+    rows = [{"module": "lang_encoder.*.q_proj", "dtype": "float32", "parameters": 4096}]
+    (folder / "trainable.json").write_text(json.dumps(rows))
+    card = {"picture": "pictures/000.png", "question": NASTY, "type": "colour", "group": NASTY}
+    answers = {"truth": "红色", "before": NASTY, "after": "红色"}
+    (folder / "answers.json").write_text(json.dumps([card | answers]))
+    return folder
+
+
+class Checker(HTMLParser):
+    """Collects text, and whether every element that must be closed is, in order."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text, self.sources = [], [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(run):
+    checker = Checker()
+    checker.feed(write_report(run).read_text(encoding="utf-8"))
+    assert checker.open == []
+    return checker
+
+
+def test_the_page_shows_figures_answers_settings_and_reasons(run):
+    text = re.sub(r"\s+", " ", parsed(run).text)
+    for part in (
+        *("10.0 %", "90.0 %", "40.0 %", "30.0 %", "35.0 %", "colour", "Prior", "Blank", "Shuffled"),
+        *("12,345", "54,321", "lang_encoder.*.q_proj", "4,096", "tuning_config.r", "2.13.0"),
+        *("precision", "this CPU has it", "红色", "✓ right", "✗ wrong"),
+    ):
+        assert part in text
+
+
+def test_every_value_is_escaped(run):
+    page = parsed(run)
+    assert "script" not in page.tags
+    assert page.text.count(NASTY) >= 5
+
+
+def test_the_page_stands_alone_with_its_picture_inside(run):
+    page = parsed(run)
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    inside = base64.b64decode(page.sources[0].partition(",")[2])
+    assert inside == (run / "pictures" / "000.png").read_bytes()
+
+
+def test_it_is_the_same_every_time(run):
+    first = (write_report(run).read_bytes(), (run / "loss.png").read_bytes())
+    assert (write_report(run).read_bytes(), (run / "loss.png").read_bytes()) == first
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said", "unsaid"),
+    [
+        (0.1, 0.9, "Exactly right", "Little moved"),
+        (0.5, 0.515, "Little moved", "got worse"),
+        (0.5, 0.3, "got worse", "Little moved"),
+    ],
+)
+def test_the_headline_says_how_far_it_moved(run, before, after, said, unsaid):
+    (run / "report.json").write_text(json.dumps(figures(before, after)))
+    text = parsed(run).text
+    assert said in text
+    assert unsaid not in text
+
+
+def test_own_data_shows_the_validation_loss(run):
+    evaluation = {"before": {"val_loss": 3.0}, "after": {"val_loss": 1.5}, "controls": {}}
+    (run / "report.json").write_text(json.dumps({"evaluation": evaluation}))
+    text = parsed(run).text
+    assert "3.000" in text and "1.500" in text
+    assert "Validation loss" in text
+    assert "No questions were answered" in text
+
+
+def test_without_held_out_data_it_says_so(run):
+    (run / "report.json").write_text(json.dumps(figures(evaluation={})))
+    text = parsed(run).text
+    assert "2.500" in text and "0.500" in text
+    assert "--val_split" in text
+
+
+def test_counts_by_type_and_groups_are_shown_where_known(run):
+    after = score(0.9, count_by_type={"colour": 13}, by_group={"unseen": {"exact_match": 0.77}})
+    (run / "report.json").write_text(json.dumps({"evaluation": {"before": after, "after": after}}))
+    text = parsed(run).text
+    assert "13" in text and "unseen" in text and "77.0 %" in text
+
+
+def test_the_least_run_folder_is_enough(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    assert "No figures" in parsed(tmp_path).text
+
+
+def test_values_of_the_wrong_kind_are_left_out(run):
+    odd = {"train": [1], "evaluation": {"after": 3, "before": {"exact_match": "x"}}}
+    (run / "report.json").write_text(json.dumps(odd))
+    (run / "metrics.jsonl").write_text('{"step": "x", "loss": NaN}\n{"loss": 1' + "0" * 400 + "}\n")
+    assert "No figures" in parsed(run).text
+
+
+def test_pictures_outside_the_run_are_not_taken_in(run):
+    Image.new("RGB", (4, 4)).save(run.parent / "secret.png")
+    cards = [{"picture": name} for name in ("../secret.png", str(run.parent / "secret.png"), "x")]
+    (run / "answers.json").write_text(json.dumps(cards))
+    page = parsed(run)
+    assert len(page.sources) == 1
+    assert page.text.count("is missing") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.json", "{"),
+        ("report.json", "[]"),
+        ("report.json", "[" * 100_000),
+        ("metrics.jsonl", '{"step": 1}\n{"st'),
+        ("metrics.jsonl", "3\n"),
+        ("answers.json", "{}"),
+        ("answers.json", "[3]"),
+        ("environment.json", "{"),
+        ("config.yaml", "a: [1"),
+        ("trainable.json", b"\xff\xfe"),
+    ],
+)
+def test_a_broken_file_is_named(run, name, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    (run / name).write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(str(run / name))):
+        write_report(run)
+
+
+def test_no_run_no_report(tmp_path):
+    for place, said in ((tmp_path / "none", "no such folder"), (tmp_path, "not a run folder")):
+        with pytest.raises(UserError, match=said):
+            read_figures(place)
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match="--overwrite"):
+        read_figures(tmp_path)
+
+
+def test_the_verb_prints_the_page_or_the_figures(run, capsys):
+    assert cli.main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert cli.main(["report", "--json", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out) == read_figures(run)
+    assert cli.main(["report", str(run / "none")]) == 2

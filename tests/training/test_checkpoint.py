@@ -1,0 +1,150 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tuninglab.console import Choices
+from tuninglab.data.sampler import StepSampler
+from tuninglab.errors import UserError, WorkError
+from tuninglab.training import checkpoint
+from tuninglab.training.checkpoint import (
+    TrainState,
+    generator_state,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    set_generator_state,
+)
+from tuninglab.training.hardware import make_accelerator
+from tuninglab.training.optimizer import make_optimizer, make_schedule
+from tuninglab.training.state import Progress
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def accelerator():
+    return make_accelerator("fp32", Choices())
+
+
+def make_state(width: int = 3, steps: int = 0) -> TrainState:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Linear(width, 1))
+    model[0].bias.requires_grad = False
+    optimizer = make_optimizer(model, 0.1, 0.0)
+    schedule = make_schedule(optimizer, "linear", 10, 0)
+    sampler = StepSampler(6, 2)
+    state = TrainState(model, model, optimizer, schedule, sampler, Progress())
+    for _ in range(steps):
+        advance(state)
+    return state
+
+
+def advance(state: TrainState) -> None:
+    state.model(torch.rand(4, 2)).sum().backward()
+    state.optimizer.step()
+    state.schedule.step()
+    state.optimizer.zero_grad()
+    state.sampler.advance()
+    state.progress.step += 1
+
+
+def test_everything_comes_back(tmp_path, accelerator):
+    state = make_state(steps=4)
+    save_checkpoint(tmp_path, state, accelerator)
+    draws = (random.random(), np.random.rand(), torch.rand(1))
+    advance(state)
+    other = make_state(steps=1)
+    load_checkpoint(tmp_path / "step-000004", other, accelerator)
+    assert draws == (random.random(), np.random.rand(), torch.rand(1))
+    advance(other)
+    for name, weight in state.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], weight)
+    assert other.schedule.get_last_lr() == state.schedule.get_last_lr()
+    assert other.sampler.state_dict() == state.sampler.state_dict()
+    assert other.progress == state.progress
+
+
+def test_only_trained_weights_are_kept(tmp_path, accelerator):
+    path = save_checkpoint(tmp_path, make_state(), accelerator)
+    names = {"0.weight", "1.weight", "1.bias"}
+    assert set(load_file(path / "trainable.safetensors")) == names
+
+
+def test_state_holds_no_code(tmp_path, accelerator):
+    path = save_checkpoint(tmp_path, make_state(steps=2), accelerator)
+    saved = torch.load(path / "state.pt", weights_only=True)
+    assert set(saved) == {
+        *("optimizer", "schedule", "sampler", "progress", "generators", "scaler"),
+    }
+
+
+def test_full_disk_leaves_earlier_checkpoints_whole(tmp_path, accelerator, monkeypatch):
+    state = make_state(steps=1)
+    save_checkpoint(tmp_path, state, accelerator)
+    advance(state)
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(WorkError, match="step-000002 could not be written.*whole"):
+        save_checkpoint(tmp_path, state, accelerator)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    load_checkpoint(newest_checkpoint(tmp_path), make_state(), accelerator)
+
+
+def test_newest_is_by_number_and_whole(tmp_path, accelerator):
+    for step in (999_999, 1_000_000):
+        state = make_state()
+        state.progress.step = step
+        save_checkpoint(tmp_path, state, accelerator)
+    (tmp_path / "step-2000000").mkdir()  # emptied by hand
+    (tmp_path / ".step-3000000.writing").mkdir()  # killed while writing
+    assert newest_checkpoint(tmp_path).name == "step-1000000"
+
+
+def test_no_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in .*--overwrite"):
+        newest_checkpoint(tmp_path / "checkpoints")
+
+
+def test_another_model_or_more_processes_are_errors(tmp_path, accelerator):
+    path = save_checkpoint(tmp_path, make_state(), accelerator)
+    with pytest.raises(UserError, match="2 parameters differ.*e.g. 0.weight"):
+        load_checkpoint(path, make_state(width=4), accelerator)
+    saved = torch.load(path / "state.pt", weights_only=True)
+    saved["generators"] *= 2
+    torch.save(saved, path / "state.pt")
+    with pytest.raises(UserError, match="had 2 processes, now there are 1.*nproc_per_node=2"):
+        load_checkpoint(path, make_state(), accelerator)
+
+
+def test_generators_repeat():
+    state = generator_state(CPU)
+    draws = [(random.random(), np.random.normal(), torch.randn(1)) for _ in range(3)]
+    set_generator_state(state, CPU)
+    assert draws == [(random.random(), np.random.normal(), torch.randn(1)) for _ in range(3)]
+
+
+def test_a_damaged_checkpoint_is_named_and_strange_folders_are_passed_over(tmp_path, accelerator):
+    save_checkpoint(tmp_path, make_state(steps=2), accelerator)
+    (tmp_path / "step-old").mkdir()
+    newest = newest_checkpoint(tmp_path)
+    for name in ("state.pt", "trainable.safetensors"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="step-000002 is damaged"):
+            load_checkpoint(newest, make_state(), accelerator)
+        (newest / name).write_bytes(whole)
+
+
+def test_a_longer_plan_takes_its_own_rate_at_once(tmp_path, accelerator):
+    save_checkpoint(tmp_path, make_state(steps=10), accelerator)  # a linear plan of 10: rate 0
+    longer = make_state()
+    longer.schedule = make_schedule(longer.optimizer, "linear", 20, 0)
+    load_checkpoint(tmp_path / "step-000010", longer, accelerator)
+    assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 10 / 20)
+    assert longer.schedule.get_last_lr()[0] == pytest.approx(0.1 * 10 / 20)

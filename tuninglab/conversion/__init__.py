@@ -1,0 +1,1 @@
+"""Released checkpoints and plain parts become a Flamingo, and a Flamingo a released checkpoint."""

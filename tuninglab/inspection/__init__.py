@@ -1,0 +1,1 @@
+"""What a model is made of, without its weights: module trees, statistics, presets."""

@@ -1,0 +1,114 @@
+"""A model without weights, from what the user named: a preset, a directory, a run, an adapter."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from tuninglab.adapters.lora import quietly
+from tuninglab.adapters.saving import CONFIG_NAME, WEIGHTS_NAME
+from tuninglab.console import say
+from tuninglab.errors import UserError
+from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
+from tuninglab.models.parts import HUB_ID, explained, read_config, resolve
+from tuninglab.named_model import find_model
+
+
+def meta_model(name: str) -> Any:
+    """Modules, shapes and number formats of a model, on the meta device; no weights are read.
+
+    Args:
+        name: a preset, a model directory, a run folder or an adapter directory (both with their
+            LoRA; trainable is what the adapter holds), or a hub id, whose configuration is read.
+
+    Raises:
+        UserError: there is no such model, or its files are damaged.
+    """
+    if name in PRESET_NAMES:
+        if Path(name).is_dir():
+            say(f"{name} is the preset; for the directory of this name write ./{name}")
+        return build_preset(name)
+    named = find_model(name)
+    if named.adapter is None:
+        return _from_config(name)
+    try:
+        base = build_preset("embedded") if named.base == "embedded" else _from_config(named.base)
+    except UserError as error:
+        # The user named the result of tuning, not its base: say how the two belong together.
+        raise UserError(f"The base of {named.tuned}: {error}") from error
+    return _with_adapter(base, named.adapter)
+
+
+def _from_config(name: str) -> PreTrainedModel:
+    path = Path(name).expanduser()
+    if not path.exists() and not HUB_ID.fullmatch(name):
+        raise UserError(f"model: there is no preset and no directory {name!r}. {_near(name)}")
+    try:
+        where, local = resolve(name, "model")
+    except UserError as error:
+        raise UserError(f"{error}. {_near(name)}") from error
+    _refuse_foreign_code(path)
+    config = read_config(where, local, "model")
+    if getattr(config, "quantization_config", None):
+        say(f"{name}: shown as before its quantisation, which happens while weights are read")
+    with explained("model", where):
+        return model_on_meta(config)
+
+
+def _near(name: str) -> str:
+    """The names most like this one: presets, and directories beside the one that is not there."""
+    parent = Path(name).expanduser().parent
+    beside = [parent / entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    known = {str(path).lower(): str(path) for path in beside if path.is_dir()}
+    known |= {preset: preset for preset in PRESET_NAMES}
+    near = difflib.get_close_matches(name.lower(), known, n=2)
+    if near:
+        return f"Did you mean {' or '.join(known[one] for one in near)}?"
+    return f"Presets: {', '.join(PRESET_NAMES)}."
+
+
+def _refuse_foreign_code(folder: Path) -> None:
+    """Stop where only code that lies beside the weights knows the model: it is never run here."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        kind = config["model_type"]
+        foreign = "auto_map" in config and kind not in CONFIG_MAPPING
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not there or damaged: the loader says so.
+        return
+    if foreign:
+        raise UserError(
+            f"model: {folder} is a {kind!r}, which transformers does not know without the code "
+            "that lies beside its weights; that is not run to show a tree. Presets show released "
+            f"models ({', '.join(PRESET_NAMES)}); tuninglab convert takes --trust_remote_code"
+        )
+
+
+def _with_adapter(model: PreTrainedModel, directory: Path) -> Any:
+    """A model on the meta device under a saved adapter; of the adapter's weights only the names."""
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} holds no adapter: {name} is missing. Copy it again")
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        config.inference_mode = False
+        # PEFT would warn that the base is called otherwise here.
+        config.base_model_name_or_path = None
+        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
+            stored = set(file.keys())
+        with torch.device("meta"):
+            tuned = quietly(get_peft_model, model, config)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{directory} does not fit this base model, or is broken: {reason}"
+        ) from error
+    # Gates and whole modules that were trained stand in the same file: see adapters/saving.py.
+    for name, parameter in tuned.named_parameters():
+        parameter.requires_grad = name.replace(".default", "") in stored
+    return tuned

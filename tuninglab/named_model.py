@@ -1,0 +1,82 @@
+"""Where a model that the user named lies: its base, and the adapter upon it if there is one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuninglab.config import FinetuneConfig
+from tuninglab.config.yaml_file import read_recipe
+from tuninglab.errors import UserError
+from tuninglab.run_folder import how_to_end
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A base as a directory, a hub id or `embedded`, with or without an adapter.
+
+    Attributes:
+        tuned: what the user named, in words, if that was the result of tuning and not the base.
+        tuned_on: how a run held its base (`--quantization`).
+    """
+
+    base: str
+    adapter: Path | None = None
+    tuned: str = ""
+    tuned_on: str = "none"
+
+
+def find_model(name: str) -> NamedModel:
+    """Take a name apart; a name that is neither run nor adapter is its own base, unchecked.
+
+    Args:
+        name: a run folder or the adapter/ in it, an adapter directory, or the name of a base.
+
+    Raises:
+        UserError: the run has not ended, or the adapter does not name its base.
+    """
+    path = Path(name).expanduser()
+    # What tells them apart: a run folder holds config.yaml, an adapter adapter_config.json, a model
+    # directory config.json.
+    if (path / "config.yaml").is_file():
+        return _run(path)
+    # A directory with both is a model: merged ones are sometimes saved over their adapter.
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        whole = path.resolve()
+        if whole.name == "adapter" and (whole.parent / "config.yaml").is_file():
+            # The run knows its base better: it may keep one of its own.
+            return _run(whole.parent)
+        what = f"adapter {path} (base_model_name_or_path in its {ADAPTER_CONFIG})"
+        return NamedModel(_base_of_adapter(path), path, what)
+    return NamedModel(name)
+
+
+def _run(run: Path) -> NamedModel:
+    if not (run / "adapter").is_dir():
+        raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}")
+    settings = read_recipe(run / "config.yaml")
+    if not isinstance(settings, FinetuneConfig):
+        raise UserError(
+            f"{run} is a run of {settings.recipe}: its model writes a text for a text and is "
+            f"not opened by this verb. See what it wrote: {run / 'report.html'}"
+        )
+    # A run that started from a plain language model and a tower keeps the Flamingo they made.
+    base = str(run / "base") if (run / "base").is_dir() else settings.model
+    return NamedModel(base, run / "adapter", f"run {run}", settings.base_format)
+
+
+def _base_of_adapter(adapter: Path) -> str:
+    file = adapter / ADAPTER_CONFIG
+    try:
+        base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not base or not isinstance(base, str):
+        raise UserError(
+            f"{file} does not name the base of the adapter: set base_model_name_or_path in it to "
+            "the directory of the Flamingo that it was made for"
+        )
+    # A converted pair may have been moved together: a relative path also counts from the adapter.
+    beside = adapter / base
+    return str(beside) if beside.is_dir() and not Path(base).is_dir() else base

@@ -1,0 +1,79 @@
+"""What changes while training: how far a run has come, and all that a checkpoint holds of it."""
+
+import time
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tuninglab.data.sampler import StepSampler
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every checkpoint."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    wall_s: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    # Of the last validation.
+    val_loss: float | None = None
+    # Since the last line in metrics.jsonl.
+    window_loss: float = 0.0
+    window_steps: int = 0
+    window_s: float = 0.0
+    window_tokens: int = 0
+
+    def note(self, loss: float, counts: dict[str, int], seconds: float) -> None:
+        """Count an optimizer step: its loss, its `samples` and `tokens`, its time."""
+        self.step += 1
+        self.samples += counts["samples"]
+        self.tokens += counts["tokens"]
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.last_loss = loss
+        self.window_loss += loss
+        self.window_steps += 1
+        self.window_s += seconds
+        self.window_tokens += counts["tokens"]
+
+    def spend(self, since: float) -> float:
+        """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""
+        now = time.perf_counter()
+        self.wall_s += now - since
+        return now
+
+    def take_window(self) -> dict[str, float]:
+        """Means over the steps since the last call: `loss`, `step_s`, `tokens_per_s`."""
+        means = {
+            "loss": self.window_loss / self.window_steps,
+            "step_s": self.window_s / self.window_steps,
+            "tokens_per_s": self.window_tokens / self.window_s,
+        }
+        self.window_loss, self.window_s = 0.0, 0.0
+        self.window_steps, self.window_tokens = 0, 0
+        return means
+
+
+@dataclass
+class TrainState:
+    """All that changes while training.
+
+    Args:
+        model: the model itself, which names the parameters.
+        wrapped: what computes: the model under autocast and DDP.
+        optimizer: over the trainable parameters.
+        schedule: of the learning rate, stepped once an optimizer step.
+        sampler: where in the data the run is.
+        progress: how far it has come.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: Optimizer
+    schedule: LambdaLR
+    sampler: StepSampler
+    progress: Progress
