@@ -1,10 +1,12 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from tuninglab.data.batches import Collator, SampleDataset, image_pixels, split_too_long
 from tuninglab.data.prompt import encode_dialogue, encode_prompt
@@ -32,19 +34,42 @@ def collator(processor, **options):
 def test_rows_with_no_one_and_many_images_make_a_batch(processor, side):
     rows = [SampleDataset(SAMPLES, processor)[index] for index in range(3)]
     batch = collator(processor, padding_side=side)(rows)
-    assert batch["pixel_values"].shape == (3, 3, 1, 3, 8, 8)
-    assert batch["sample_ids"] == ["record 0", "record 1", "record 3"]
+    assert batch.inputs["pixel_values"].shape == (3, 3, 1, 3, 8, 8)
+    assert batch.sample_ids == ["record 0", "record 1", "record 3"]
     for index, row in enumerate(rows):
-        mask = batch["attention_mask"][index].bool()
-        assert batch["input_ids"][index][mask].tolist() == row["input_ids"]
-        assert batch["labels"][index][mask].tolist() == row["labels"]
-        assert (batch["input_ids"][index][~mask] == processor.tokenizer.pad_token_id).all()
-        assert (batch["labels"][index][~mask] == -100).all()
+        mask = batch.inputs["attention_mask"][index].bool()
+        assert batch.inputs["input_ids"][index][mask].tolist() == row["input_ids"]
+        assert batch.inputs["labels"][index][mask].tolist() == row["labels"]
+        assert (batch.inputs["input_ids"][index][~mask] == processor.tokenizer.pad_token_id).all()
+        assert (batch.inputs["labels"][index][~mask] == -100).all()
         padding = (~mask).nonzero().flatten()
         assert side == "right" or padding.tolist() == list(range(len(padding)))
         count = len(SAMPLES[index].images)
-        pixels = batch["pixel_values"][index]
+        pixels = batch.inputs["pixel_values"][index]
         assert (pixels[count:] == 0).all() and (pixels[:count] != 0).any(dim=-1).all()
+
+
+def test_counts_are_those_of_the_tensors(processor):
+    dataset = SampleDataset(SAMPLES, processor)
+    batch = collator(processor)([dataset[0], dataset[MaskedRow(2)], dataset[1]])
+    learned = batch.inputs["labels"] != -100
+    assert batch.answer_tokens == learned.sum() > 0
+    assert batch.tokens == batch.inputs["attention_mask"][learned.any(dim=1)].sum()
+    assert batch.tokens < batch.inputs["attention_mask"].sum() and batch.samples == 2
+
+
+def test_a_batch_is_moved_and_pinned_whole(processor, monkeypatch):
+    batch = collator(processor)([SampleDataset(SAMPLES, processor)[1]])
+    there = batch.to(torch.device("meta"))
+    assert all(value.is_meta for value in there.inputs.values())
+    assert not any(value.is_meta for value in batch.inputs.values())
+    # Without a GPU nothing can be pinned: what matters is that the DataLoader finds the way.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)
+    pinned = pin_memory(batch)
+    for other in (there, pinned):
+        assert replace(other, inputs={}) == replace(batch, inputs={})
+    for name, value in batch.inputs.items():
+        assert torch.equal(pinned.inputs[name], value + 1)
 
 
 def test_pixels_are_the_processors_own(processor):
@@ -64,9 +89,9 @@ def test_pictures_of_any_shape_reach_the_tower(processor, size):
 def test_a_batch_without_images_gets_a_blank_one(processor):
     rows = [SampleDataset([sample(0), sample(0)], processor)[index] for index in range(2)]
     assert rows[0]["pixel_values"] is None
-    pixels = collator(processor)(rows)["pixel_values"]
+    pixels = collator(processor)(rows).inputs["pixel_values"]
     assert pixels.shape == (2, 1, 1, 3, 8, 8) and (pixels == 0).all()
-    assert Collator(0, (4, 6))(rows)["pixel_values"].shape == (2, 1, 1, 3, 4, 6)
+    assert Collator(0, (4, 6))(rows).inputs["pixel_values"].shape == (2, 1, 1, 3, 4, 6)
 
 
 def test_a_masked_row_has_no_labels(processor):
@@ -79,7 +104,8 @@ def test_a_masked_row_has_no_labels(processor):
 def test_prompts_end_where_the_answer_starts(processor):
     row = SampleDataset(SAMPLES, processor, prompts_only=True)[1]
     assert row["input_ids"] == encode_prompt(SAMPLES[1].messages[:-1], processor.tokenizer)
-    assert set(row["labels"]) == {-100}
+    assert "labels" not in row
+    assert set(collator(processor)([row]).inputs) == {"input_ids", "attention_mask", "pixel_values"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -94,9 +120,11 @@ def test_loading_with_workers_follows_the_sampler(processor, workers):
     batches, rows = list(loader), list(sampler)
     assert len(batches) == len(rows) == len(sampler) == 2
     for batch, (row,) in zip(batches, rows, strict=True):
-        assert batch["sample_ids"] == [SAMPLES[row].origin]
+        assert batch.sample_ids == [SAMPLES[row].origin]
     # Three rows for two ranks: the second one's last place is filled without labels.
-    assert (batches[0]["labels"] != -100).any() and (batches[1]["labels"] == -100).all()
+    assert (batches[0].inputs["labels"] != -100).any() and (
+        batches[1].inputs["labels"] == -100
+    ).all()
 
 
 def test_the_data_set_can_be_pickled(processor):

@@ -32,8 +32,11 @@ def test_source_and_target_are_padded_apart():
         "input_ids": [ids("ab"), [*ids("d"), 0]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[*ids("c"), -100, -100], ids("efg")],
-        "decoder_attention_mask": [[1, 1, 0, 0], [1, 1, 1, 1]],
     }
-    assert batch.pop("sample_ids") == ["first", "second"]
-    assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
-    assert all(tensor.dtype == torch.long for tensor in batch.values())
+    assert batch.sample_ids == ["first", "second"]
+    assert {name: tensor.tolist() for name, tensor in batch.inputs.items()} == expected
+    assert all(tensor.dtype == torch.long for tensor in batch.inputs.values())
+    # The decoder's text is read as well as the encoder's.
+    assert (batch.tokens, batch.answer_tokens, batch.samples) == (5 + 6, 6, 2)
+    batch = PairCollator(TOKENIZER.pad_token_id)([dataset[1], dataset[MaskedRow(0)]])
+    assert (batch.tokens, batch.answer_tokens, batch.samples) == (2 + 4, 4, 1)

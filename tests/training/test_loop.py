@@ -85,9 +85,8 @@ def test_steps_equal_a_loop_written_by_hand(config):
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     expected = []
     for batch in list(setup.train_loader)[:3]:
-        batch.pop("sample_ids")
-        labels = batch.pop("labels")
-        logits = reference(**batch).logits[:, :-1].flatten(0, 1)
+        labels = batch.inputs.pop("labels")
+        logits = reference(**batch.inputs).logits[:, :-1].flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

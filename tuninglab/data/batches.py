@@ -1,10 +1,11 @@
 """Samples to batches: ids and labels, pixels, padding."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from tuninglab.data.images import limit_aspect, load_image
@@ -12,6 +13,52 @@ from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
 from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.data.sampler import MaskedRow
 from tuninglab.errors import UserError
+
+
+@dataclass
+class Batch:
+    """Rows as a model takes them, `model(**batch.inputs)`, and what is to be known of them.
+
+    The counts are made where the rows still are lists: a question put to tensors on a GPU would
+    wait for all the work queued there.
+
+    Args:
+        inputs: tensors by the model's own names, B rows each.
+        sample_ids: where each row came from, for messages.
+        answer_tokens: labels that a loss falls on.
+        tokens: what the model reads, without padding and without rows that have no label.
+        samples: rows with a label; a `MaskedRow` has none.
+    """
+
+    inputs: dict[str, Tensor]
+    sample_ids: list[str]
+    answer_tokens: int = 0
+    tokens: int = 0
+    samples: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[dict[str, Any]],
+        inputs: dict[str, Tensor],
+        read: Sequence[str] = ("input_ids",),
+    ) -> "Batch":
+        """The batch of `rows`, whose lists named in `read` are the texts that the model reads."""
+        learned = [sum(label != IGNORED for label in row.get("labels", ())) for row in rows]
+        real = [row for row, count in zip(rows, learned, strict=True) if count]
+        tokens = sum(len(row[name]) for row in real for name in read)
+        return cls(inputs, [row["sample_id"] for row in rows], sum(learned), tokens, len(real))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory it gets there while the host goes on."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return replace(self, inputs=moved)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory; a DataLoader asks what it does not know for this method."""
+        return replace(
+            self, inputs={name: value.pin_memory() for name, value in self.inputs.items()}
+        )
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
@@ -39,31 +86,27 @@ class SampleDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Row `index`: input_ids and labels (lists), pixel_values (M, F=1, 3, H, W) or None.
 
+        A prompt has no labels.
+
         Raises:
             UserError: a picture of the sample cannot be read any more.
         """
         # A plain int: what a lazy Sequence makes of a subclass is its own affair.
         sample = self.samples[int(index)]
         tokenizer = self.processor.tokenizer
-        # The dialogue as it stood when the last question was asked, earlier answers included.
+        # Ids stay lists: only the collator knows the length to pad to.
+        row: dict[str, Any] = {"sample_id": sample.origin}
         if self.prompts_only:
-            input_ids = encode_prompt(sample.messages[:-1], tokenizer)
-            labels = [IGNORED] * len(input_ids)
+            # The dialogue as it stood when the last question was asked, earlier answers included.
+            row["input_ids"] = encode_prompt(sample.messages[:-1], tokenizer)
         else:
-            input_ids, labels, _ = encode_dialogue(sample.messages, tokenizer)
-        if isinstance(index, MaskedRow):
-            labels = [IGNORED] * len(labels)
+            row["input_ids"], labels, _ = encode_dialogue(sample.messages, tokenizer)
+            row["labels"] = [IGNORED] * len(labels) if isinstance(index, MaskedRow) else labels
         try:
-            pixel_values = image_pixels(sample.images, self.processor.image_processor)
+            row["pixel_values"] = image_pixels(sample.images, self.processor.image_processor)
         except UserError as error:
             raise UserError(f"{sample.origin}: {error}") from error
-        # Ids stay lists: only the collator knows the length to pad to.
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "pixel_values": pixel_values,
-            "sample_id": sample.origin,
-        }
+        return row
 
 
 def dialogue_tokens(sample: Sample, tokenizer: Any) -> int:
@@ -92,7 +135,7 @@ def split_too_long(
     return fitting, problems
 
 
-def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> torch.Tensor | None:
+def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor | None:
     """Pictures as the vision tower reads them, (M, F=1, 3, H, W); None without pictures.
 
     Raises:
@@ -131,37 +174,46 @@ class Collator:
         if self.pad_token_id is None:
             raise ValueError("pad_token_id is None; add <PAD> (load_flamingo does) and pass its id")
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: input_ids, attention_mask, labels (B, T), pixel_values (B, M, F, 3, H, W)."""
-        side = self.padding_side
-        return {
-            "input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id, side),
-            "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0, side),
-            "labels": padded([row["labels"] for row in rows], IGNORED, side),
-            "pixel_values": self._pixels([row["pixel_values"] for row in rows]),
-            "sample_ids": [row["sample_id"] for row in rows],
-        }
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """A batch of what `padded_texts` makes and pixel_values (B, M, F, 3, H, W)."""
+        inputs = padded_texts(rows, self.pad_token_id, self.padding_side)
+        return Batch.of(rows, inputs | {"pixel_values": self._pixels(rows)})
 
-    def _pixels(self, rows: list[torch.Tensor | None]) -> torch.Tensor:
+    def _pixels(self, rows: Sequence[dict[str, Any]]) -> Tensor:
         """Pictures as (B, M, F, 3, H, W), rows with fewer filled up at the end.
 
         M is at least 1: through a surplus picture, which the model ignores, every trained parameter
         takes part in every step, so that DDP needs no search for unused ones.
         """
+        pictures = [row["pixel_values"] for row in rows]
         side = self.image_size
         height, width = (side, side) if isinstance(side, int) else side
-        frames = next((row.shape[1] for row in rows if row is not None), 1)
-        media = max([1, *(len(row) for row in rows if row is not None)])
+        frames = next((row.shape[1] for row in pictures if row is not None), 1)
+        media = max([1, *(len(row) for row in pictures if row is not None)])
         # Zero is the mean colour after CLIP's normalisation.
         batch = torch.zeros(len(rows), media, frames, 3, height, width)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(pictures):
             # At the end, because marks take a row's pictures in order: the surplus has no mark.
             if row is not None:
                 batch[index, : len(row)] = row
         return batch
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> torch.Tensor:
+def padded_texts(
+    rows: Sequence[dict[str, Any]], pad_token_id: int, side: str = "right"
+) -> dict[str, Tensor]:
+    """input_ids and attention_mask (B, T) of rows, and where they have them, labels (B, T)."""
+    ids = [row["input_ids"] for row in rows]
+    inputs = {
+        "input_ids": padded(ids, pad_token_id, side),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0, side),
+    }
+    if "labels" in rows[0]:
+        inputs["labels"] = padded([row["labels"] for row in rows], IGNORED, side)
+    return inputs
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:
     """Rows of any length as one tensor (B, T), filled up on the side given."""
     batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
     for index, row in enumerate(rows):

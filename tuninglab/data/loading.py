@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tuninglab.data.batches import Batch
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError
 
@@ -28,7 +29,7 @@ def make_loader(
     )
 
 
-def step_batches(loader: DataLoader, steps: int) -> Iterator[list[dict[str, Any]]]:
+def step_batches(loader: DataLoader, steps: int) -> Iterator[list[Batch]]:
     """The micro-batches of the next `steps` optimizer steps, a list each, across epochs.
 
     Whoever takes them moves the sampler on (`advance`) after each step.
@@ -45,7 +46,7 @@ def step_batches(loader: DataLoader, steps: int) -> Iterator[list[dict[str, Any]
             done += 1
 
 
-def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _next(batches: Iterator[Batch]) -> Batch:
     try:
         return next(batches)
     except UserError as error:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
-from tuninglab.data.batches import padded
+from tuninglab.data.batches import Batch, padded_texts
 from tuninglab.data.pairs import Pair
 from tuninglab.data.prompt import IGNORED
 from tuninglab.data.sampler import MaskedRow
@@ -59,18 +58,8 @@ class PairCollator:
 
     pad_token_id: int
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: input_ids, attention_mask (B, S), labels, decoder_attention_mask (B, T)."""
-        sources, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
-        return {
-            "input_ids": padded(sources, self.pad_token_id),
-            "attention_mask": _mask(sources),
-            "labels": padded(targets, IGNORED),
-            # To count tokens by. The model needs none: what it pads comes after all labels.
-            "decoder_attention_mask": _mask(targets),
-            "sample_ids": [row["sample_id"] for row in rows],
-        }
-
-
-def _mask(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    return padded([[1] * len(row) for row in rows], 0)
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """A batch of input_ids, attention_mask (B, S) and labels (B, T)."""
+        # The decoder needs no mask: what it pads comes after all labels. It reads the target.
+        inputs = padded_texts(rows, self.pad_token_id)
+        return Batch.of(rows, inputs, read=("input_ids", "labels"))

@@ -55,10 +55,7 @@ def generate_answers(
     with evaluation_mode(model):
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
-            inputs = {
-                name: batch[name].to(device)
-                for name in ("input_ids", "attention_mask", "pixel_values")
-            }
+            inputs = batch.to(device).inputs
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new = ids[:, inputs["input_ids"].shape[1] :].tolist()
             answers += [decode_answer(row, processor.tokenizer) for row in new]

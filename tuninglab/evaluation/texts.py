@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tuninglab.data.batches import padded
+from tuninglab.data.batches import padded_texts
 from tuninglab.data.text_batches import text_ids
 from tuninglab.evaluation.answers import evaluation_mode
 
@@ -31,12 +31,10 @@ def generate_texts(
     texts: list[str] = []
     with evaluation_mode(model):
         for start in range(0, len(sources), batch_size):
-            rows = [text_ids(text, tokenizer) for text in sources[start : start + batch_size]]
-            ids = model.generate(
-                input_ids=padded(rows, tokenizer.pad_token_id).to(device),
-                attention_mask=padded([[1] * len(row) for row in rows], 0).to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-            )
+            some = sources[start : start + batch_size]
+            rows = [{"input_ids": text_ids(text, tokenizer)} for text in some]
+            batch = padded_texts(rows, tokenizer.pad_token_id)
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [text.strip() for text in texts]

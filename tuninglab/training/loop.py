@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.console import say
+from tuninglab.data.batches import Batch
 from tuninglab.data.loading import step_batches
 from tuninglab.errors import WorkError
 from tuninglab.run_folder import RunFolder
@@ -33,9 +34,7 @@ from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
 from tuninglab.training.state import Progress, TrainState
 
-INPUTS = ("input_ids", "attention_mask", "pixel_values", "labels")
-# Of a decoder that reads a text of its own, what it reads is counted too.
-MASKS = ("attention_mask", "decoder_attention_mask")
+COUNTS = ("answer_tokens", "tokens", "samples")
 # With the scale this low, fp16 gradients overflow for another reason than the scale.
 SMALLEST_SCALE = 1.0
 
@@ -132,22 +131,19 @@ def set_training_mode(model: nn.Module) -> None:
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
 
-def count_step(batches: list[dict], accelerator: Accelerator) -> dict[str, int]:
+def count_step(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
     """Count what a step holds over all processes: `answer_tokens`, `tokens` and `samples`."""
-    counts = torch.zeros(3, dtype=torch.long)
-    for batch in batches:
-        answers = batch["labels"] != -100
-        # A row without labels only fills a place (MaskedRow).
-        rows = answers.any(dim=1)
-        tokens = torch.stack([batch[name][rows].sum() for name in MASKS if name in batch]).sum()
-        counts += torch.stack([answers.sum(), tokens, rows.sum()])
-    summed = _over_processes(counts.to(accelerator.device), accelerator)
-    return dict(zip(("answer_tokens", "tokens", "samples"), summed.tolist(), strict=True))
+    counts = [sum(getattr(batch, name) for batch in batches) for name in COUNTS]
+    # Alone, nothing is asked of the device: reading from it waits for all the work it was given.
+    if accelerator.num_processes > 1:
+        counts = _over_processes(torch.tensor(counts, device=accelerator.device), accelerator)
+        counts = counts.tolist()
+    return dict(zip(COUNTS, counts, strict=True))
 
 
 def _optimizer_step(
     state: TrainState,
-    batches: list[dict],
+    batches: list[Batch],
     counts: dict[str, int],
     config: TrainingConfig,
     accelerator: Accelerator,
@@ -186,10 +182,10 @@ def _optimizer_step(
 
 
 def batch_loss(
-    model: nn.Module, batch: dict, answer_tokens: int, accelerator: Accelerator
+    model: nn.Module, batch: Batch, answer_tokens: int, accelerator: Accelerator
 ) -> Tensor:
     """Sum of the losses of a batch's answer tokens, divided by `answer_tokens`."""
-    inputs = {name: batch[name].to(accelerator.device) for name in INPUTS if name in batch}
+    inputs = batch.to(accelerator.device).inputs
     count = {"num_items_in_batch": answer_tokens, "labels_only_logits": True}
     return model(**inputs, **count, use_cache=False).loss
 
@@ -200,13 +196,13 @@ def _scaler_adapts(accelerator: Accelerator) -> bool:
 
 
 def _raise_not_finite(
-    step: int, loss: float, norm: float, batches: list[dict], losses: list[Tensor]
+    step: int, loss: float, norm: float, batches: list[Batch], losses: list[Tensor]
 ) -> None:
     # With finite losses, the gradients of any of the samples may be at fault.
     finite = math.isfinite(loss)
     pairs = zip(batches, losses, strict=True)
     suspects = [batch for batch, value in pairs if finite or not math.isfinite(value)]
-    ids = gather_object([str(i) for batch in suspects for i in batch["sample_ids"]])
+    ids = gather_object([str(i) for batch in suspects for i in batch.sample_ids])
     raise WorkError(
         f"Step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops before "
         f"this step. What was saved before is whole. Samples of the step: {', '.join(ids[:20])}. "
@@ -248,13 +244,15 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     model.eval()
     # Apple's GPUs have no float64.
     exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    sums = torch.zeros(2, dtype=exact, device=accelerator.device)
+    total, count = torch.zeros((), dtype=exact, device=accelerator.device), 0
     for batch in loader:
         with accelerator.autocast():
             loss = batch_loss(model, batch, 1, accelerator)
-        sums += torch.stack([loss, (batch["labels"] != -100).sum().to(loss)]).to(sums)
-    total, count = _over_processes(sums, accelerator).tolist()
-    return total / count
+        total += loss.to(total)
+        count += batch.answer_tokens
+    sums = torch.stack([total, total.new_tensor(count)])
+    loss_sum, tokens = _over_processes(sums, accelerator).tolist()
+    return loss_sum / tokens
 
 
 def _over_processes(value: Tensor, accelerator: Accelerator) -> Tensor:
