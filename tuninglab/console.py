@@ -5,9 +5,26 @@ import sys
 from dataclasses import dataclass, field
 
 
+# What accelerate answered, once it was asked (training/hardware.py).
+_answered: bool | None = None
+
+
 def is_main_process() -> bool:
-    """True on the one process that speaks: rank 0 under torchrun, and any plain process."""
-    return os.environ.get("RANK", "0") == "0"
+    """True on the one process that speaks and writes: accelerate's first, and any that is alone.
+
+    Before accelerate is loaded, it is foreseen by accelerate's own rule: a process is one of
+    several if LOCAL_RANK and WORLD_SIZE say so. Job templates set RANK alone, also for one process.
+    """
+    if _answered is not None:
+        return _answered
+    several = "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    return not several or os.environ.get("RANK", "0") == "0"
+
+
+def answer_main_process(value: bool | None) -> None:
+    """Keep what accelerate says of this process, for all who ask; None forgets it."""
+    global _answered
+    _answered = value
 
 
 def say(text: str = "") -> None:

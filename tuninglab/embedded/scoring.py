@@ -12,9 +12,12 @@ from tuninglab.embedded.task import (
     EmbeddedSamples,
     most_frequent_answers,
 )
-from tuninglab.evaluation.answers import Blanked, Shuffled, exact_match, generate_answers
+from tuninglab.evaluation.answers import Blanked, Shuffled, exact_match
+from tuninglab.evaluation.task import Answer
 
 SHOWN_PICTURES = 24
+# The longest answers are two words; whoever writes more is wrong.
+ANSWER_TOKENS = 12
 
 
 class EmbeddedTask:
@@ -36,18 +39,18 @@ class EmbeddedTask:
         self.prior = most_frequent_answers(train)
         self.answers: dict[str, list[str]] = {}
 
-    def before(self, model: Any, processor: Any) -> dict[str, Any]:
+    def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
-        return self._score("before", generate_answers(model, processor, self.scored))
+        return self._score("before", answer(self.scored, ANSWER_TOKENS))
 
-    def after(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
+    def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model: `after`, `controls` (blank, shuffled), and the `prior`."""
         blank, shuffled = Blanked(self.scored), Shuffled(self.scored, self.groups)
         return {
-            "after": self._score("after", generate_answers(model, processor, self.scored)),
+            "after": self._score("after", answer(self.scored, ANSWER_TOKENS)),
             "controls": {
-                "blank": self._score("blank", generate_answers(model, processor, blank)),
-                "shuffled": self._score("shuffled", generate_answers(model, processor, shuffled)),
+                "blank": self._score("blank", answer(blank, ANSWER_TOKENS)),
+                "shuffled": self._score("shuffled", answer(shuffled, ANSWER_TOKENS)),
             },
             "prior": self._score("prior", [self.prior.get(kind, "") for kind in self.kinds]),
         }

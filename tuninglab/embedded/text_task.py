@@ -13,7 +13,7 @@ from tuninglab.data.pairs import Pair
 from tuninglab.data.splits import Splits
 from tuninglab.embedded.dates import SPELLINGS, draw_day, spell
 from tuninglab.evaluation.answers import exact_match
-from tuninglab.evaluation.texts import generate_texts
+from tuninglab.evaluation.task import Answer
 
 INSTRUCTION = "write as ISO date: "
 SEEDS = {"train": 21, "val": 22, "test": 23}
@@ -49,23 +49,19 @@ class DateTask:
         self.scored = embedded_pairs(scored, TEST_PAIRS)
         self.answers: dict[str, list[str]] = {}
 
-    def before(self, model: Any, processor: Any) -> dict[str, Any]:
+    def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
-        return self._score("before", self._written(model, processor))
+        return self._score("before", answer(self.scored, ANSWER_TOKENS))
 
-    def after(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
+    def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model, and the `prior`: the most frequent date of the training."""
         counts = Counter(pair.target for pair in self.splits.train)
         # Of dates equally frequent it is the first one.
         prior = min(counts, key=lambda target: (-counts[target], target))
         return {
-            "after": self._score("after", self._written(model, processor)),
+            "after": self._score("after", answer(self.scored, ANSWER_TOKENS)),
             "prior": self._score("prior", [prior] * len(self.scored)),
         }
-
-    def _written(self, model: Any, tokenizer: Any) -> list[str]:
-        sources = [pair.source for pair in self.scored]
-        return generate_texts(model, tokenizer, sources, max_new_tokens=ANSWER_TOKENS)
 
     def _score(self, name: str, answers: list[str]) -> dict[str, Any]:
         """Exact match over all and by spelling; the answers are kept."""

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tuninglab.data.prompt import IGNORED
 from tuninglab.evaluation.answers import evaluation_mode
-from tuninglab.models.conditioning import count_text_time, sees_image
+from tuninglab.models.conditioning import count_positions
 
 
 class Ranking(NamedTuple):
@@ -173,19 +173,12 @@ class _Prompts:
         # MPT's distances, which are counted in columns, are right.
         order = mask.argsort(dim=-1, stable=True)
         input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        images = pixel_values if image_features is None else image_features
-        # Here, because forward does not count marks when it is given text_time.
-        model.check_marks(input_ids, images)
-        text_time = _text_time(model, input_ids)
-        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
-            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
-            image_features = model.encode_images(pixel_values, seen)
-        media = None if image_features is None else model.encode_key_values(image_features)
+        media = model.key_values_of(input_ids, pixel_values, image_features)
         outputs = model(
             input_ids=input_ids,
             attention_mask=mask,
-            position_ids=_positions(mask),
-            text_time=text_time,
+            position_ids=count_positions(mask),
+            text_time=model.text_time(input_ids),
             media_key_values=media,
             use_cache=use_cache,
             logits_to_keep=1,
@@ -212,9 +205,9 @@ class _Prompts:
         logits = model(
             input_ids=new_ids,
             attention_mask=mask,
-            position_ids=_positions(mask)[:, length:],
+            position_ids=count_positions(mask)[:, length:],
             # From the whole text, where the marks are.
-            text_time=_text_time(model, ids)[:, length:],
+            text_time=model.text_time(ids)[:, length:],
             media_key_values=None if self.media_key_values is None else self.media_key_values[rows],
             past_key_values=cache,
             use_cache=True,
@@ -226,14 +219,6 @@ class _Prompts:
             reduction="none",
         )
         return -losses.sum(-1)
-
-
-def _text_time(model: Any, ids: Tensor) -> Tensor:
-    return count_text_time(ids, model.config.image_token_id, model.config.media_mode)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> Tensor:

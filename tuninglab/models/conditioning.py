@@ -27,6 +27,15 @@ def count_text_time(input_ids: Tensor, image_token_id: int, media_mode: str) -> 
     return following.masked_fill(following > marks.sum(-1, keepdim=True), 0)
 
 
+def count_positions(attention_mask: Tensor) -> Tensor:
+    """(B, T) mask -> (B, T) positions that do not count padding.
+
+    Without them a left-padded row of GPT-2 (absolute positions) differs from the same row alone by
+    3.0 in the logits.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def sees_image(text_time: Tensor, image_count: int) -> Tensor:
     """(B, T) numbers from `count_text_time` -> (B, T, M) bool, which of M images a token sees."""
     # Numbers without an image (0, and those of missing images) match none.

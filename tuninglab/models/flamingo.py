@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from tuninglab.models.conditioning import Conditioning, conditioned_on, count_text_time, sees_image
+from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions, sees_image
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
 from tuninglab.models.generation import FlamingoGenerationMixin
@@ -43,6 +43,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         labels_only_logits: compute the head only where there is a label. The logits are then
             (N, vocabulary), a row a label; it saves the most where prompts are long. None where
             `loss_chunk_tokens` is set: the loss is then made in chunks of so many labels.
+        loss_only: return no logits, which somebody would hold through the backward pass.
 
     Args:
         config: the configuration; alone, it gives random weights.
@@ -146,6 +147,10 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         padded[seen] = latents
         return padded
 
+    def encode_seen(self, pixel_values: Tensor, text_time: Tensor) -> Tensor:
+        """Latents (B, M, L, D) of the images that some token of text_time (B, T) sees."""
+        return self.encode_images(pixel_values, sees_image(text_time, pixel_values.shape[1]).any(1))
+
     def encode_key_values(self, image_features: Tensor) -> Tensor:
         """Latents (B, M, L, D) -> keys and values of the G gated blocks, (B, G, M, L, 2 * width).
 
@@ -195,12 +200,10 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             # Reading the counts would break a compiled graph.
             if not torch.compiler.is_compiling():
                 self.check_marks(input_ids, images)
-            config = self.config
-            text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
+            text_time = self.text_time(input_ids)
         # A batch without images may come as (B, 0, F, 3, H, W).
         if images is pixel_values and images is not None and images.shape[1]:
-            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
-            image_features = self.encode_images(pixel_values, seen)
+            image_features = self.encode_seen(pixel_values, text_time)
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
@@ -235,6 +238,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         labels_only_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next tokens, and the loss if labels are given; arguments: see the class.
@@ -245,8 +249,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         conditioning = self._condition(
             input_ids, pixel_values, image_features, media_key_values, text_time, past_key_values
         )
-        if position_ids is None and past_key_values is None:
-            position_ids = _positions(attention_mask)
+        padded = attention_mask is not None and attention_mask.ndim == 2
+        if padded and position_ids is None and past_key_values is None:
+            position_ids = count_positions(attention_mask)
         targets, chunked = None, False
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
@@ -275,7 +280,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             loss = next_token_loss(logits, targets, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=None if loss_only else logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -289,11 +294,3 @@ def _with_frames(pixel_values: Tensor) -> Tensor:
             "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
         )
     return pixel_values if pixel_values.ndim == 6 else pixel_values.unsqueeze(2)
-
-
-def _positions(attention_mask: Tensor | None) -> Tensor | None:
-    # Positions that do not count padding: without them a left-padded row of GPT-2 (absolute
-    # positions) differs from the same row alone by 3.0 in the logits.
-    if attention_mask is None or attention_mask.ndim != 2:
-        return None
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from tuninglab.models.conditioning import count_text_time, sees_image
+from tuninglab.models.conditioning import count_text_time
 from tuninglab.models.configuration import FlamingoConfig
 
 
@@ -17,7 +17,7 @@ class FlamingoGenerationMixin(GenerationMixin):
     config: FlamingoConfig
     lang_encoder: PreTrainedModel
     generation_config: GenerationConfig
-    encode_images: Callable[..., Tensor]
+    encode_seen: Callable[[Tensor, Tensor], Tensor]
     encode_key_values: Callable[[Tensor], Tensor]
     check_marks: Callable[[Tensor, Tensor | None], None]
 
@@ -35,6 +35,25 @@ class FlamingoGenerationMixin(GenerationMixin):
         pad = text.pad_token_id
         self.generation_config.pad_token_id = self.config.eoc_token_id if pad is None else pad
 
+    def text_time(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T) number of the image that each token sees, by this model's mode."""
+        return count_text_time(input_ids, self.config.image_token_id, self.config.media_mode)
+
+    def key_values_of(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_features: Tensor | None
+    ) -> Tensor | None:
+        """Keys and values (B, G, M, L, 2 * width) of a prompt's images; None without images.
+
+        Raises:
+            ValueError: a row has more marks than images.
+        """
+        images = pixel_values if image_features is None else image_features
+        # Here and not in forward, which gets text_time and so no longer counts.
+        self.check_marks(input_ids, images)
+        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
+            image_features = self.encode_seen(pixel_values, self.text_time(input_ids))
+        return None if image_features is None else self.encode_key_values(image_features)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -47,9 +66,7 @@ class FlamingoGenerationMixin(GenerationMixin):
         )
         # From the whole text so far, which transformers keeps: so caches, beams, left padding
         # and speculative steps need no state of ours.
-        config = self.config
-        text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
-        inputs["text_time"] = text_time[:, -inputs["input_ids"].shape[1] :]
+        inputs["text_time"] = self.text_time(input_ids)[:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     @torch.no_grad()
@@ -73,18 +90,11 @@ class FlamingoGenerationMixin(GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
             raise ValueError("generate got neither input_ids nor inputs; give the prompt's ids")
-        images = pixel_values if image_features is None else image_features
-        # Here and not in forward, which gets text_time and so no longer counts.
-        self.check_marks(input_ids, images)
-        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
-            config = self.config
-            text_time = count_text_time(input_ids, config.image_token_id, config.media_mode)
-            seen = sees_image(text_time, pixel_values.shape[1]).any(1)
-            image_features = self.encode_images(pixel_values, seen)
-        if image_features is not None:
+        key_values = self.key_values_of(input_ids, pixel_values, image_features)
+        if key_values is not None:
             # Under this name, because generate drops pixel_values after the prompt, but keeps
             # other tensors and repeats their rows for beams and returned sequences.
-            kwargs["media_key_values"] = self.encode_key_values(image_features)
+            kwargs["media_key_values"] = key_values
         settings = generation_config or self.generation_config
         suppressed = kwargs.get("suppress_tokens") or settings.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*suppressed, self.config.image_token_id})

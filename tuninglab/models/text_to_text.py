@@ -34,6 +34,7 @@ class TextToText(T5ForConditionalGeneration):
         num_items_in_batch: divides the summed loss, instead of the count of labels in the batch.
         labels_only_logits: compute the head only where there is a label. The logits are then
             (N, vocabulary), a row a label, or None where the loss is made in chunks.
+        loss_only: return no logits, which somebody would hold through the backward pass.
     """
 
     # Labels whose logits exist at a time in training; None: all of them.
@@ -102,6 +103,7 @@ class TextToText(T5ForConditionalGeneration):
         use_cache: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         labels_only_logits: bool = False,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Logits of the target's tokens, and the loss if labels are given; arguments: the class."""
@@ -125,7 +127,7 @@ class TextToText(T5ForConditionalGeneration):
         )
         return Seq2SeqLMOutput(
             loss=loss,
-            logits=logits,
+            logits=None if loss_only else logits,
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,

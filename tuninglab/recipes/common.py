@@ -1,29 +1,32 @@
-"""What the recipes have in common: from a loaded model and its data to a tuned one and a report."""
+"""The one driver of all recipes: from settings to a tuned model and its report."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
 
-from tuninglab.adapters.base_format import count_parameters
-from tuninglab.adapters.lora import SCOPE, direct_modules, trainable_table, tune
+from tuninglab.adapters.base_format import count_parameters, tell_quantisation
+from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
 from tuninglab.adapters.saving import save_adapter
 from tuninglab.config import TrainingConfig
-from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.loading import make_loader
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.splits import Splits
-from tuninglab.evaluation.task import Task
+from tuninglab.disk import whole_folder
+from tuninglab.evaluation.task import Answer, Task
+from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
-from tuninglab.training.hardware import peak_memory_mib, precision_of
+from tuninglab.training.hardware import make_accelerator, peak_memory_mib, precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import train, validation_loss
+from tuninglab.training.parallel import shared_out
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -31,16 +34,56 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 @dataclass
 class Setup:
-    """What a run works with; ready to train once its model is wrapped."""
+    """What a run works with, ready to train."""
 
+    config: TrainingConfig
+    run: RunFolder
+    splits: Splits
     model: Any
-    processor: Any
+    base: Base
+    base_name: str
     train_loader: DataLoader
     val_loader: DataLoader | None
     accelerator: Accelerator
-    base: str
-    choices: Choices
-    trainable: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_recipe(recipe: Recipe, config: TrainingConfig, task: Task | None = None) -> dict[str, Any]:
+    """Tune by a recipe and write the run folder; returns the figures of report.json.
+
+    Args:
+        recipe: whose data and model.
+        config: the settings; a resumed run takes those it was started with.
+        task: data and scores to use instead of those the settings name.
+
+    Raises:
+        UserError: the settings, the data or the machine do not allow it.
+        WorkError: training failed, or the disk is full.
+        KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
+    """
+    config, run = open_run(config)
+    # Mistakes up to here, and in the data, are told before a model is loaded.
+    task = task or recipe.data(config)
+    setup = prepare(recipe, config, run, task.splits)
+    evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
+    if evaluation["before"] and not run.resumed:
+        run.append_metrics({"step": 0, "epoch": 0.0, **evaluation["before"]})
+    answer = answers_of(setup)
+    evaluation["before"] |= task.before(answer)
+
+    progress = train_setup(setup)
+    # Before the scores, which may fail: what was learned is then on disk.
+    if is_main_process():
+        save_adapter(setup.model, run.adapter)
+
+    if progress.val_loss is not None:
+        evaluation["after"] = {"val_loss": progress.val_loss}
+    for name, values in task.after(answer).items():
+        evaluation[name] = evaluation.get(name, {}) | values
+    if is_main_process() and (cards := task.write_cards(run.path)):
+        run.write("answers.json", cards)
+    report = report_of(setup, progress, evaluation)
+    finish(report, setup)
+    return report
 
 
 def open_run(config: Config) -> tuple[Config, RunFolder]:
@@ -57,27 +100,49 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     return config.resolved(), run
 
 
-def make_loaders(
-    config: TrainingConfig,
-    splits: Splits,
-    accelerator: Accelerator,
-    dataset: Callable[[Sequence[Any]], Dataset],
-    collator: Callable[[Any], Any],
-) -> tuple[DataLoader, DataLoader | None]:
-    """Build the loaders of training and validation samples (None if there are none).
+def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Splits) -> Setup:
+    """Load the model, make the run folder, add what is tuned; says and saves every choice.
 
-    Args:
-        config: settings of the run.
-        splits: the samples.
-        accelerator: says which rows this process takes.
-        dataset: makes the rows of samples; it may leave some out.
-        collator: makes a batch of rows.
+    Raises:
+        UserError: the model, the data or the tuning do not fit each other or the machine.
     """
+    choices = Choices()
+    accelerator = make_accelerator(config.precision, choices)
+    # Kept as decided: on another machine `auto` would go on with other arithmetic.
+    config = replace(config, precision=precision_of(accelerator))
+    # Before loading: a new Perceiver and new gated blocks are drawn there.
+    set_seed(config.seed)
+    base = recipe.load(config, run, choices)
+    tell_quantisation(base.model, choices, accelerator.device)
+    splits, loaders = open_loaders(config, splits, base, accelerator)
+    # A mistake told before the folder is made leaves nothing in the way of the corrected command.
+    check_patterns(base.model, base.tuning, recipe.scope)
+    run.create(config)
+    name = base.name or keep_base(base, run)
+    model = wrap(base, name, config, recipe.scope, choices).to(accelerator.device)
+    rows = trainable_table(model)
+    print_trainable(rows, count_parameters(model))
+    run.write("trainable.json", rows)
+    run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
+    return Setup(config, run, splits, model, base, name, *loaders, accelerator)
+
+
+def open_loaders(
+    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
+) -> tuple[Splits, tuple[DataLoader, DataLoader | None]]:
+    """The samples that the model can read, and loaders of them (None without validation samples).
+
+    Raises:
+        DataError: samples are longer than the model can read, or than `max_tokens`.
+    """
+    longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
+    # The embedded samples are short; reading them all would draw every picture.
+    if longest and config.data is not None:
+        splits = splits.fitting(base.tokens, longest, config.skip_bad_records)
 
     def load(samples: Sequence[Any], accumulation: int, shuffle: bool) -> DataLoader:
-        rows: Any = dataset(samples)
         sampler = StepSampler(
-            len(rows),
+            len(samples),
             config.batch_size,
             accumulation,
             rank=accelerator.process_index,
@@ -85,84 +150,72 @@ def make_loaders(
             seed=config.seed,
             shuffle=shuffle,
         )
-        return make_loader(rows, collator, sampler, config.workers)
+        return make_loader(base.rows(samples), base.collator, sampler, config.workers)
 
     train_loader = load(splits.train, config.gradient_accumulation_steps, shuffle=True)
-    return train_loader, load(splits.val, 1, shuffle=False) if splits.val else None
+    val_loader = load(splits.val, 1, shuffle=False) if len(splits.val) else None
+    return splits, (train_loader, val_loader)
 
 
-def wrap(
-    setup: Setup, tuning: LoraTuning, config: TrainingConfig, run: RunFolder, scope: str = SCOPE
-) -> Setup:
-    """Add memory savers and what is tuned to the model; writes down what trains, and on what.
+def keep_base(base: Base, run: RunFolder) -> str:
+    """Save a new base with the run, which is the only place it is in; returns where."""
+    folder = run.path / "base"
+    if is_main_process() and not run.resumed:
+        with whole_folder(folder) as beside:
+            base.model.save_pretrained(beside)
+            base.processor.save_pretrained(beside)
+    return str(folder)
+
+
+def wrap(base: Base, name: str, config: TrainingConfig, scope: str, choices: Choices) -> Any:
+    """Add memory savers and what is tuned to the base, in place; returns PEFT's model.
 
     Raises:
         UserError: the tuning does not fit the model.
     """
-    setup.model.requires_grad_(False)
-    # What trains in full is left alone: a saver may make no gradient for its weights.
-    for name in direct_modules(setup.model, tuning, scope):
-        setup.model.get_submodule(name).requires_grad_(True)
+    model, tuning = base.model, base.tuning
+    model.requires_grad_(False)
+    # First of all, because a saver may make no gradient for the weights that it finds frozen.
+    for module in direct_modules(model, tuning, scope):
+        model.get_submodule(module).requires_grad_(True)
     # New tokens train as rows of a float table.
     wanted = [name for name in config.savers if name != "embedding" or not tuning.train_new_tokens]
-    savers = add_savers(setup.model, wanted)
     why = "the base is int8" if config.base_format == "int8" else "--memory_savers"
-    for name, what in savers.items():
-        setup.choices.add(f"memory saver {name}", what, why)
-    model: Any = tune(setup.model, tuning, setup.base, scope)
-    setup.model = model.to(setup.accelerator.device)
+    for saver, what in add_savers(model, wanted).items():
+        choices.add(f"memory saver {saver}", what, why)
+    # LoRA last: it wraps the layers that the savers left in place.
+    tuned = tune(model, tuning, name, scope)
     if config.checkpoint_interval:
-        count = checkpoint_blocks(setup.model, config.checkpoint_interval)
+        count = checkpoint_blocks(tuned, config.checkpoint_interval)
         flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
-        setup.choices.add("activations recomputed", f"in {count} blocks", f"--{flag}")
-    setup.trainable = trainable_table(setup.model)
-    print_trainable(setup.trainable, count_parameters(setup.model))
-    run.write("trainable.json", setup.trainable)
-    run.write_environment(setup.choices, torch.get_num_threads(), str(setup.accelerator.device))
-    return setup
+        choices.add("activations recomputed", f"in {count} blocks", f"--{flag}")
+    return tuned
 
 
-def tune_and_report(
-    config: TrainingConfig, run: RunFolder, setup: Setup, splits: Splits, task: Task | None
-) -> dict[str, Any]:
-    """Score, train, save the adapter, score again; returns and writes report.json.
-
-    Raises:
-        WorkError: training failed, or the disk is full.
-        KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
-    """
-    evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
-    if setup.val_loader and not run.resumed:
-        run.append_metrics({"step": 0, "epoch": 0.0, **evaluation["before"]})
-    if task and is_main_process():
-        with setup.accelerator.autocast():
-            evaluation["before"] |= task.before(setup.model.eval(), setup.processor)
-    setup.accelerator.wait_for_everyone()
-
-    progress = train(
-        setup.model, setup.train_loader, config, run, setup.accelerator, setup.val_loader
+def train_setup(setup: Setup) -> Progress:
+    """Train; see `training.loop.train`."""
+    return train(
+        setup.model,
+        setup.train_loader,
+        setup.config,
+        setup.run,
+        setup.accelerator,
+        setup.val_loader,
+        sinks=[setup.run.append_metrics],
     )
-    if is_main_process():
-        save_adapter(setup.model, run.adapter)
 
-    if progress.val_loss is not None:
-        evaluation["after"] = {"val_loss": progress.val_loss}
-    if task and is_main_process():
-        score_tuned(task, setup, run, evaluation)
-    setup.accelerator.wait_for_everyone()
-    report = {
-        "run_name": run.path.name,
-        "task": splits.name,
-        "data": {"train": len(splits.train), "val": len(splits.val), "skipped": splits.skipped},
-        "base": setup.base,
-        "precision": precision_of(setup.accelerator),
-        "quantization": config.base_format,
-        "train": train_figures(progress, setup),
-        "evaluation": evaluation,
-        "adapter_bytes": run.adapter_bytes(),
-    }
-    finish(report, run, setup.accelerator)
-    return report
+
+def answers_of(setup: Setup) -> Answer:
+    """How the model answers samples as it is at the time, each process a share of them."""
+
+    def answer(samples: Sequence[Any], max_new_tokens: int) -> list[str]:
+        def work(share: Sequence[Any]) -> list[str]:
+            with setup.accelerator.autocast():
+                return setup.base.answer(setup.model.eval(), share, max_new_tokens)
+
+        return shared_out(work, setup.model, setup.accelerator)(samples)
+
+    return answer
 
 
 def val_score(setup: Setup) -> dict[str, float]:
@@ -172,44 +225,47 @@ def val_score(setup: Setup) -> dict[str, float]:
     return {"val_loss": validation_loss(setup.model, setup.val_loader, setup.accelerator)}
 
 
-def score_tuned(task: Task, setup: Setup, run: RunFolder, evaluation: dict[str, Any]) -> None:
-    """Add the task's scores of the tuned model to `evaluation`, and its cards to the run."""
-    with setup.accelerator.autocast():
-        scores = task.after(setup.model.eval(), setup.processor)
-    for name, values in scores.items():
-        evaluation[name] = evaluation.get(name, {}) | values
-    run.write("answers.json", task.write_cards(run.path))
-
-
-def train_figures(progress: Progress, setup: Setup) -> dict[str, Any]:
-    """The `train` part of report.json."""
+def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What report.json holds (design: the run folder)."""
+    splits = setup.splits
+    trained = (p.numel() for p in setup.model.parameters() if p.requires_grad)
     return {
-        "steps": progress.step,
-        "samples": progress.samples,
-        "tokens": progress.tokens,
-        "wall_s": round(progress.wall_s, 3),
-        "first_loss": progress.first_loss,
-        "last_loss": progress.last_loss,
-        "peak_memory_mib": round(peak_memory_mib(setup.accelerator.device), 1),
-        "trainable_parameters": sum(row["parameters"] for row in setup.trainable),
+        "run_name": setup.run.path.name,
+        "task": splits.name,
+        "data": {"train": len(splits.train), "val": len(splits.val), "skipped": splits.skipped},
+        "base": setup.base_name,
+        "precision": setup.config.precision,
+        "quantization": setup.config.base_format,
+        "train": {
+            "steps": progress.step,
+            "samples": progress.samples,
+            "tokens": progress.tokens,
+            "wall_s": round(progress.wall_s, 3),
+            "first_loss": progress.first_loss,
+            "last_loss": progress.last_loss,
+            "peak_memory_mib": round(peak_memory_mib(setup.accelerator.device), 1),
+            "trainable_parameters": sum(trained),
+        },
+        "evaluation": evaluation,
+        "adapter_bytes": setup.run.adapter_bytes(),
     }
 
 
-def finish(report: dict[str, Any], run: RunFolder, accelerator: Accelerator) -> None:
+def finish(report: dict[str, Any], setup: Setup) -> None:
     """Write report.json and report.html, say where they are, and leave the process group."""
-    run.write("report.json", report)
+    setup.run.write("report.json", report)
     if is_main_process():
         from tuninglab.reporting.report import write_report
 
-        page = write_report(run.path)
-        figures = report["train"]
+        page, figures = write_report(setup.run.path), report["train"]
         say(
             f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
             f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."
         )
-        scores = report["evaluation"]
-        if "val_loss" in scores["before"] and "val_loss" in scores["after"]:
-            before, after = scores["before"]["val_loss"], scores["after"]["val_loss"]
+        before, after = (report["evaluation"][when].get("val_loss") for when in ("before", "after"))
+        if before is not None and after is not None:
             say(f"Validation loss {before:.4f} before, {after:.4f} after.")
-        say(f"Adapter: {run.adapter} ({report['adapter_bytes']:,} bytes). Report: {page}")
-    accelerator.end_training()
+        say(f"Adapter: {setup.run.adapter} ({report['adapter_bytes']:,} bytes). Report: {page}")
+    # The others wait here for the writing; a process that left the group early would break it.
+    setup.accelerator.wait_for_everyone()
+    setup.accelerator.end_training()

@@ -2,30 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table
 
-from tuninglab.adapters.base_format import left_in_float, quantization_config, tell_quantisation
-from tuninglab.adapters.lora import check_patterns
+from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.config import FlanT5Config
 from tuninglab.config.yaml_file import read_recipe
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.pairs import Pair
-from tuninglab.data.splits import Splits, fitting_samples, read_pair_splits
+from tuninglab.data.splits import read_pair_splits
 from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
 from tuninglab.embedded import text_base_directory
 from tuninglab.errors import UserError
-from tuninglab.evaluation.task import Task
+from tuninglab.evaluation.task import Task, Unscored
+from tuninglab.evaluation.texts import generate_texts
 from tuninglab.models.text_to_text import load_text_to_text
-from tuninglab.recipes import common as recipe
-from tuninglab.recipes.common import Setup
+from tuninglab.recipes.common import run_recipe
+from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.reporting.tables import percent
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
+from tuninglab.training.hardware import DTYPES
 
 DEMO_NAME = "flan_t5"
 WHOLE_MODEL = ""  # the scope of LoRA: nothing of a T5 is left out
@@ -47,17 +47,10 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         from tuninglab.comparison import compare
 
         return compare(config)
-    config, run = recipe.open_run(named(config))
-    # Mistakes up to here, and in the data, are told before anything heavy is loaded.
-    if task is None and config.data is None:
-        from tuninglab.embedded.text_task import DateTask
-
-        say("No --data is given: tuning on embedded dates, to be written as ISO dates.")
-        task = DateTask(config.embedded_pairs)
-    splits = task.splits if task else open_data(config)
-    setup = prepare(config, splits, run)
-    report = recipe.tune_and_report(config, run, setup, splits, task)
+    config = named(config)
+    report = run_recipe(FLAN_T5, config, task)
     if config.is_demo and is_main_process():
+        run = RunFolder(Path(config.output_dir) / report["run_name"])
         report["cost"] = measured(config)
         run.write("report.json", report)
         show(report, run)
@@ -80,53 +73,59 @@ def named(config: FlanT5Config) -> FlanT5Config:
     return replace(config, run_name=DEMO_NAME, overwrite=True)
 
 
-def open_data(config: FlanT5Config) -> Splits:
-    """Read and check the pairs that the settings name.
+def open_data(config: FlanT5Config) -> Task:
+    """Read and check the pairs that the settings name, or the embedded ones.
 
     Raises:
         UserError: a file or record is wrong; all records are checked.
     """
-    assert config.data is not None
+    if config.data is None:
+        from tuninglab.embedded.text_task import DateTask
+
+        say("No --data is given: tuning on embedded dates, to be written as ISO dates.")
+        return DateTask(config.embedded_pairs)
     where = (config.data, config.val_data, config.val_split)
-    return read_pair_splits(*where, config.seed, config.skip_bad_records)
+    return Unscored(read_pair_splits(*where, config.seed, config.skip_bad_records))
 
 
-def prepare(config: FlanT5Config, splits: Splits, run: RunFolder) -> Setup:
-    """Load the model, make the run folder, add what is tuned; says and saves every choice.
+def load(config: FlanT5Config, run: RunFolder, choices: Choices) -> Base:
+    """Load the T5 that the settings name; frozen weights come quantised if they shall be.
 
     Raises:
-        UserError: the model, the data or the tuning do not fit each other or the machine.
+        UserError: there is no such model, or bitsandbytes is asked for and missing.
     """
-    choices = Choices()
-    accelerator = make_accelerator(config.precision, choices)
-    set_seed(config.seed)
-    dtype = DTYPES[precision_of(accelerator)]
+    dtype = DTYPES[config.precision]
     in_float = left_in_float(config.tuning_config, fresh_bridge=False)
-    quantization = quantization_config(config.base_format, dtype, in_float)
     base: str | Path = config.model
     if base == "embedded":
         say("Base model: the small pre-trained T5 that ships with tuninglab; it is no FLAN-T5.")
         base = text_base_directory()
+    quantization = quantization_config(config.base_format, dtype, in_float)
     model, tokenizer = load_text_to_text(base, dtype, quantization)
-    tell_quantisation(model, choices, accelerator.device)
     if model.config.dropout_rate:
         usual = f"its {model.config.dropout_rate} is for training all of it; see lora_dropout"
         choices.add("dropout of the base", "0", f"the base is frozen, {usual}")
         model.set_dropout(0.0)
 
     def rows(pairs: Sequence[Pair]) -> PairDataset:
-        if config.max_tokens:
-            limit, skip = config.max_tokens, config.skip_bad_records
-            pairs = fitting_samples(pairs, tokenizer, limit, skip, pair_tokens)
         return PairDataset(pairs, tokenizer)
 
-    collator = PairCollator(tokenizer.pad_token_id)
-    loaders = recipe.make_loaders(config, splits, accelerator, rows, collator)
-    # A mistake told before the folder is made leaves nothing in the way of the corrected command.
-    check_patterns(model, config.tuning_config, WHOLE_MODEL)
-    run.create(config)
-    setup = Setup(model, tokenizer, *loaders, accelerator, config.model, choices)
-    return recipe.wrap(setup, config.tuning_config, config, run, WHOLE_MODEL)
+    def answer(tuned: Any, pairs: Sequence[Pair], max_new_tokens: int) -> list[str]:
+        sources = [pair.source for pair in pairs]
+        return generate_texts(tuned, tokenizer, sources, max_new_tokens=max_new_tokens)
+
+    return Base(
+        model,
+        tokenizer,
+        config.model,
+        config.tuning_config,
+        rows,
+        PairCollator(tokenizer.pad_token_id),
+        partial(pair_tokens, tokenizer=tokenizer),
+        # T5's positions are relative: any length can be read.
+        None,
+        answer,
+    )
 
 
 def measured(config: FlanT5Config) -> dict[str, Any]:
@@ -159,3 +158,6 @@ def show(report: dict[str, Any], run: RunFolder) -> None:
     say(f"the adapter has {report['adapter_bytes'] / 1024:,.0f} KiB.")
     say(f"See what it wrote:              {run.path / 'report.html'}")
     say("Compare int8 with 16 bits:      tuninglab flan-t5 --compare")
+
+
+FLAN_T5 = Recipe(WHOLE_MODEL, open_data, load)

@@ -49,6 +49,13 @@ class TrainingLog:
         if self.bar:
             self.bar.stop()
 
+    def show(self, line: dict[str, Any]) -> None:
+        """Show a line of metrics.jsonl."""
+        if "val_loss" in line:
+            self.validation(line)
+        else:
+            self.step(line)
+
     def step(self, line: dict[str, Any]) -> None:
         """Show a line of metrics.jsonl of a training step."""
         note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"

@@ -1,42 +1,33 @@
-"""The training loop: one optimizer step after another, on accelerate.
-
-A step runs `gradient_accumulation_steps` micro-batches on each process. Its loss is the sum over
-all answer tokens divided by their count over all processes and micro-batches, so two processes
-compute what one with twice the batch computes.
-"""
+"""The training loop: one optimizer step after another, logged, validated and saved as it goes."""
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.console import say
-from tuninglab.data.batches import Batch
 from tuninglab.data.loading import step_batches
-from tuninglab.errors import WorkError
+from tuninglab.data.sampler import StepSampler
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.checkpoint import (
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tuninglab.training.hardware import peak_memory_mib
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
+from tuninglab.training.parallel import over_processes
 from tuninglab.training.state import Progress, TrainState
+from tuninglab.training.step import Outcome, batch_loss, count_step, optimizer_step
 
-COUNTS = ("answer_tokens", "tokens", "samples")
-# With the scale this low, fp16 gradients overflow for another reason than the scale.
-SMALLEST_SCALE = 1.0
+# Takes each line of metrics: a file, the screen, a tracker.
+Sink = Callable[[dict[str, Any]], None]
 
 
 def train(
@@ -46,6 +37,7 @@ def train(
     run: RunFolder,
     accelerator: Accelerator,
     val_loader: DataLoader | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Progress:
     """Train what requires gradients, in place; returns how far the run came.
 
@@ -53,38 +45,43 @@ def train(
         model: takes a batch with labels and `num_items_in_batch`; its output has `loss`.
         loader: from `make_loader`, over the training samples.
         config: settings of the run.
-        run: its folder, for metrics and checkpoints; a resumed one goes on from its checkpoint.
+        run: its folder, for checkpoints; a resumed one goes on from its newest.
         accelerator: carries device, precision and processes.
         val_loader: from `make_loader`, for validation every `eval_steps` and at the end.
+        sinks: take every line of metrics; the screen does besides.
 
     Raises:
         WorkError: a loss or gradient is not finite, or the disk is full.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
-    state, total = _start(model, loader, config, run, accelerator)
-    progress = state.progress
+    sampler: Any = loader.batch_sampler
+    state = start(model, sampler, config, accelerator)
+    if run.resumed:
+        _go_on(state, run, accelerator)
+    progress, total = state.progress, state.total_steps
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
+        sinks = [*sinks, log.show]
         begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
-            outcome = _optimizer_step(state, batches, counts, config, accelerator, stop)
+            limit = config.max_grad_norm
+            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
+            # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
-            progress.note(outcome["loss"], counts, time.perf_counter() - begun)
+            progress.note(outcome.loss, counts, time.perf_counter() - begun)
             last = progress.step == total
             if last or _due(config.logging_steps, progress.step):
-                line = _metrics_line(state, outcome, accelerator.device)
-                run.append_metrics(line)
-                log.step(line)
+                _tell(sinks, _metrics_line(state, outcome, accelerator.device))
             if val_loader and (last or _due(config.eval_steps, progress.step)):
                 line = validation_line(state, val_loader, accelerator)
-                run.append_metrics(line)
-                log.validation(line)
+                _tell(sinks, line)
                 progress.val_loss = line["val_loss"]
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
             lap = progress.spend(lap)
-            if last or outcome["stop"] or _due(config.save_steps, progress.step):
+            # After the lines above: a resumed run goes on with metrics as they were.
+            if last or outcome.stop or _due(config.save_steps, progress.step):
                 save_checkpoint(run.checkpoints, state, accelerator)
-            if outcome["stop"] and not last:
+            if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
         progress.spend(lap)
@@ -92,32 +89,30 @@ def train(
     return progress
 
 
-def _start(
-    model: nn.Module,
-    loader: DataLoader,
-    config: TrainingConfig,
-    run: RunFolder,
-    accelerator: Accelerator,
-) -> tuple[TrainState, int]:
-    sampler: Any = loader.batch_sampler
+def start(
+    model: nn.Module, sampler: StepSampler, config: TrainingConfig, accelerator: Accelerator
+) -> TrainState:
+    """What training changes, before the first step: optimizer, schedule, position, generators."""
     total = config.max_steps or config.epochs * sampler.steps_per_epoch
     gates = config.tuning_config.gate_lr_multiplier
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, gates)
     schedule = make_schedule(optimizer, config.lr_scheduler, total, config.warmup_steps)
     # The schedule stays ours: accelerate would step it once a process.
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    state = TrainState(model, wrapped, prepared, schedule, sampler, Progress())
     # The same weights everywhere, but not the same dropout.
     set_seed(config.seed + accelerator.process_index)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    if run.resumed:
-        checkpoint = newest_checkpoint(run.checkpoints)
-        load_checkpoint(checkpoint, state, accelerator)
-        run.cut_metrics(state.progress.step)
-        say(f"Going on after step {state.progress.step} ({checkpoint}).")
     set_training_mode(model)
-    return state, total
+    return TrainState(model, wrapped, prepared, schedule, sampler, Progress(), total)
+
+
+def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
+    checkpoint = newest_checkpoint(run.checkpoints)
+    load_checkpoint(checkpoint, state, accelerator)
+    # The steps after the checkpoint come again, and their lines with them.
+    run.cut_metrics(state.progress.step)
+    say(f"Going on after step {state.progress.step} ({checkpoint}).")
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -131,96 +126,15 @@ def set_training_mode(model: nn.Module) -> None:
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
 
-def count_step(batches: list[Batch], accelerator: Accelerator) -> dict[str, int]:
-    """Count what a step holds over all processes: `answer_tokens`, `tokens` and `samples`."""
-    counts = [sum(getattr(batch, name) for batch in batches) for name in COUNTS]
-    # Alone, nothing is asked of the device: reading from it waits for all the work it was given.
-    if accelerator.num_processes > 1:
-        counts = _over_processes(torch.tensor(counts, device=accelerator.device), accelerator)
-        counts = counts.tolist()
-    return dict(zip(COUNTS, counts, strict=True))
-
-
-def _optimizer_step(
-    state: TrainState,
-    batches: list[Batch],
-    counts: dict[str, int],
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    stop: list[int],
-) -> dict[str, float]:
-    """Gradients of all micro-batches, one clipping, one step.
-
-    Returns `loss`, `grad_norm`, `learning_rate`, and `stop`: whether any process was signalled.
-
-    Raises:
-        WorkError: loss or gradients are not finite; the weights are still those before the step.
-    """
-    losses = []
-    for number, batch in enumerate(batches, 1):
-        # Processes exchange gradients once a step, with the last micro-batch.
-        waiting = nullcontext() if number == len(batches) else accelerator.no_sync(state.wrapped)
-        with waiting:
-            loss = batch_loss(state.wrapped, batch, counts["answer_tokens"], accelerator)
-            # DDP averages over processes; the loss is a share of a sum already.
-            accelerator.backward(loss * accelerator.num_processes)
-        losses.append(loss.detach().float())
-    signalled = torch.tensor(float(bool(stop)), device=accelerator.device)
-    sums = torch.stack([torch.stack(losses).sum(), signalled])
-    total, stopping = (float(value) for value in _over_processes(sums, accelerator))
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    gradient_norm: Any = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-    norm = float(gradient_norm)
-    if not math.isfinite(total) or not (math.isfinite(norm) or _scaler_adapts(accelerator)):
-        _raise_not_finite(state.progress.step + 1, total, norm, batches, losses)
-    rate = float(state.schedule.get_last_lr()[0])
-    state.optimizer.step()
-    if not accelerator.optimizer_step_was_skipped:
-        state.schedule.step()
-    state.optimizer.zero_grad()
-    return {"loss": total, "grad_norm": norm, "learning_rate": rate, "stop": stopping}
-
-
-def batch_loss(
-    model: nn.Module, batch: Batch, answer_tokens: int, accelerator: Accelerator
-) -> Tensor:
-    """Sum of the losses of a batch's answer tokens, divided by `answer_tokens`."""
-    inputs = batch.to(accelerator.device).inputs
-    count = {"num_items_in_batch": answer_tokens, "labels_only_logits": True}
-    return model(**inputs, **count, use_cache=False).loss
-
-
-def _scaler_adapts(accelerator: Accelerator) -> bool:
-    # fp16: the scaler skips a step whose gradients overflow, and halves its scale.
-    return accelerator.scaler is not None and accelerator.scaler.get_scale() > SMALLEST_SCALE
-
-
-def _raise_not_finite(
-    step: int, loss: float, norm: float, batches: list[Batch], losses: list[Tensor]
-) -> None:
-    # With finite losses, the gradients of any of the samples may be at fault.
-    finite = math.isfinite(loss)
-    pairs = zip(batches, losses, strict=True)
-    suspects = [batch for batch, value in pairs if finite or not math.isfinite(value)]
-    ids = gather_object([str(i) for batch in suspects for i in batch.sample_ids])
-    raise WorkError(
-        f"Step {step}: loss {loss}, gradient norm {norm}: not finite, so training stops before "
-        f"this step. What was saved before is whole. Samples of the step: {', '.join(ids[:20])}. "
-        "Look at them, or lower --learning_rate."
-    )
-
-
-def _metrics_line(
-    state: TrainState, outcome: dict[str, float], device: torch.device
-) -> dict[str, Any]:
+def _metrics_line(state: TrainState, outcome: Outcome, device: torch.device) -> dict[str, Any]:
     window = state.progress.take_window()
     return {
         "step": state.progress.step,
         "epoch": _epoch(state),
         "loss": window["loss"],
-        "learning_rate": outcome["learning_rate"],
+        "learning_rate": outcome.learning_rate,
         # Not finite where the fp16 scaler dealt with an overflow; JSON has no infinity.
-        "grad_norm": outcome["grad_norm"] if math.isfinite(outcome["grad_norm"]) else None,
+        "grad_norm": outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
         "samples": state.progress.samples,
         "tokens": state.progress.tokens,
         "step_s": window["step_s"],
@@ -251,13 +165,13 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
         total += loss.to(total)
         count += batch.answer_tokens
     sums = torch.stack([total, total.new_tensor(count)])
-    loss_sum, tokens = _over_processes(sums, accelerator).tolist()
+    loss_sum, tokens = over_processes(sums, accelerator).tolist()
     return loss_sum / tokens
 
 
-def _over_processes(value: Tensor, accelerator: Accelerator) -> Tensor:
-    summed: Any = accelerator.reduce(value, "sum")
-    return summed
+def _tell(sinks: Sequence[Sink], line: dict[str, Any]) -> None:
+    for sink in sinks:
+        sink(line)
 
 
 def _epoch(state: TrainState) -> float:

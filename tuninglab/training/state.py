@@ -2,12 +2,21 @@
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tuninglab.data.sampler import StepSampler
+
+
+class Counts(NamedTuple):
+    """What a step holds over all processes and micro-batches; see `Batch`."""
+
+    answer_tokens: int
+    tokens: int
+    samples: int
 
 
 @dataclass
@@ -28,17 +37,17 @@ class Progress:
     window_s: float = 0.0
     window_tokens: int = 0
 
-    def note(self, loss: float, counts: dict[str, int], seconds: float) -> None:
-        """Count an optimizer step: its loss, its `samples` and `tokens`, its time."""
+    def note(self, loss: float, counts: Counts, seconds: float) -> None:
+        """Count an optimizer step: its loss, what it held, its time."""
         self.step += 1
-        self.samples += counts["samples"]
-        self.tokens += counts["tokens"]
+        self.samples += counts.samples
+        self.tokens += counts.tokens
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.last_loss = loss
         self.window_loss += loss
         self.window_steps += 1
         self.window_s += seconds
-        self.window_tokens += counts["tokens"]
+        self.window_tokens += counts.tokens
 
     def spend(self, since: float) -> float:
         """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""
@@ -69,6 +78,7 @@ class TrainState:
         schedule: of the learning rate, stepped once an optimizer step.
         sampler: where in the data the run is.
         progress: how far it has come.
+        total_steps: how far it shall come.
     """
 
     model: nn.Module
@@ -77,3 +87,4 @@ class TrainState:
     schedule: LambdaLR
     sampler: StepSampler
     progress: Progress
+    total_steps: int

@@ -1,0 +1,57 @@
+"""What a recipe answers to the driver: its data, its base model, and how the two meet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import Dataset
+
+from tuninglab.config import TrainingConfig
+from tuninglab.config.tuning import LoraTuning
+from tuninglab.console import Choices
+from tuninglab.evaluation.task import Task
+from tuninglab.run_folder import RunFolder
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+@dataclass
+class Base:
+    """A base model, and how samples become its inputs and its answers.
+
+    Args:
+        model: frozen or not; the driver freezes it.
+        processor: saved beside a base that is new.
+        name: what the report and adapter_config.json call it; None: it is new, the run keeps it.
+        tuning: what trains.
+        rows: samples -> rows, each made when it is asked for.
+        collator: rows -> a `Batch`.
+        tokens: how many tokens a sample has.
+        longest_tokens: of what the model can read; None: it has no limit.
+        answer: model, samples, most new tokens -> what the model answers to each.
+    """
+
+    model: Any
+    processor: Any
+    name: str | None
+    tuning: LoraTuning
+    rows: Callable[[Sequence[Any]], Dataset]
+    collator: Callable[[Any], Any]
+    tokens: Callable[[Any], int]
+    longest_tokens: int | None
+    answer: Callable[[Any, Sequence[Any], int], list[str]]
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[Config]):
+    """What differs between recipes.
+
+    Args:
+        scope: the part of the model that LoRA goes into; "" is all of it.
+        data: opens and checks what the settings name, before anything heavy is loaded.
+        load: loads the base in the precision of the settings, which is no longer `auto`.
+    """
+
+    scope: str
+    data: Callable[[Config], Task]
+    load: Callable[[Config, RunFolder, Choices], Base]
