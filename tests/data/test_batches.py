@@ -8,8 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tuninglab.data.batches import Collator, SampleDataset, image_pixels, split_too_long
-from tuninglab.data.prompt import encode_dialogue, encode_prompt
+from tuninglab.data.batches import Collator, SampleDataset, image_pixels
+from tuninglab.data.prompt import encode_prompt
 from tuninglab.data.sample import Sample
 from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.errors import UserError
@@ -132,14 +132,6 @@ def test_the_data_set_can_be_pickled(processor):
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[1]["pixel_values"], dataset[1]["pixel_values"])
     assert isinstance(pickle.loads(pickle.dumps(MaskedRow(3))), MaskedRow)
-
-
-def test_long_samples_are_listed_before_training(processor):
-    lengths = [len(encode_dialogue(s.messages, processor.tokenizer).input_ids) for s in SAMPLES]
-    limit = lengths[1]
-    fitting, problems = split_too_long(SAMPLES, processor.tokenizer, limit)
-    assert fitting == SAMPLES[:2] and len(problems) == 1
-    assert f"record 3: {lengths[2]} tokens" in problems[0] and f"at most {limit}" in problems[0]
 
 
 def test_a_picture_that_vanished_is_named(processor, tmp_path):

@@ -1,6 +1,6 @@
 """Samples to batches: ids and labels, pixels, padding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,32 +107,6 @@ class SampleDataset(Dataset[dict[str, Any]]):
         except UserError as error:
             raise UserError(f"{sample.origin}: {error}") from error
         return row
-
-
-def dialogue_tokens(sample: Sample, tokenizer: Any) -> int:
-    """The tokens of a whole dialogue."""
-    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
-
-
-def split_too_long(
-    samples: Sequence[Any],
-    tokenizer: Any,
-    max_tokens: int,
-    count: Callable[[Any, Any], int] = dialogue_tokens,
-) -> tuple[list[Any], list[str]]:
-    """The samples of at most `max_tokens` tokens by `count`, and a line about each other one."""
-    fitting, problems = [], []
-    for sample in samples:
-        length = count(sample, tokenizer)
-        if length <= max_tokens:
-            fitting.append(sample)
-            continue
-        # Cutting would take the answer, or its end, away from the question: never silently.
-        problems.append(
-            f"{sample.origin}: {length:,} tokens, at most {max_tokens:,} (what the language "
-            "model can read, or --max_tokens); shorten the texts or split the dialogue"
-        )
-    return fitting, problems
 
 
 def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tuninglab.data.sample import IMAGE_MARK, Message, content_parts
+from tuninglab.data.sample import IMAGE_MARK, Message, Sample, content_parts
 
 END_OF_CHUNK = "<|endofchunk|>"
 IGNORED = -100  # what torch's cross-entropy leaves out
@@ -54,6 +54,11 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
         raise ValueError(f"the last message is from {last}; expected the user's, to be answered")
     vocabulary = _Vocabulary(tokenizer)
     return encode_dialogue(messages, tokenizer).input_ids + vocabulary.encode("text", RESPONSE)
+
+
+def dialogue_tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens of a whole dialogue."""
+    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
 
 
 def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tuninglab.console import say
 from tuninglab.data.images import MAX_PIXELS, confined_path, load_image
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
+from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError
 
 PATH_KEYS = ("image", "path", "url")  # what an image part may call its own picture
@@ -20,19 +21,12 @@ PROGRESS_RECORDS = 2_000
 HINT = "Correct the file, or go on without such records: --skip_bad_records"
 
 
-class ReadSamples(NamedTuple):
-    """The usable samples of a data file and what was wrong with those left out."""
-
-    samples: list[Sample]
-    skipped: list[str]
-
-
 def read_samples(
     data: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = None,
     skip_bad_records: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> ReadSamples:
+) -> Records:
     """All samples of a data file, every record and picture checked.
 
     Args:
@@ -67,7 +61,7 @@ def read_samples(
     # In the order of the file, so that the first lines shown are the first to correct.
     texts = [text for _, text in sorted(problems)]
     settle(path, texts, skip_bad_records, len(bad_records), len(records))
-    return ReadSamples(usable, texts)
+    return Records(usable, texts, len(bad_records))
 
 
 def settle(path: Path, problems: list[str], skip: bool, bad: int, total: int) -> None:

@@ -1,14 +1,12 @@
 """Which rows are trained when: seeded, resumable, and the same for any number of processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from tuninglab.errors import UserError
-
-Item = TypeVar("Item")
 
 
 class MaskedRow(int):
@@ -139,29 +137,3 @@ class StepSampler(Sampler[list[int]]):
                     "same data and settings, or start a new run"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
-
-
-def split_validation(
-    samples: Sequence[Item], fraction: float, seed: int = 0
-) -> tuple[list[Item], list[Item]]:
-    """Training and validation samples, drawn by the seed; both keep the order of the file.
-
-    Records that share a picture may fall on both sides; a file of its own (--val_data) avoids that.
-
-    Raises:
-        UserError: the fraction is not within [0, 1), or leaves one of the two parts empty.
-    """
-    if not 0 <= fraction < 1:
-        raise UserError(f"val_split is {fraction}; expected 0 (none) or more, and less than 1")
-    # NaN fails the comparison above as well.
-    if fraction == 0:
-        return list(samples), []
-    count = max(1, round(len(samples) * fraction))
-    if count >= len(samples):
-        raise UserError(
-            f"val_split {fraction} of {len(samples)} samples leaves none to train on; give more "
-            "data, a smaller part, or a file of its own (--val_data)"
-        )
-    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    training = [sample for index, sample in enumerate(samples) if index not in chosen]
-    return training, [sample for index, sample in enumerate(samples) if index in chosen]

@@ -40,6 +40,7 @@ class Setup:
     accelerator: Accelerator
     base: str
     choices: Choices
+    splits: Splits
     trainable: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -18,7 +18,7 @@ from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.sample import Sample
-from tuninglab.data.splits import Splits, fitting_samples, read_splits
+from tuninglab.data.splits import Splits, fit, read_splits
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Task
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
@@ -49,7 +49,7 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
         task = EmbeddedTask(config.embedded_pictures)
     splits = task.splits if task else open_data(config)
     setup = prepare(config, splits, run)
-    return recipe.tune_and_report(config, run, setup, splits, task)
+    return recipe.tune_and_report(config, run, setup, setup.splits, task)
 
 
 def open_data(config: FinetuneConfig) -> Splits:
@@ -80,6 +80,7 @@ def prepare(config: FinetuneConfig, splits: Splits, run: RunFolder) -> Setup:
     set_seed(config.seed)
     model, processor = load_model(config, run, DTYPES[precision_of(accelerator)])
     tell_quantisation(model, choices, accelerator.device)
+    splits = fitting(config, splits, model, processor.tokenizer)
     train_loader, val_loader = make_loaders(config, splits, model, processor, accelerator)
     tuning = config.tuning_config
     if config.lang_encoder:
@@ -94,8 +95,22 @@ def prepare(config: FinetuneConfig, splits: Splits, run: RunFolder) -> Setup:
             with whole_folder(run.path / "base") as beside:
                 model.save_pretrained(beside)
                 processor.save_pretrained(beside)
-    setup = Setup(model, processor, train_loader, val_loader, accelerator, base, choices)
+    setup = Setup(model, processor, train_loader, val_loader, accelerator, base, choices, splits)
     return recipe.wrap(setup, tuning, config, run)
+
+
+def fitting(config: FinetuneConfig, splits: Splits, model: Any, tokenizer: Any) -> Splits:
+    """The splits without samples that are too long, where those may be left out.
+
+    Raises:
+        DataError: samples are longer than the language model can read, or than `max_tokens`.
+    """
+    readable = getattr(model.config.text_config, "max_position_embeddings", None)
+    longest = min((n for n in (config.max_tokens, readable) if n), default=None)
+    # Ours are short; reading them all would draw every picture.
+    if longest is None or config.data is None:
+        return splits
+    return fit(splits, tokenizer, longest, config.skip_bad_records)
 
 
 def load_model(config: FinetuneConfig, run: RunFolder, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -126,21 +141,10 @@ def load_model(config: FinetuneConfig, run: RunFolder, dtype: torch.dtype) -> tu
 def make_loaders(
     config: FinetuneConfig, splits: Splits, model: Any, processor: Any, accelerator: Accelerator
 ) -> tuple[DataLoader, DataLoader | None]:
-    """Build the loaders of training and validation samples (None if there are none).
-
-    Raises:
-        DataError: samples are longer than the language model can read, or than `max_tokens`.
-    """
-    readable = getattr(model.config.text_config, "max_position_embeddings", None)
-    longest = min((n for n in (config.max_tokens, readable) if n), default=None)
-    image_size = model.config.vision_config.image_size
-    collator = Collator(processor.tokenizer.pad_token_id, image_size)
+    """Build the loaders of training and validation samples (None if there are none)."""
+    collator = Collator(processor.tokenizer.pad_token_id, model.config.vision_config.image_size)
 
     def rows(samples: Sequence[Sample]) -> SampleDataset:
-        # Ours are short; reading them all would draw every picture.
-        if longest and config.data is not None:
-            skip = config.skip_bad_records
-            samples = fitting_samples(samples, processor.tokenizer, longest, skip)
         return SampleDataset(samples, processor)
 
     return recipe.make_loaders(config, splits, accelerator, rows, collator)

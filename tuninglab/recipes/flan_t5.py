@@ -15,7 +15,7 @@ from tuninglab.config import FlanT5Config
 from tuninglab.config.yaml_file import read_recipe
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.pairs import Pair
-from tuninglab.data.splits import Splits, fitting_samples, read_pair_splits
+from tuninglab.data.splits import Splits, fit, read_pair_splits
 from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
 from tuninglab.embedded import text_base_directory
 from tuninglab.errors import UserError
@@ -56,7 +56,7 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         task = DateTask(config.embedded_pairs)
     splits = task.splits if task else open_data(config)
     setup = prepare(config, splits, run)
-    report = recipe.tune_and_report(config, run, setup, splits, task)
+    report = recipe.tune_and_report(config, run, setup, setup.splits, task)
     if config.is_demo and is_main_process():
         report["cost"] = measured(config)
         run.write("report.json", report)
@@ -114,10 +114,11 @@ def prepare(config: FlanT5Config, splits: Splits, run: RunFolder) -> Setup:
         choices.add("dropout of the base", "0", f"the base is frozen, {usual}")
         model.set_dropout(0.0)
 
+    if config.max_tokens:
+        limit, skip = config.max_tokens, config.skip_bad_records
+        splits = fit(splits, tokenizer, limit, skip, pair_tokens)
+
     def rows(pairs: Sequence[Pair]) -> PairDataset:
-        if config.max_tokens:
-            limit, skip = config.max_tokens, config.skip_bad_records
-            pairs = fitting_samples(pairs, tokenizer, limit, skip, pair_tokens)
         return PairDataset(pairs, tokenizer)
 
     collator = PairCollator(tokenizer.pad_token_id)
@@ -125,7 +126,7 @@ def prepare(config: FlanT5Config, splits: Splits, run: RunFolder) -> Setup:
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(model, config.tuning_config, WHOLE_MODEL)
     run.create(config)
-    setup = Setup(model, tokenizer, *loaders, accelerator, config.model, choices)
+    setup = Setup(model, tokenizer, *loaders, accelerator, config.model, choices, splits)
     return recipe.wrap(setup, config.tuning_config, config, run, WHOLE_MODEL)
 
 
