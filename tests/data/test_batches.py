@@ -94,6 +94,17 @@ def test_a_batch_without_images_gets_a_blank_one(processor):
     assert Collator(0, (4, 6))(rows).inputs["pixel_values"].shape == (2, 1, 1, 3, 4, 6)
 
 
+def test_rows_with_other_numbers_of_frames_are_refused(processor):
+    dataset = SampleDataset([sample(1, origin="still"), sample(1, origin="film")], processor)
+    still, film = dataset[0], dataset[1]
+    film["pixel_values"] = film["pixel_values"].expand(-1, 4, -1, -1, -1)
+    assert collator(processor)([film, film]).inputs["pixel_values"].shape[2] == 4
+    for rows in ([still, film], [film, still]):
+        with pytest.raises(ValueError, match="differ within a batch") as caught:
+            collator(processor)(rows)
+        assert "1 in still" in str(caught.value) and "4 in film" in str(caught.value)
+
+
 def test_a_masked_row_has_no_labels(processor):
     dataset = SampleDataset(SAMPLES, processor)
     row, masked = dataset[1], dataset[MaskedRow(1)]

@@ -154,18 +154,26 @@ class Collator:
         return Batch.of(rows, inputs | {"pixel_values": self._pixels(rows)})
 
     def _pixels(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        """Pictures as (B, M, F, 3, H, W), rows with fewer filled up at the end.
+        """Pictures as (B, M, F, 3, H, W), rows with fewer than M filled up at the end.
 
         M is at least 1: through a surplus picture, which the model ignores, every trained parameter
         takes part in every step, so that DDP needs no search for unused ones.
         """
         pictures = [row["pixel_values"] for row in rows]
+        # Each row's are (M, F, 3, H, W), or None.
+        given = [row for row in rows if row["pixel_values"] is not None]
+        frames = {row["pixel_values"].shape[1]: row["sample_id"] for row in given} or {1: ""}
+        if len(frames) > 1:
+            # A still picture repeated, or a film cut short, would be another than was given.
+            found = ", ".join(f"{count} in {origin}" for count, origin in frames.items())
+            raise ValueError(
+                f"frames of a picture differ within a batch ({found}); make them equal"
+            )
+        media = max([1, *(len(row["pixel_values"]) for row in given)])
         side = self.image_size
         height, width = (side, side) if isinstance(side, int) else side
-        frames = next((row.shape[1] for row in pictures if row is not None), 1)
-        media = max([1, *(len(row) for row in pictures if row is not None)])
         # Zero is the mean colour after CLIP's normalisation.
-        batch = torch.zeros(len(rows), media, frames, 3, height, width)
+        batch = torch.zeros(len(rows), media, *frames, 3, height, width)
         for index, row in enumerate(pictures):
             # At the end, because marks take a row's pictures in order: the surplus has no mark.
             if row is not None:
