@@ -214,16 +214,17 @@ def test_too_long_samples(processor, capsys):
     splits = Splits("x", Records([short, long]), Records([val]), skipped=2)
     fitting = fit(splits, tokenizer, 300, skip=True)
     assert fitting == Splits("x", Records([short]), Records([val]), skipped=3)
-    assert "1 of 3 samples exceed 300 tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "x: 1 of 2 records left out" in said and "tokens, at most 300 (" in said
     with pytest.raises(DataError, match="(?s)row a.*, or --max_tokens.*--skip_bad_records"):
         fit(splits, tokenizer, 300, skip=False)
     for train, held_out in (([long], [val]), ([short], [long])):
-        with pytest.raises(DataError, match="No sample is left"):
+        with pytest.raises(DataError, match="No usable record is left"):
             fit(Splits("x", Records(train), Records(held_out)), tokenizer, 300, skip=True)
     # The limit itself fits.
     length = dialogue_tokens(long, tokenizer)
     assert length == len(encode_dialogue(long.messages, tokenizer).input_ids)
-    assert fit(splits, tokenizer, length, skip=False) is splits
+    assert fit(splits, tokenizer, length, skip=False) == splits
     with pytest.raises(DataError, match=f"{length} tokens, at most {length - 1} "):
         fit(splits, tokenizer, length - 1, skip=False)
 

@@ -121,7 +121,7 @@ def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor 
     # Only with "shortest_edge" does the size in between depend on the picture's shape.
     if "shortest_edge" in image_processor.size:
         pictures = [limit_aspect(picture) for picture in pictures]
-    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]  # (M, 3, H, W)
     return pixels.unsqueeze(1)  # a picture is a film of one frame
 
 
@@ -156,8 +156,9 @@ class Collator:
     def _pixels(self, rows: Sequence[dict[str, Any]]) -> Tensor:
         """Pictures as (B, M, F, 3, H, W), rows with fewer than M filled up at the end.
 
-        M is at least 1: through a surplus picture, which the model ignores, every trained parameter
-        takes part in every step, so that DDP needs no search for unused ones.
+        M is at least 1: through a surplus picture, which no token sees, every trained parameter
+        takes part in every step, so that DDP needs no search for unused ones. Where another row has
+        a picture that is seen, the model does not encode the surplus.
         """
         pictures = [row["pixel_values"] for row in rows]
         # Each row's are (M, F, 3, H, W), or None.
@@ -197,7 +198,8 @@ def padded_texts(
 
 def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:
     """Rows of any length as one tensor (B, T), filled up on the side given."""
-    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
+    # Long, as embedding tables and cross-entropy want them.
+    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)  # (B, T)
     for index, row in enumerate(rows):
         # Generation continues a row at its right end, so its padding stands on the left.
         start = batch.shape[1] - len(row) if side == "left" else 0

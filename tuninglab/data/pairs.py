@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuninglab.data.readers import settle, to_sample
-from tuninglab.data.records import read_records
+from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
 
@@ -52,7 +52,7 @@ def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> 
             pairs.append(to_pair(record, origin))
         except ValueError as error:
             problems.append(f"{origin}: {error}")
-    settle(path, problems, skip_bad_records, len(problems), len(records))
+    settle(shown(path), problems, skip_bad_records, len(problems), len(records))
     return Records(pairs, problems, len(problems))
 
 

@@ -60,21 +60,21 @@ def read_samples(
     usable = [sample for number, sample in samples if number not in bad_records]
     # In the order of the file, so that the first lines shown are the first to correct.
     texts = [text for _, text in sorted(problems)]
-    settle(path, texts, skip_bad_records, len(bad_records), len(records))
+    settle(shown(path), texts, skip_bad_records, len(bad_records), len(records))
     return Records(usable, texts, len(bad_records))
 
 
-def settle(path: Path, problems: list[str], skip: bool, bad: int, total: int) -> None:
-    """Say which of a file's `total` records are left out, if `bad` ones may be and others remain.
+def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> None:
+    """Say that `bad` of `total` records are left out, if they may be and others remain.
 
     Raises:
         DataError: they may not be left out, or none remains.
     """
     usable = bad < total
     if problems and not (skip and usable):
-        raise DataError(problems, HINT if usable else f"No usable record is left in {shown(path)}.")
+        raise DataError(problems, HINT if usable else f"No usable record is left in {name}.")
     if problems:
-        say(f"{shown(path)}: {bad} of {total} records left out:")
+        say(f"{name}: {bad} of {total} records left out:")
         rest = len(problems) - DataError.SHOWN
         lines = problems[: DataError.SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])
         say("\n".join(f"  {line}" for line in lines))

@@ -81,11 +81,13 @@ class StepSampler(Sampler[list[int]]):
         """The rows of the current epoch in the order of training."""
         if not self.shuffle:
             return list(range(self.length))
+        # Made anew from two numbers, so that a checkpoint holds no list of rows.
         # numpy mixes the pair: seed 0 in epoch 1 and seed 1 in epoch 0 have nothing in common.
         return np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order()
+        # From the step that is next: a resumed epoch goes on in its middle.
         for step in range(self.step, self.steps_per_epoch):
             rows = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
             # Interleaved, so that in a last short step the ranks differ by one row at most.
@@ -102,6 +104,7 @@ class StepSampler(Sampler[list[int]]):
     def advance(self) -> None:
         """Note that an optimizer step was made; after the last one the next epoch starts."""
         self.step += 1
+        # Only here: a run that stopped after the last step of an epoch goes on with the next one.
         if self.step == self.steps_per_epoch:
             self.epoch, self.step = self.epoch + 1, 0
 

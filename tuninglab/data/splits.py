@@ -12,9 +12,9 @@ from PIL import Image
 from tuninglab.console import say
 from tuninglab.data.pairs import read_pairs
 from tuninglab.data.prompt import dialogue_tokens
-from tuninglab.data.readers import read_samples
+from tuninglab.data.readers import read_samples, settle
 from tuninglab.data.sources import Records, Source, picture_digest
-from tuninglab.errors import DataError, UserError
+from tuninglab.errors import UserError
 
 
 @dataclass
@@ -191,26 +191,20 @@ def fit(
     Raises:
         DataError: samples are too long and may not be skipped, or none is left.
     """
-    parts, problems, emptied = [], [], False
-    for samples in (splits.train, splits.val):
+
+    def part(samples: Source) -> Source:
         lengths = [count(sample, tokenizer) for sample in samples]
         rows = list(zip(samples, lengths, strict=True))
-        parts.append(Records([sample for sample, length in rows if length <= longest]))
-        emptied |= bool(rows) and not len(parts[-1])
         # Cutting would take the answer, or its end, away from the question: never silently.
-        problems += [
+        problems = [
             f"{sample.origin}: {length:,} tokens, at most {longest:,} (what the language model "
             "can read, or --max_tokens); shorten the texts or split the dialogue"
             for sample, length in rows
             if length > longest
         ]
-    if not problems:
-        return splits
-    if emptied or not skip:
-        hint = "Shorten them, or go on without: --skip_bad_records"
-        raise DataError(problems, "No sample is left without them." if emptied else hint)
-    total = len(splits.train) + len(splits.val)
-    say(f"{len(problems)} of {total} samples exceed {longest} tokens and are left out:")
-    say("\n".join(f"  {line}" for line in problems[: DataError.SHOWN]))
-    train, val = parts
-    return replace(splits, train=train, val=val, skipped=splits.skipped + len(problems))
+        settle(splits.name, problems, skip, len(problems), len(rows))
+        return Records([sample for sample, length in rows if length <= longest])
+
+    train, val = part(splits.train), part(splits.val)
+    left_out = len(splits.train) + len(splits.val) - len(train) - len(val)
+    return replace(splits, train=train, val=val, skipped=splits.skipped + left_out)
