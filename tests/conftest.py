@@ -74,7 +74,10 @@ def tiny_data(tmp_path_factory):
     lines = []
     for number in range(12):
         name = list(COLOURS)[number % 3]
-        Image.new("RGB", (16, 16), COLOURS[name]).save(folder / f"{number}.png")
+        picture = Image.new("RGB", (16, 16), COLOURS[name])
+        # No two are equal, or --val_split would hold them together.
+        picture.putpixel((number, 0), (0, 0, 0))
+        picture.save(folder / f"{number}.png")
         pictures = [f"{number}.png"] if number < 11 else []
         question = "<image>colour?" if pictures else "colour?"
         turns = [("user", question), ("assistant", name)]

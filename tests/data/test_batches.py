@@ -8,8 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from tuninglab.data.batches import Collator, SampleDataset, image_pixels, split_too_long
-from tuninglab.data.prompt import encode_dialogue, encode_prompt
+from tuninglab.data.batches import Collator, SampleDataset, image_pixels
+from tuninglab.data.prompt import encode_prompt
 from tuninglab.data.sample import Sample
 from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.errors import UserError
@@ -94,6 +94,17 @@ def test_a_batch_without_images_gets_a_blank_one(processor):
     assert Collator(0, (4, 6))(rows).inputs["pixel_values"].shape == (2, 1, 1, 3, 4, 6)
 
 
+def test_rows_with_other_numbers_of_frames_are_refused(processor):
+    dataset = SampleDataset([sample(1, origin="still"), sample(1, origin="film")], processor)
+    still, film = dataset[0], dataset[1]
+    film["pixel_values"] = film["pixel_values"].expand(-1, 4, -1, -1, -1)
+    assert collator(processor)([film, film]).inputs["pixel_values"].shape[2] == 4
+    for rows in ([still, film], [film, still]):
+        with pytest.raises(ValueError, match="differ within a batch") as caught:
+            collator(processor)(rows)
+        assert "1 in still" in str(caught.value) and "4 in film" in str(caught.value)
+
+
 def test_a_masked_row_has_no_labels(processor):
     dataset = SampleDataset(SAMPLES, processor)
     row, masked = dataset[1], dataset[MaskedRow(1)]
@@ -132,14 +143,6 @@ def test_the_data_set_can_be_pickled(processor):
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[1]["pixel_values"], dataset[1]["pixel_values"])
     assert isinstance(pickle.loads(pickle.dumps(MaskedRow(3))), MaskedRow)
-
-
-def test_long_samples_are_listed_before_training(processor):
-    lengths = [len(encode_dialogue(s.messages, processor.tokenizer).input_ids) for s in SAMPLES]
-    limit = lengths[1]
-    fitting, problems = split_too_long(SAMPLES, processor.tokenizer, limit)
-    assert fitting == SAMPLES[:2] and len(problems) == 1
-    assert f"record 3: {lengths[2]} tokens" in problems[0] and f"at most {limit}" in problems[0]
 
 
 def test_a_picture_that_vanished_is_named(processor, tmp_path):

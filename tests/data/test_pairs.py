@@ -29,9 +29,9 @@ def test_both_formats_become_pairs(write):
         dialogue(("user", "Hello?"), ("assistant", "Hi.")),
         dialogue(("system", "Be brief."), ("user", "Hello?"), ("assistant", "Hi.")),
     )
-    pairs, skipped = read_pairs(path)
-    assert skipped == []
-    assert pairs == [
+    pairs = read_pairs(path)
+    assert (pairs.problems, pairs.skipped) == ([], 0)
+    assert pairs.samples == [
         Pair(" 3 March ", "3/3", f"{path}, line 1"),
         Pair("Hello?", "Hi.", f"{path}, line 2"),
         Pair("Be brief.\n\nHello?", "Hi.", f"{path}, line 3"),
@@ -41,7 +41,7 @@ def test_both_formats_become_pairs(write):
 def test_a_json_list_of_pairs(tmp_path):
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps([{"source": "a", "target": "b"}], indent=2))
-    assert read_pairs(path).pairs == [Pair("a", "b", f"{path}, record 1")]
+    assert read_pairs(path).samples == [Pair("a", "b", f"{path}, record 1")]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_wrong_record_is_named_with_its_line_and_remedy(write, record, problem
     (line,) = caught.value.problems
     assert line.startswith(f"{path}, line 2: ") and problem in line
     assert "--skip_bad_records" in str(caught.value)
-    pairs, skipped = read_pairs(path, skip_bad_records=True)
-    assert len(pairs) == 1 and skipped == [line]
+    pairs = read_pairs(path, skip_bad_records=True)
+    assert len(pairs) == 1 and pairs.problems == [line] and pairs.skipped == 1
 
 
 def test_all_problems_are_told_at_once_and_a_file_of_them_alone_fails(write, capsys):

@@ -1,9 +1,13 @@
+import gc
+import weakref
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from tests.data.conftest import byte_level, wrapped
 from tuninglab.data.prompt import decode_answer, encode_dialogue, encode_prompt
 
 IMAGE = {"type": "image"}
@@ -111,6 +115,26 @@ def test_literal_special_tokens_in_an_answer_are_spelled(tokenizer):
     encoded = encode_dialogue([user(text("q")), answer(reply)], tokenizer)
     learned = [index for index in encoded.labels if index != -100]
     assert decode_answer(learned, tokenizer) == reply
+
+
+def test_special_tokens_are_looked_up_once_and_forgotten_with_the_tokenizer(monkeypatch):
+    tokenizer = wrapped(byte_level(), True, True)
+    kind = type(tokenizer)
+    looked, own = [], kind.added_tokens_decoder
+    seen = property(lambda self: looked.append(id(self)) or own.fget(self))
+    monkeypatch.setattr(kind, "added_tokens_decoder", seen)
+    before = [encode_dialogue(DIALOGUE, tokenizer) for _ in range(3)]
+    assert before[0] == before[1] == before[2] and looked.count(id(tokenizer)) == 1
+    # A token that is added later is none in a text either.
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<more>"]})
+    ids = encode_dialogue([user(text("a<more>b")), answer("c")], tokenizer).input_ids
+    assert tokenizer.convert_tokens_to_ids("<more>") not in ids
+    assert tokenizer.decode(ids).count("a<more>b") == 1
+    monkeypatch.undo()
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_generation_stops_at_any_end(processor):

@@ -52,6 +52,17 @@ def test_a_single_record_is_a_data_set_of_one(tmp_path):
         assert [value for _, value in read_records(write(tmp_path, text))] == [RECORD]
 
 
+def test_a_record_whose_lines_begin_like_records_is_one_record(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    inner = ",\n".join(json.dumps(turn) for turn in turns)
+    for start in ('{"messages": [', '{\n"messages":\n[', '{"id": {"a": 1},\n"messages": ['):
+        records = read_records(write(tmp_path, start + f"\n{inner}\n" + "]}"))
+        assert [value["messages"] for _, value in records] == [turns]
+    # The same record broken is a broken document only where no line is meant as a record.
+    with pytest.raises(UserError, match="broken JSON"):
+        read_records(write(tmp_path, '{\n"messages": [\n"a"'))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

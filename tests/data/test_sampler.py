@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuninglab.data.sampler import MaskedRow, StepSampler, split_validation
+from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.errors import UserError
 
 SIZES = {
@@ -99,26 +99,3 @@ def test_impossible_sizes_are_refused():
             StepSampler(*sizes)
     with pytest.raises(ValueError, match="rank is 2 of 2"):
         StepSampler(1, 1, rank=2, world_size=2)
-
-
-@given(st.integers(2, 50), st.floats(0.01, 0.9), st.integers(0, 5))
-def test_a_validation_split_is_disjoint_whole_and_seeded(length, fraction, seed):
-    samples = [f"sample {index}" for index in range(length)]
-    try:
-        training, validation = split_validation(samples, fraction, seed)
-    except UserError:
-        assert round(length * fraction) >= length
-        return
-    assert sorted(training + validation) == sorted(samples)
-    assert len(validation) == max(1, round(length * fraction))
-    assert training == [sample for sample in samples if sample in training]
-    assert (training, validation) == split_validation(samples, fraction, seed)
-
-
-def test_split_edges():
-    assert split_validation([1, 2], 0.0) == ([1, 2], [])
-    for fraction in (-0.1, 1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="expected 0"):
-            split_validation([1, 2], fraction)
-    with pytest.raises(UserError, match="leaves none to train on"):
-        split_validation([1], 0.5)

@@ -93,7 +93,7 @@ def test_write_data_makes_files_that_the_reader_takes(tmp_path, monkeypatch):
     monkeypatch.setattr("tuninglab.embedded.task.VAL_QUESTIONS", 3)
     monkeypatch.setattr("tuninglab.embedded.task.TEST_QUESTIONS", 3)
     write_data(tmp_path / "new", 4)
-    samples, _ = read_samples(tmp_path / "new" / "train.jsonl")
+    samples = read_samples(tmp_path / "new" / "train.jsonl")
     expected = EmbeddedSamples("train", 4, 3)
     assert [s.messages for s in samples] == [s.messages for s in expected]
     record = json.loads((tmp_path / "new" / "test.jsonl").read_text().splitlines()[0])

@@ -139,6 +139,16 @@ def test_resume_without_a_checkpoint_is_told_before_a_model_is_loaded(config, mo
         finetune(replace(config, resume=True))
 
 
+def test_samples_left_out_for_their_length_are_reported(config, tiny_data):
+    long = [{"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "red"}]
+    longer = tiny_data.parent / "longer.jsonl"
+    lines = [tiny_data.read_text(), json.dumps({"messages": long}), "{}"]
+    longer.write_text("\n".join(lines))
+    settings = {"max_steps": 1, "max_tokens": 100, "skip_bad_records": True}
+    report = finetune(replace(config, data=str(longer), **settings))
+    assert report["data"] == {"train": 12, "val": 0, "skipped": 2}
+
+
 def test_an_old_run_survives_a_mistake(config, tmp_path):
     finetune(replace(config, max_steps=1))
     with pytest.raises(UserError):

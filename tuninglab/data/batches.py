@@ -1,6 +1,6 @@
 """Samples to batches: ids and labels, pixels, padding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,32 +109,6 @@ class SampleDataset(Dataset[dict[str, Any]]):
         return row
 
 
-def dialogue_tokens(sample: Sample, tokenizer: Any) -> int:
-    """The tokens of a whole dialogue."""
-    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
-
-
-def split_too_long(
-    samples: Sequence[Any],
-    tokenizer: Any,
-    max_tokens: int,
-    count: Callable[[Any, Any], int] = dialogue_tokens,
-) -> tuple[list[Any], list[str]]:
-    """The samples of at most `max_tokens` tokens by `count`, and a line about each other one."""
-    fitting, problems = [], []
-    for sample in samples:
-        length = count(sample, tokenizer)
-        if length <= max_tokens:
-            fitting.append(sample)
-            continue
-        # Cutting would take the answer, or its end, away from the question: never silently.
-        problems.append(
-            f"{sample.origin}: {length:,} tokens, at most {max_tokens:,} (what the language "
-            "model can read, or --max_tokens); shorten the texts or split the dialogue"
-        )
-    return fitting, problems
-
-
 def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor | None:
     """Pictures as the vision tower reads them, (M, F=1, 3, H, W); None without pictures.
 
@@ -147,7 +121,7 @@ def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor 
     # Only with "shortest_edge" does the size in between depend on the picture's shape.
     if "shortest_edge" in image_processor.size:
         pictures = [limit_aspect(picture) for picture in pictures]
-    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]  # (M, 3, H, W)
     return pixels.unsqueeze(1)  # a picture is a film of one frame
 
 
@@ -180,18 +154,27 @@ class Collator:
         return Batch.of(rows, inputs | {"pixel_values": self._pixels(rows)})
 
     def _pixels(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        """Pictures as (B, M, F, 3, H, W), rows with fewer filled up at the end.
+        """Pictures as (B, M, F, 3, H, W), rows with fewer than M filled up at the end.
 
-        M is at least 1: through a surplus picture, which the model ignores, every trained parameter
-        takes part in every step, so that DDP needs no search for unused ones.
+        M is at least 1: through a surplus picture, which no token sees, every trained parameter
+        takes part in every step, so that DDP needs no search for unused ones. Where another row has
+        a picture that is seen, the model does not encode the surplus.
         """
         pictures = [row["pixel_values"] for row in rows]
+        # Each row's are (M, F, 3, H, W), or None.
+        given = [row for row in rows if row["pixel_values"] is not None]
+        frames = {row["pixel_values"].shape[1]: row["sample_id"] for row in given} or {1: ""}
+        if len(frames) > 1:
+            # A still picture repeated, or a film cut short, would be another than was given.
+            found = ", ".join(f"{count} in {origin}" for count, origin in frames.items())
+            raise ValueError(
+                f"frames of a picture differ within a batch ({found}); make them equal"
+            )
+        media = max([1, *(len(row["pixel_values"]) for row in given)])
         side = self.image_size
         height, width = (side, side) if isinstance(side, int) else side
-        frames = next((row.shape[1] for row in pictures if row is not None), 1)
-        media = max([1, *(len(row) for row in pictures if row is not None)])
         # Zero is the mean colour after CLIP's normalisation.
-        batch = torch.zeros(len(rows), media, frames, 3, height, width)
+        batch = torch.zeros(len(rows), media, *frames, 3, height, width)
         for index, row in enumerate(pictures):
             # At the end, because marks take a row's pictures in order: the surplus has no mark.
             if row is not None:
@@ -215,7 +198,8 @@ def padded_texts(
 
 def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:
     """Rows of any length as one tensor (B, T), filled up on the side given."""
-    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)
+    # Long, as embedding tables and cross-entropy want them.
+    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)  # (B, T)
     for index, row in enumerate(rows):
         # Generation continues a row at its right end, so its padding stands on the left.
         start = batch.shape[1] - len(row) if side == "left" else 0

@@ -6,11 +6,12 @@ Needs no torch, so that a mistake in a data file is told before anything heavy i
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tuninglab.data.readers import settle, to_sample
-from tuninglab.data.records import read_records
+from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
+from tuninglab.data.sources import Records
 
 KEYS = ("source", "target")
 
@@ -32,14 +33,7 @@ class Pair:
     kind: str | None = None
 
 
-class ReadPairs(NamedTuple):
-    """The usable pairs of a data file and what was wrong with those left out."""
-
-    pairs: list[Pair]
-    skipped: list[str]
-
-
-def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> ReadPairs:
+def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> Records:
     """All pairs of a data file, every record checked.
 
     Args:
@@ -58,8 +52,8 @@ def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> 
             pairs.append(to_pair(record, origin))
         except ValueError as error:
             problems.append(f"{origin}: {error}")
-    settle(path, problems, skip_bad_records, len(problems), len(records))
-    return ReadPairs(pairs, problems)
+    settle(shown(path), problems, skip_bad_records, len(problems), len(records))
+    return Records(pairs, problems, len(problems))
 
 
 def to_pair(record: Any, origin: str) -> Pair:

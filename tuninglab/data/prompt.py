@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from tuninglab.data.sample import IMAGE_MARK, Message, content_parts
+from tuninglab.data.sample import Message, Sample, content_parts
+from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
-END_OF_CHUNK = "<|endofchunk|>"
 IGNORED = -100  # what torch's cross-entropy leaves out
 INSTRUCTION = "### Instruction:\n"  # Multimodal-GPT's section names, without its preamble
 RESPONSE = "### Response:\n"
 BREAK = "\n\n"
+# With the tokenizer's length, because tokens may be added to it later. Finding the 262 special
+# tokens of LLaMA 3 anew for each dialogue doubled the time of tokenizing.
+_RESERVED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = WeakKeyDictionary()
 
 
 class Encoded(NamedTuple):
@@ -31,12 +35,18 @@ def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
     Raises:
         ValueError: the tokenizer lacks `<image>` or `<|endofchunk|>`, or a content is malformed.
     """
-    vocabulary = _Vocabulary(tokenizer)
-    ids = vocabulary.start()
+    special = {
+        "image": _special_id(IMAGE_TOKEN, tokenizer),
+        "end": _special_id(EOC_TOKEN, tokenizer),
+    }
+    # By hand: whether add_special_tokens adds BOS, EOS or both differs between tokenizers.
+    bos = tokenizer.bos_token_id
+    ids = [bos] if isinstance(bos, int) else []
     labels = [IGNORED] * len(ids)
     images = 0
     for kind, text in _pieces(messages):
-        piece = vocabulary.encode(kind, text)
+        # Only a piece of these two kinds can become a special token.
+        piece = [special[kind]] if kind in special else text_ids(text, tokenizer)
         ids += piece
         labels += piece if kind in ("answer", "end") else [IGNORED] * len(piece)
         images += kind == "image"
@@ -52,13 +62,17 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "nobody"
         raise ValueError(f"the last message is from {last}; expected the user's, to be answered")
-    vocabulary = _Vocabulary(tokenizer)
-    return encode_dialogue(messages, tokenizer).input_ids + vocabulary.encode("text", RESPONSE)
+    return encode_dialogue(messages, tokenizer).input_ids + text_ids(RESPONSE, tokenizer)
+
+
+def dialogue_tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens of a whole dialogue."""
+    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
 
 
 def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of generated ids (without the prompt), up to the first token that ends an answer."""
-    end_of_chunk = tokenizer.convert_tokens_to_ids(END_OF_CHUNK)
+    end_of_chunk = tokenizer.convert_tokens_to_ids(EOC_TOKEN)
     # A model that was tuned little may still end with its own token instead of ours.
     ends = [end_of_chunk, tokenizer.eos_token_id, tokenizer.pad_token_id]
     length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
@@ -82,75 +96,65 @@ def _pieces(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
             kind = "answer" if role == "assistant" else "text"
             yield part["type"] if part["type"] == "image" else kind, part.get("text", "")
         if role == "assistant":
-            yield "end", END_OF_CHUNK
+            yield "end", EOC_TOKEN
         # What follows the last answer is never seen: generation stops at the end token.
         if role != "assistant" or number < len(messages):
             yield "text", BREAK
 
 
-class _Vocabulary:
-    """The tokenizer's ids for the pieces of a prompt."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.image = self._special_id(IMAGE_MARK)
-        self.end = self._special_id(END_OF_CHUNK)
-        # <unk> is special too, but also what a rare character rightly becomes.
-        self.reserved = {self.image, self.end} | {
-            index
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special and index != tokenizer.unk_token_id
-        }
-
-    def _special_id(self, token: str) -> int:
-        index = self._id(token)
-        if index is None:
-            raise ValueError(
-                f"the tokenizer has no token {token}; load the model with load_flamingo or "
-                "flamingo_from_parts, which add it"
-            )
-        return index
-
-    def start(self) -> list[int]:
-        """The beginning of a sequence: the BOS token where the tokenizer has one."""
-        # By hand: whether add_special_tokens adds BOS, EOS or both differs between tokenizers.
-        bos = self.tokenizer.bos_token_id
-        return [bos] if isinstance(bos, int) else []
-
-    def encode(self, kind: str, text: str) -> list[int]:
-        """The ids of one piece; only an "image" or "end" piece can become a special token."""
-        if kind == "image":
-            return [self.image]
-        return [self.end] if kind == "end" else self._text_ids(text)
-
-    def _text_ids(self, text: str) -> list[int]:
-        ids = self._tokenize(text)
-        if self.reserved.isdisjoint(ids):
-            return ids
-        # What split_special_tokens does not cover: an `<image>` added as an ordinary token, BPE
-        # merges or Unigram pieces that spell "<s>", a normalizer that turns "＜s＞" into "<s>".
-        return [
-            part
-            for index in ids
-            for part in (self._spelled(index) if index in self.reserved else [index])
-        ]
-
-    def _spelled(self, index: int) -> list[int]:
-        """A token written out in the ids of its single characters."""
-        ids = []
-        for character in str(self.tokenizer.convert_ids_to_tokens(index)):
-            # Looked up, not tokenized: LLaMA-like tokenizers would put a space before each.
-            known = self._id(character)
-            ids += self._tokenize(character) if known is None else [known]
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text, in which `</s>` and the like are text and become no special token."""
+    reserved = _reserved(tokenizer)
+    ids = _tokenize(text, tokenizer)
+    if reserved.isdisjoint(ids):
         return ids
+    # What split_special_tokens does not cover: an `<image>` added as an ordinary token, BPE
+    # merges or Unigram pieces that spell "<s>", a normalizer that turns "＜s＞" into "<s>".
+    return [
+        part
+        for index in ids
+        for part in (_spelled(index, tokenizer) if index in reserved else [index])
+    ]
 
-    def _id(self, token: str) -> int | None:
-        index = self.tokenizer.convert_tokens_to_ids(token)
-        return index if isinstance(index, int) and index != self.tokenizer.unk_token_id else None
 
-    def _tokenize(self, text: str) -> list[int]:
-        # Without verbose=False a long text warns about model_max_length; lengths are checked apart.
-        encoding = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+def _reserved(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that no text may become."""
+    length, reserved = _RESERVED.get(tokenizer, (-1, set()))
+    if length != len(tokenizer):
+        special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        ours = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, EOC_TOKEN])
+        # <unk> is special too, but also what a rare character rightly becomes.
+        reserved = {*special, *ours} - {None, tokenizer.unk_token_id}
+        _RESERVED[tokenizer] = len(tokenizer), reserved
+    return reserved
+
+
+def _special_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    index = _id(token, tokenizer)
+    if index is None:
+        raise ValueError(
+            f"the tokenizer has no token {token}; load the model with load_flamingo or "
+            "flamingo_from_parts, which add it"
         )
-        return encoding["input_ids"]
+    return index
+
+
+def _spelled(index: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A token written out in the ids of its single characters."""
+    ids = []
+    for character in str(tokenizer.convert_ids_to_tokens(index)):
+        # Looked up, not tokenized: LLaMA-like tokenizers would put a space before each.
+        known = _id(character, tokenizer)
+        ids += _tokenize(character, tokenizer) if known is None else [known]
+    return ids
+
+
+def _id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    index = tokenizer.convert_tokens_to_ids(token)
+    return index if isinstance(index, int) and index != tokenizer.unk_token_id else None
+
+
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # Without verbose=False a long text warns about model_max_length; lengths are checked apart.
+    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return encoding["input_ids"]

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tuninglab.console import say
 from tuninglab.data.images import MAX_PIXELS, confined_path, load_image
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
+from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError
 
 PATH_KEYS = ("image", "path", "url")  # what an image part may call its own picture
@@ -20,19 +21,12 @@ PROGRESS_RECORDS = 2_000
 HINT = "Correct the file, or go on without such records: --skip_bad_records"
 
 
-class ReadSamples(NamedTuple):
-    """The usable samples of a data file and what was wrong with those left out."""
-
-    samples: list[Sample]
-    skipped: list[str]
-
-
 def read_samples(
     data: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = None,
     skip_bad_records: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> ReadSamples:
+) -> Records:
     """All samples of a data file, every record and picture checked.
 
     Args:
@@ -66,21 +60,21 @@ def read_samples(
     usable = [sample for number, sample in samples if number not in bad_records]
     # In the order of the file, so that the first lines shown are the first to correct.
     texts = [text for _, text in sorted(problems)]
-    settle(path, texts, skip_bad_records, len(bad_records), len(records))
-    return ReadSamples(usable, texts)
+    settle(shown(path), texts, skip_bad_records, len(bad_records), len(records))
+    return Records(usable, texts, len(bad_records))
 
 
-def settle(path: Path, problems: list[str], skip: bool, bad: int, total: int) -> None:
-    """Say which of a file's `total` records are left out, if `bad` ones may be and others remain.
+def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> None:
+    """Say that `bad` of `total` records are left out, if they may be and others remain.
 
     Raises:
         DataError: they may not be left out, or none remains.
     """
     usable = bad < total
     if problems and not (skip and usable):
-        raise DataError(problems, HINT if usable else f"No usable record is left in {shown(path)}.")
+        raise DataError(problems, HINT if usable else f"No usable record is left in {name}.")
     if problems:
-        say(f"{shown(path)}: {bad} of {total} records left out:")
+        say(f"{name}: {bad} of {total} records left out:")
         rest = len(problems) - DataError.SHOWN
         lines = problems[: DataError.SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])
         say("\n".join(f"  {line}" for line in lines))

@@ -29,7 +29,7 @@ def read_records(path: Path) -> list[tuple[str, Any]]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UserError(f"{shown(path)} is empty; expected a JSON list of records or JSON lines")
-    if _is_json_lines([line.strip() for _, line in numbered]):
+    if _is_json_lines([line.strip() for _, line in numbered], text):
         return [(f"{shown(path)}, line {number}", _parsed_line(line)) for number, line in numbered]
     # A list that breaks off has no trustworthy records before the break either.
     records = _whole_document(text, path)
@@ -81,16 +81,22 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _is_json_lines(lines: list[str]) -> bool:
+def _is_json_lines(lines: list[str], text: str) -> bool:
     """True if every line is meant as a record of its own.
 
     A record on one line ends with its brace; the second test is for a file whose first line is the
-    broken one. An indented JSON document fulfils neither.
+    broken one. A broken JSON document that is indented fulfils neither.
     """
     if not lines[0].startswith("{"):
         return False
     if len(lines) == 1:  # also where it breaks off: the message then names the line
         return True
+    try:
+        # A record written out over several lines. JSON lines fail behind the first record.
+        _parse(text)
+        return False
+    except ValueError:
+        pass
     return lines[0].endswith("}") or any(line.startswith('{"') for line in lines[1:])
 
 

@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-IMAGE_MARK = "<image>"
+from tuninglab.special_tokens import IMAGE_TOKEN
+
 MISSING = object()  # what an absent key holds: in a message it is told apart from null
 # LLaVA and ShareGPT say human and gpt; some tools mix both vocabularies in one file.
 ROLES = {
@@ -50,7 +51,7 @@ class Sample:
         marks = count_images(self.messages)
         if marks != len(self.images):
             raise ValueError(
-                f"{marks} {IMAGE_MARK} marks in the messages but {len(self.images)} images; put "
+                f"{marks} {IMAGE_TOKEN} marks in the messages but {len(self.images)} images; put "
                 "one mark where each picture belongs (in a text part the mark is plain text)"
             )
 
@@ -91,7 +92,7 @@ def content_parts(content: Any) -> list[Part]:
     if isinstance(content, str):
         parts: list[Part] = []
         # Spaces and newlines beside a mark are kept: only what the file says is learned.
-        for number, text in enumerate(content.split(IMAGE_MARK)):
+        for number, text in enumerate(content.split(IMAGE_TOKEN)):
             parts += [{"type": "image"}] if number else []
             parts += [{"type": "text", "text": checked_text(text)}] if text else []
         return parts
@@ -163,8 +164,8 @@ def check_turns(messages: list[Message]) -> None:
     for number, message in enumerate(messages, 1):
         if message["role"] != "user" and count_images([message]):
             raise ValueError(
-                f"message {number} ({message['role']}) holds an {IMAGE_MARK} mark; pictures belong "
-                'to user messages (as plain text: {"type": "text", "text": ...})'
+                f"message {number} ({message['role']}) holds an {IMAGE_TOKEN} mark; pictures "
+                'belong to user messages (as plain text: {"type": "text", "text": ...})'
             )
     if turns[-1]["role"] == "user":
         raise ValueError("the last user message has no answer; add one or drop the message")

@@ -1,14 +1,12 @@
 """Which rows are trained when: seeded, resumable, and the same for any number of processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from tuninglab.errors import UserError
-
-Item = TypeVar("Item")
 
 
 class MaskedRow(int):
@@ -83,11 +81,13 @@ class StepSampler(Sampler[list[int]]):
         """The rows of the current epoch in the order of training."""
         if not self.shuffle:
             return list(range(self.length))
+        # Made anew from two numbers, so that a checkpoint holds no list of rows.
         # numpy mixes the pair: seed 0 in epoch 1 and seed 1 in epoch 0 have nothing in common.
         return np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.order()
+        # From the step that is next: a resumed epoch goes on in its middle.
         for step in range(self.step, self.steps_per_epoch):
             rows = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
             # Interleaved, so that in a last short step the ranks differ by one row at most.
@@ -104,6 +104,7 @@ class StepSampler(Sampler[list[int]]):
     def advance(self) -> None:
         """Note that an optimizer step was made; after the last one the next epoch starts."""
         self.step += 1
+        # Only here: a run that stopped after the last step of an epoch goes on with the next one.
         if self.step == self.steps_per_epoch:
             self.epoch, self.step = self.epoch + 1, 0
 
@@ -139,29 +140,3 @@ class StepSampler(Sampler[list[int]]):
                     "same data and settings, or start a new run"
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
-
-
-def split_validation(
-    samples: Sequence[Item], fraction: float, seed: int = 0
-) -> tuple[list[Item], list[Item]]:
-    """Training and validation samples, drawn by the seed; both keep the order of the file.
-
-    Records that share a picture may fall on both sides; a file of its own (--val_data) avoids that.
-
-    Raises:
-        UserError: the fraction is not within [0, 1), or leaves one of the two parts empty.
-    """
-    if not 0 <= fraction < 1:
-        raise UserError(f"val_split is {fraction}; expected 0 (none) or more, and less than 1")
-    # NaN fails the comparison above as well.
-    if fraction == 0:
-        return list(samples), []
-    count = max(1, round(len(samples) * fraction))
-    if count >= len(samples):
-        raise UserError(
-            f"val_split {fraction} of {len(samples)} samples leaves none to train on; give more "
-            "data, a smaller part, or a file of its own (--val_data)"
-        )
-    chosen = set(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
-    training = [sample for index, sample in enumerate(samples) if index not in chosen]
-    return training, [sample for index, sample in enumerate(samples) if index in chosen]

@@ -1,28 +1,32 @@
-"""Training and validation samples of a run."""
+"""Training and validation samples of a run, no picture on both sides."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tuninglab.console import say
-from tuninglab.data.batches import dialogue_tokens, split_too_long
 from tuninglab.data.pairs import read_pairs
-from tuninglab.data.readers import read_samples
-from tuninglab.data.sampler import split_validation
-from tuninglab.errors import DataError
+from tuninglab.data.prompt import dialogue_tokens
+from tuninglab.data.readers import read_samples, settle
+from tuninglab.data.sources import Records, Source, picture_digest
+from tuninglab.errors import UserError
 
 
 @dataclass
 class Splits:
-    """Training and validation samples, what to call them in the report, and how many were bad.
+    """Training and validation samples, what to call them in the report, and the records left out.
 
     Samples are dialogues (`Sample`) or texts (`Pair`).
     """
 
     name: str
-    train: Sequence[Any]
-    val: Sequence[Any]
+    train: Source
+    val: Source
     skipped: int = 0
 
 
@@ -37,7 +41,7 @@ def read_splits(
     """Read and check the samples of a file, with validation samples from another or a share of it.
 
     Raises:
-        UserError: a file or record is wrong; all records are checked.
+        UserError: a file or record is wrong (all records are checked), or cannot be split so.
     """
     return _split(
         lambda path: read_samples(path, image_root, skip_bad_records),
@@ -55,43 +59,152 @@ def read_pair_splits(
     """Read and check the text pairs of a file, as `read_splits` does with dialogues.
 
     Raises:
-        UserError: a file or record is wrong; all records are checked.
+        UserError: as `read_splits`.
     """
     return _split(lambda path: read_pairs(path, skip_bad_records), data, val_data, val_split, seed)
 
 
 def _split(
-    read: Callable[[str], tuple[list[Any], list[str]]],
-    data: str,
-    val_data: str | None,
-    val_split: float,
-    seed: int,
+    read: Callable[[str], Records], data: str, val_data: str | None, val_split: float, seed: int
 ) -> Splits:
-    samples, skipped = read(data)
+    records = read(data)
     if val_data:
-        val, more = read(val_data)
-        return Splits(Path(data).name, samples, val, len(skipped) + len(more))
-    return Splits(Path(data).name, *split_validation(samples, val_split, seed), len(skipped))
+        val = read(val_data)
+        _tell_shared_pictures(records, val)
+        return Splits(Path(data).name, records, val, records.skipped + val.skipped)
+    train, held_out = split_validation(records, val_split, seed)
+    return Splits(Path(data).name, Records(train), Records(held_out), records.skipped)
 
 
-def fitting_samples(
-    samples: Sequence[Any],
+def split_validation(
+    samples: Sequence[Any], fraction: float, seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """Training and validation samples, drawn by the seed; both keep the order of the file.
+
+    Samples that share a picture are drawn together: asked about a picture that it was trained on, a
+    model is scored on what it remembers.
+
+    Raises:
+        UserError: the fraction is not within [0, 1), or leaves one of the two parts empty.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"val_split is {fraction}; expected 0 (none) or more, and less than 1")
+    # NaN fails the comparison above as well.
+    if fraction == 0:
+        return list(samples), []
+    count = max(1, round(len(samples) * fraction))
+    groups = picture_groups(samples)
+    if count >= len(samples) or len(groups) == 1:
+        why = ", which all share pictures," if len(samples) > len(groups) == 1 else ""
+        raise UserError(
+            f"val_split {fraction} of {len(samples)} samples{why} leaves none to train on; give "
+            "more data, a smaller part, or a file of its own (--val_data)"
+        )
+    drawn = _draw([len(group) for group in groups], count, seed)
+    chosen = {number for index in drawn for number in groups[index]}
+    if len(groups) < len(samples):
+        say(
+            f"{len(samples):,} records in {len(groups):,} groups that share pictures; "
+            f"{len(drawn):,} groups, {len(chosen):,} records for validation"
+        )
+    training = [sample for index, sample in enumerate(samples) if index not in chosen]
+    return training, [sample for index, sample in enumerate(samples) if index in chosen]
+
+
+def _draw(sizes: list[int], count: int, seed: int) -> list[int]:
+    """Numbers of groups with about `count` members, at most half a group from it; never all."""
+    taken, drawn = 0, []
+    for index in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        # Only what brings the sum nearer: a picture of half of the records stays in training.
+        if sizes[index] < 2 * (count - taken) and len(drawn) + 1 < len(sizes):
+            drawn.append(index)
+            taken += sizes[index]
+    return drawn or [sizes.index(min(sizes))]
+
+
+def picture_groups(samples: Sequence[Any]) -> list[list[int]]:
+    """The numbers of the samples in groups; no two groups have a picture in common.
+
+    A sample without pictures is a group of its own.
+    """
+    parents = list(range(len(samples)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            # Halving the way keeps later ones short.
+            parents[number] = number = parents[parents[number]]
+        return number
+
+    first: dict[int | str, int] = {}
+    for number, keys in enumerate(picture_keys(samples)):
+        for key in keys:
+            one, other = root(first.setdefault(key, number)), root(number)
+            parents[max(one, other)] = min(one, other)
+    groups: dict[int, list[int]] = {}
+    for number in range(len(samples)):
+        groups.setdefault(root(number), []).append(number)
+    return list(groups.values())
+
+
+def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:
+    """A key of each sample's pictures; two are equal exactly where the pictures' contents are."""
+    rows = [[_place(image) for image in getattr(sample, "images", ())] for sample in samples]
+    places = {place for row in rows for place in row if not isinstance(place, Image.Image)}
+    sizes = {p: len(p) if isinstance(p, bytes) else p.stat().st_size for p in places}
+    alike = Counter(sizes.values())
+    # A size that no other file has is a key already, so that few files of a large set are read.
+    keys = {p: picture_digest(p) if alike[size] > 1 else size for p, size in sizes.items()}
+    return [
+        [picture_digest(p) if isinstance(p, Image.Image) else keys[p] for p in row] for row in rows
+    ]
+
+
+def _place(image: Any) -> Any:
+    return image if isinstance(image, bytes | Image.Image) else Path(image).resolve()
+
+
+def _tell_shared_pictures(train: Records, val: Records) -> None:
+    """Say which validation samples show a picture that is trained on."""
+    keys = picture_keys([*train, *val])
+    trained = {key for row in keys[: len(train)] for key in row}
+    rows = zip(val, keys[len(train) :], strict=True)
+    shared = [sample.origin for sample, row in rows if not trained.isdisjoint(row)]
+    if shared:
+        say(
+            f"{len(shared):,} of {len(val):,} validation records show a picture that is in the "
+            f"training data too, for example {shared[0]}: scores on them tell little about new "
+            "pictures. Take those records out of one of the two files."
+        )
+
+
+def fit(
+    splits: Splits,
     tokenizer: Any,
     longest: int,
     skip: bool,
     count: Callable[[Any, Any], int] = dialogue_tokens,
-) -> Sequence[Any]:
-    """The samples of at most `longest` tokens; with `skip`, the others are left out and counted.
+) -> Splits:
+    """The splits without samples of more than `longest` tokens, which count as skipped.
 
     `count` says how many tokens a sample has.
 
     Raises:
         DataError: samples are too long and may not be skipped, or none is left.
     """
-    fitting, problems = split_too_long(samples, tokenizer, longest, count)
-    if problems and not (skip and fitting):
-        raise DataError(problems, "Shorten them, or go on without: --skip_bad_records")
-    if problems:
-        say(f"{len(problems)} of {len(samples)} samples exceed {longest} tokens and are left out:")
-        say("\n".join(f"  {line}" for line in problems[: DataError.SHOWN]))
-    return fitting
+
+    def part(samples: Source) -> Source:
+        lengths = [count(sample, tokenizer) for sample in samples]
+        rows = list(zip(samples, lengths, strict=True))
+        # Cutting would take the answer, or its end, away from the question: never silently.
+        problems = [
+            f"{sample.origin}: {length:,} tokens, at most {longest:,} (what the language model "
+            "can read, or --max_tokens); shorten the texts or split the dialogue"
+            for sample, length in rows
+            if length > longest
+        ]
+        settle(splits.name, problems, skip, len(problems), len(rows))
+        return Records([sample for sample, length in rows if length <= longest])
+
+    train, val = part(splits.train), part(splits.val)
+    left_out = len(splits.train) + len(splits.val) - len(train) - len(val)
+    return replace(splits, train=train, val=val, skipped=splits.skipped + left_out)

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from tuninglab.data.batches import Batch, padded_texts
 from tuninglab.data.pairs import Pair
-from tuninglab.data.prompt import IGNORED
+from tuninglab.data.prompt import IGNORED, text_ids
 from tuninglab.data.sampler import MaskedRow
 
 
@@ -17,7 +17,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     Args:
         pairs: may be lazy, an item is fetched anew at each access.
-        tokenizer: of a T5; it ends source and target with its end token.
+        tokenizer: of a T5, whose sources and targets end in its end token.
     """
 
     def __init__(self, pairs: Sequence[Pair], tokenizer: Any):
@@ -30,22 +30,21 @@ class PairDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Row `index`: input_ids of the source and labels of the target (lists)."""
         pair = self.pairs[int(index)]
-        labels = text_ids(pair.target, self.tokenizer)
+        labels = ended_ids(pair.target, self.tokenizer)
         if isinstance(index, MaskedRow):
             labels = [IGNORED] * len(labels)
-        input_ids = text_ids(pair.source, self.tokenizer)
+        input_ids = ended_ids(pair.source, self.tokenizer)
         return {"input_ids": input_ids, "labels": labels, "sample_id": pair.origin}
 
 
-def text_ids(text: str, tokenizer: Any) -> list[int]:
-    """The ids of a text and its end token."""
-    # Without verbose=False a long text warns about model_max_length, which T5 does not have.
-    return tokenizer(text, verbose=False)["input_ids"]
+def ended_ids(text: str, tokenizer: Any) -> list[int]:
+    """The ids of a text and the end token; an end token typed in the text is text."""
+    return [*text_ids(text, tokenizer), tokenizer.eos_token_id]
 
 
 def pair_tokens(pair: Pair, tokenizer: Any) -> int:
     """The tokens of the longer one of a pair's two texts."""
-    return max(len(text_ids(text, tokenizer)) for text in (pair.source, pair.target))
+    return max(len(ended_ids(text, tokenizer)) for text in (pair.source, pair.target))
 
 
 @dataclass

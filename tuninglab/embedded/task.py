@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuninglab.console import say
 from tuninglab.data.sample import Message, Sample
+from tuninglab.data.sources import Source, fingerprint
 from tuninglab.embedded.digits import DigitScene, sample_digits
 from tuninglab.embedded.questions import Question, ask
 from tuninglab.embedded.scenes import Scene, sample_scene
@@ -40,7 +41,7 @@ class Item:
     group: str
 
 
-class EmbeddedSamples(Sequence[Sample]):
+class EmbeddedSamples(Source):
     """Samples of a split, half shapes and half handwriting; a picture is drawn when asked for.
 
     Args:
@@ -64,6 +65,11 @@ class EmbeddedSamples(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures' descriptions, which fix every pixel, and of the questions."""
+        return fingerprint(self.items)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         item = self.items[index]

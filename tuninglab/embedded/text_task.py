@@ -10,6 +10,7 @@ from typing import Any
 
 from tuninglab.console import say
 from tuninglab.data.pairs import Pair
+from tuninglab.data.sources import Records
 from tuninglab.data.splits import Splits
 from tuninglab.embedded.dates import SPELLINGS, draw_day, spell
 from tuninglab.evaluation.answers import exact_match
@@ -44,8 +45,8 @@ class DateTask:
     """
 
     def __init__(self, train_pairs: int, scored: str = "test"):
-        train = embedded_pairs("train", train_pairs)
-        self.splits = Splits("embedded dates", train, embedded_pairs("val", VAL_PAIRS))
+        train, val = embedded_pairs("train", train_pairs), embedded_pairs("val", VAL_PAIRS)
+        self.splits = Splits("embedded dates", Records(train), Records(val))
         self.scored = embedded_pairs(scored, TEST_PAIRS)
         self.answers: dict[str, list[str]] = {}
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tuninglab.data.batches import padded_texts
-from tuninglab.data.text_batches import text_ids
+from tuninglab.data.text_batches import ended_ids
 from tuninglab.evaluation.answers import evaluation_mode
 
 
@@ -32,7 +32,7 @@ def generate_texts(
     with evaluation_mode(model):
         for start in range(0, len(sources), batch_size):
             some = sources[start : start + batch_size]
-            rows = [{"input_ids": text_ids(text, tokenizer)} for text in some]
+            rows = [{"input_ids": ended_ids(text, tokenizer)} for text in some]
             batch = padded_texts(rows, tokenizer.pad_token_id)
             inputs = {name: value.to(device) for name, value in batch.items()}
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)

@@ -25,8 +25,9 @@ from tuninglab.models.parts import (
     read_lang_config,
     resolve,
 )
-from tuninglab.models.processing import EOC_TOKEN, IMAGE_TOKEN, FlamingoProcessor
+from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.quantised import quantised
+from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 PAD_TOKEN = "<PAD>"
 

@@ -7,8 +7,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-IMAGE_TOKEN = "<image>"
-EOC_TOKEN = "<|endofchunk|>"
+from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 
 class FlamingoProcessor(ProcessorMixin):

@@ -1,0 +1,87 @@
+"""What samples come from: a Source. Those of a data file, in memory, are one."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from tuninglab.data.sample import ImageSource
+
+
+class Source(Sequence[Any], ABC):
+    """Samples by number, each made when it is asked for; which comes when is the sampler's affair.
+
+    So a run's position is one integer, whatever its data is: a file, a generator, a mixture.
+    """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A sha256 over what determines the samples; drawing or reading them all is not needed."""
+
+
+@dataclass
+class Records(Source):
+    """Samples in memory, and what was wrong with the records of their file that were left out.
+
+    Args:
+        samples: dialogues (`Sample`) or texts (`Pair`).
+        problems: a line about each mistake; a record may have several.
+        skipped: how many records were left out.
+    """
+
+    samples: list[Any]
+    problems: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of texts by content, of picture files by path, size and time of change."""
+        return fingerprint(map(_content, self.samples))
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """A sha256 over what the parts print as; they hold plain values only."""
+    total = hashlib.sha256()
+    for part in parts:
+        # With its length, so that no part can end as the next one begins.
+        text = ascii(part)
+        total.update(f"{len(text)}:{text}".encode())
+    return total.hexdigest()
+
+
+def picture_digest(picture: ImageSource) -> str:
+    """A sha256 of a picture: of the bytes of its file, or of the pixels of a PIL image.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(picture, str | os.PathLike):
+        with open(picture, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(picture, Image.Image):
+        picture = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+    return hashlib.sha256(picture).hexdigest()
+
+
+def _content(sample: Any) -> list[Any]:
+    # Where a sample came from is not what it says.
+    said = {name: value for name, value in vars(sample).items() if name not in ("images", "origin")}
+    return [said, [_stamp(picture) for picture in getattr(sample, "images", ())]]
+
+
+def _stamp(picture: ImageSource) -> Any:
+    if not isinstance(picture, str | os.PathLike):
+        return picture_digest(picture)
+    file = os.stat(picture)
+    return os.fspath(picture), file.st_size, file.st_mtime_ns

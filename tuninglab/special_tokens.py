@@ -1,0 +1,7 @@
+"""OpenFlamingo's two tokens: where a picture stands, and where an answer ends.
+
+Beside the rooms, because the model's processor and the prompt of the data both name them.
+"""
+
+IMAGE_TOKEN = "<image>"
+EOC_TOKEN = "<|endofchunk|>"
