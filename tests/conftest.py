@@ -30,10 +30,24 @@ from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import save_adapter
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.yaml_file import config_yaml
+from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.processing import FlamingoProcessor
+
+
+@pytest.fixture(autouse=True)
+def one_process():
+    """Forget what accelerate said of the process in the test before."""
+    answer_main_process(None)
+
+
+@pytest.fixture
+def second_process(monkeypatch):
+    """This process as torchrun starts the second of two."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,7 @@ def test_a_file_of_that_name(config, tmp_path):
         RunFolder.plan(replace(config, overwrite=True))
 
 
-def test_only_the_main_process_writes(config, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+def test_only_the_main_process_writes(config, second_process):
     run = made(config)
     run.write("report.json", {})
     run.append_metrics({"step": 1})

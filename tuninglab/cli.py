@@ -10,13 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from tuninglab.config.flags import parse, without_blanks
 from tuninglab.console import is_main_process, say
 from tuninglab.errors import UserError, WorkError
-
-Config = TypeVar("Config")
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,113 +43,112 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         say(f"Unknown verb {words[0]!r}.{hint} Verbs: {', '.join(VERBS)}; see tuninglab --help.")
         return UserError.exit_code
-    return VERBS[words[0]](words[1:])
+    return run_verb(words[0], words[1:])
 
 
-def finetune_main(argv: Sequence[str] | None = None) -> int:
-    """Tune a Flamingo on your data or the embedded data."""
-    from tuninglab.config import FinetuneConfig
-
-    def work(config: FinetuneConfig) -> None:
-        if config.compare:
-            from tuninglab.comparison import compare_flamingo as run
-        else:
-            from tuninglab.recipes.flamingo import finetune as run
-
-        _print_json(run(config), config.json)
-
-    return _run_verb("finetune", FinetuneConfig, argv, work)
-
-
-def flan_t5_main(argv: Sequence[str] | None = None) -> int:
-    """Tune a T5 on text pairs, its base in int8; or compare int8 with 16 bits."""
-    from tuninglab.config import FlanT5Config
-
-    def work(config: FlanT5Config) -> None:
-        from tuninglab.recipes.flan_t5 import flan_t5
-
-        _print_json(flan_t5(config), config.json)
-
-    return _run_verb("flan-t5", FlanT5Config, argv, work)
-
-
-def demo_main(argv: Sequence[str] | None = None) -> int:
+def _demo(config: Any) -> Any:
     """Tune the embedded Flamingo and show its answers before and after."""
-    from tuninglab.config import DemoConfig
+    from tuninglab.recipes.demo import run_demo
 
-    def work(config: DemoConfig) -> None:
-        from tuninglab.recipes.demo import run_demo
-
-        _print_json(run_demo(config), config.json)
-
-    return _run_verb("demo", DemoConfig, argv, work)
+    return run_demo(config)
 
 
-def tree_main(argv: Sequence[str] | None = None) -> int:
+def _finetune(config: Any) -> Any:
+    """Tune a Flamingo on your data or the embedded data."""
+    from tuninglab.recipes.flamingo import finetune
+
+    return finetune(config)
+
+
+def _flan_t5(config: Any) -> Any:
+    """Tune a T5 on text pairs, its base in int8; or compare int8 with 16 bits."""
+    from tuninglab.recipes.flan_t5 import flan_t5
+
+    return flan_t5(config)
+
+
+def _tree(config: Any) -> Any:
     """Print the module tree of a model."""
-    from tuninglab.config import TreeConfig
+    from tuninglab.inspection.show_tree import tree_of
 
-    def work(config: TreeConfig) -> None:
-        from tuninglab.inspection.show_tree import tree_of
-
-        print(tree_of(config))
-
-    return _run_verb("tree", TreeConfig, argv, work)
+    return tree_of(config)
 
 
-def convert_main(argv: Sequence[str] | None = None) -> int:
+def _convert(config: Any) -> Any:
     """Turn a released checkpoint into a model, or back, or inspect one."""
-    from tuninglab.config import ConvertConfig
+    from tuninglab.conversion.convert import convert
 
-    def work(config: ConvertConfig) -> None:
-        from tuninglab.conversion.convert import convert
+    return convert(config)
+
+
+def _chat(config: Any) -> Any:
+    """Talk to a run or a model about pictures."""
+    from tuninglab.serving.terminal import chat
+
+    return chat(config)
+
+
+def _report(config: Any) -> Any:
+    """Write the HTML report of a run anew."""
+    from tuninglab.reporting.report import read_figures, write_report
+
+    # Figures come after the page, so that a broken folder prints nothing on standard output.
+    page = write_report(config.run)
+    return page, read_figures(config.run)
+
+
+def _print_json(figures: Any, config: Any) -> None:
+    # One document, not one for each process of torchrun.
+    if config.json and is_main_process():
+        print(json.dumps(figures, ensure_ascii=False, indent=2))
+
+
+def _print_tree(tree: str, config: Any) -> None:
+    print(tree)
+
+
+def _print_conversion(report: dict[str, Any], config: Any) -> None:
+    _print_json(report, config)
+    if config.inspect and not config.json:
         from tuninglab.conversion.report import page
 
-        report = convert(config)
-        _print_json(report, config.json)
-        if config.inspect and not config.json:
-            print(page(report))
-
-    return _run_verb("convert", ConvertConfig, argv, work)
+        print(page(report))
 
 
-def chat_main(argv: Sequence[str] | None = None) -> int:
-    """Talk to a run or a model about pictures."""
-    from tuninglab.config import ChatConfig
-
-    def work(config: ChatConfig) -> None:
-        from tuninglab.serving.terminal import chat
-
-        chat(config)
-
-    return _run_verb("chat", ChatConfig, argv, work)
+def _print_page(result: tuple[Any, Any], config: Any) -> None:
+    page, figures = result
+    _print_json(figures, config)
+    if not config.json:
+        print(page)
 
 
-def report_main(argv: Sequence[str] | None = None) -> int:
-    """Write the HTML report of a run anew."""
-    from tuninglab.config import ReportConfig
-
-    def work(config: ReportConfig) -> None:
-        from tuninglab.reporting.report import read_figures, write_report
-
-        # Figures come after the page, so that a broken folder prints nothing on standard output.
-        page = write_report(config.run)
-        _print_json(read_figures(config.run), config.json)
-        if not config.json:
-            print(page)
-
-    return _run_verb("report", ReportConfig, argv, work)
+def _print_nothing(result: Any, config: Any) -> None:
+    """For what was printed as it came."""
 
 
-# The order is that of --help: first what a newcomer runs. Help text is each verb's docstring.
-VERBS: dict[str, Callable[[Sequence[str] | None], int]] = {
-    "demo": demo_main,
-    "finetune": finetune_main,
-    "flan-t5": flan_t5_main,
-    "tree": tree_main,
-    "convert": convert_main,
-    "chat": chat_main,
-    "report": report_main,
+class Verb(NamedTuple):
+    """A row of the table of verbs; the help text is the docstring of `work`.
+
+    Args:
+        config: name of its settings in tuninglab.config, which is imported when they are parsed.
+        work: from the settings to a result; what it needs is imported inside.
+        show: prints the result on standard output.
+    """
+
+    config: str
+    work: Callable[[Any], Any]
+    show: Callable[[Any, Any], None] = _print_json
+
+
+# The order is that of --help: first what a newcomer runs.
+VERBS = {
+    "demo": Verb("DemoConfig", _demo),
+    "finetune": Verb("FinetuneConfig", _finetune),
+    "flan-t5": Verb("FlanT5Config", _flan_t5),
+    "tree": Verb("TreeConfig", _tree, _print_tree),
+    "convert": Verb("ConvertConfig", _convert, _print_conversion),
+    "chat": Verb("ChatConfig", _chat, _print_nothing),
+    "report": Verb("ReportConfig", _report, _print_page),
 }
 
 
@@ -195,26 +192,25 @@ def _tell(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     # An error may strike one process of torchrun alone: it must not be the silent one.
-    rank = "" if is_main_process() else f"[process {os.environ['RANK']}] "
+    rank = "" if is_main_process() else f"[process {os.environ.get('RANK')}] "
     print(rank + message, file=sys.stderr, flush=True)
 
 
-def _run_verb(
-    verb: str,
-    config_class: type[Config],
-    argv: Sequence[str] | None,
-    work: Callable[[Config], None],
-) -> int:
+def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one verb on its flags (those of the process if None); returns the exit code."""
     words = without_blanks(sys.argv[1:] if argv is None else argv)
+    verb = VERBS[name]
 
     def parse_and_work() -> None:
-        config = parse(f"tuninglab {verb}", config_class, words)
+        from tuninglab import config as settings
+
+        config = parse(f"tuninglab {name}", getattr(settings, verb.config), words)
         if getattr(config, "print_config", False):
             from tuninglab.config.yaml_file import config_yaml
 
             print(config_yaml(config), end="")
         else:
-            work(config)
+            verb.show(verb.work(config), config)
 
     # Read by hand, because parsing itself may be what fails.
     debug = any(word in ("--debug", "--debug=true", "--debug=True") for word in words)
@@ -224,15 +220,19 @@ def _run_verb(
         return stop.code if isinstance(stop.code, int) else UserError.exit_code
 
 
-def _print_json(figures: Any, wanted: bool) -> None:
-    # One document, not one for each process of torchrun.
-    if wanted and is_main_process():
-        print(json.dumps(figures, ensure_ascii=False, indent=2))
+def finetune_main(argv: Sequence[str] | None = None) -> int:
+    """`flamingo.py` and `fine_tuning.py`: the verb finetune; returns the exit code."""
+    return run_verb("finetune", argv)
+
+
+def flan_t5_main(argv: Sequence[str] | None = None) -> int:
+    """`flan_t5.py`: the verb flan-t5; returns the exit code."""
+    return run_verb("flan-t5", argv)
 
 
 def _usage() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {run.__doc__}" for verb, run in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {row.work.__doc__}" for verb, row in VERBS.items()]
     return "\n".join(
         [
             "usage: tuninglab VERB [FLAGS]",

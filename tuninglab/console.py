@@ -4,7 +4,6 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-
 # What accelerate answered, once it was asked (training/hardware.py).
 _answered: bool | None = None
 

@@ -137,8 +137,7 @@ def test_flags_that_cannot_be_read_exit_2_on_standard_error(words, said, capsys)
     assert output.out == ""
 
 
-def test_only_the_first_process_speaks(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+def test_only_the_first_process_speaks(second_process, capsys):
     with pytest.raises(SystemExit):
         finetune("--no_such_flag", "1")
     assert capsys.readouterr() == ("", "")

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -210,23 +211,24 @@ def test_validation_data_with_pictures_of_the_training_data_is_told(llava, capsy
 
 def test_too_long_samples(processor, capsys):
     tokenizer = processor.tokenizer
+    count = partial(dialogue_tokens, tokenizer=tokenizer)
     short, long, val = sample("a"), sample("a" * 400), sample("b")
     splits = Splits("x", Records([short, long]), Records([val]), skipped=2)
-    fitting = fit(splits, tokenizer, 300, skip=True)
+    fitting = fit(splits, count, 300, skip=True)
     assert fitting == Splits("x", Records([short]), Records([val]), skipped=3)
     said = capsys.readouterr().err
     assert "x: 1 of 2 records left out" in said and "tokens, at most 300 (" in said
     with pytest.raises(DataError, match="(?s)row a.*, or --max_tokens.*--skip_bad_records"):
-        fit(splits, tokenizer, 300, skip=False)
+        fit(splits, count, 300, skip=False)
     for train, held_out in (([long], [val]), ([short], [long])):
         with pytest.raises(DataError, match="No usable record is left"):
-            fit(Splits("x", Records(train), Records(held_out)), tokenizer, 300, skip=True)
+            fit(Splits("x", Records(train), Records(held_out)), count, 300, skip=True)
     # The limit itself fits.
     length = dialogue_tokens(long, tokenizer)
     assert length == len(encode_dialogue(long.messages, tokenizer).input_ids)
-    assert fit(splits, tokenizer, length, skip=False) == splits
+    assert fit(splits, count, length, skip=False) == splits
     with pytest.raises(DataError, match=f"{length} tokens, at most {length - 1} "):
-        fit(splits, tokenizer, length - 1, skip=False)
+        fit(splits, count, length - 1, skip=False)
 
 
 def test_a_record_with_several_mistakes_is_skipped_once(llava, tmp_path):

@@ -62,13 +62,17 @@ def test_splits_share_no_day_and_are_spread_over_the_years():
     assert embedded_pairs("test", 500) == drawn["test"]
 
 
-def test_scores_before_after_and_of_the_prior(monkeypatch):
+def test_scores_before_after_and_of_the_prior():
     task = DateTask(50)
     task.scored = task.scored[:20]
     truths = [pair.target for pair in task.scored]
-    monkeypatch.setattr(task, "_written", lambda model, tokenizer: ["?", *truths[1:]])
-    assert task.before(None, None)["exact_match"] == 0.95
-    scores = task.after(None, None)
+
+    def answer(pairs, max_new_tokens):
+        assert pairs == task.scored and max_new_tokens >= len("2024-01-01") + 1
+        return ["?", *truths[1:]]
+
+    assert task.before(answer)["exact_match"] == 0.95
+    scores = task.after(answer)
     assert set(scores) == {"after", "prior"}
     # Days of the test are not in the training data, so the prior is never right.
     assert scores["prior"]["exact_match"] == 0.0

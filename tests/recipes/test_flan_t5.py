@@ -23,7 +23,7 @@ from tuninglab.evaluation.texts import generate_texts
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.text_to_text import TextToText, load_text_to_text
 from tuninglab.recipes import flan_t5 as module
-from tuninglab.recipes.common import open_run
+from tuninglab.recipes.common import open_run, prepare
 from tuninglab.recipes.flan_t5 import flan_t5
 
 ROOT = Path(__file__).parents[2]
@@ -104,11 +104,11 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(
 
 
 def test_the_base_is_int8_unless_it_is_told_otherwise(config, pairs):
-    splits = module.open_data(config)
+    splits = module.open_data(config).splits
     # Four layers of 6 attentions, three of 4 feed-forwards, and the head.
     for quantization, expected in ((None, 24 + 12 + 1), ("none", 0)):
-        _, run = open_run(replace(config, quantization=quantization, overwrite=True))
-        setup = module.prepare(replace(config, quantization=quantization), splits, run)
+        asked, run = open_run(replace(config, quantization=quantization, overwrite=True))
+        setup = prepare(module.FLAN_T5, asked, run, splits)
         assert sum(isinstance(m, Int8Linear) for m in setup.model.modules()) == expected
 
 

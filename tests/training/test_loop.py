@@ -12,11 +12,12 @@ from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError, WorkError
-from tuninglab.recipes.flamingo import open_data, prepare
-from tuninglab.run_folder import RunFolder
+from tuninglab.recipes.common import Setup, open_run, prepare, train_setup
+from tuninglab.recipes.flamingo import FLAMINGO, open_data
 from tuninglab.training import loop as train_module
+from tuninglab.training import step as step_module
 from tuninglab.training.checkpoint import trainable_weights
-from tuninglab.training.loop import set_training_mode, train
+from tuninglab.training.loop import set_training_mode
 
 
 @pytest.fixture
@@ -33,12 +34,17 @@ def config(tiny_bases, tiny_data, tmp_path) -> FinetuneConfig:
     )
 
 
+def opened(config: FinetuneConfig) -> Setup:
+    """All that the recipe does before training."""
+    config, run = open_run(config)
+    return prepare(FLAMINGO, config, run, open_data(config).splits)
+
+
 def trained(config: FinetuneConfig):
     """Train as the recipe does, without its report: the model, and the lines of metrics.jsonl."""
-    run = RunFolder.plan(config)
-    setup = prepare(config, open_data(config), run)
-    train(setup.model, setup.train_loader, config, run, setup.accelerator, setup.val_loader)
-    return setup.model, metrics(run.path)
+    setup = opened(config)
+    train_setup(setup)
+    return setup.model, metrics(setup.run.path)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -77,8 +83,7 @@ def test_steps_equal_a_loop_written_by_hand(config):
     settings = {"max_steps": 3, "lr_scheduler": "constant", "warmup_steps": 0}
     config = replace(config, **settings, tuning_config=TuningConfig(gate_lr_multiplier=1.0))
     model, lines = trained(config)
-    run = RunFolder.plan(replace(config, run_name="b"))
-    setup = prepare(config, open_data(config), run)
+    setup = opened(replace(config, run_name="b"))
     reference = setup.model
     set_training_mode(reference)
     parameters = [p for p in reference.parameters() if p.requires_grad]
@@ -182,14 +187,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(config):
 
 
 def test_a_gradient_that_is_not_finite_stops_too(config, monkeypatch):
-    original = train_module.batch_loss
+    original = step_module.batch_loss
 
     def steep(*args):
         loss = original(*args)
         # Finite forward, infinite backward.
         return loss + (loss * 0).sqrt()
 
-    monkeypatch.setattr(train_module, "batch_loss", steep)
+    monkeypatch.setattr(step_module, "batch_loss", steep)
     with pytest.raises(WorkError, match="Step 1: loss 5.*gradient norm nan.*not finite"):
         trained(config)
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tuninglab.console import say
 from tuninglab.data.pairs import read_pairs
-from tuninglab.data.prompt import dialogue_tokens
 from tuninglab.data.readers import read_samples, settle
 from tuninglab.data.sources import Records, Source, picture_digest
 from tuninglab.errors import UserError
@@ -177,13 +176,7 @@ def _tell_shared_pictures(train: Records, val: Records) -> None:
         )
 
 
-def fit(
-    splits: Splits,
-    tokenizer: Any,
-    longest: int,
-    skip: bool,
-    count: Callable[[Any, Any], int] = dialogue_tokens,
-) -> Splits:
+def fit(splits: Splits, count: Callable[[Any], int], longest: int, skip: bool) -> Splits:
     """The splits without samples of more than `longest` tokens, which count as skipped.
 
     `count` says how many tokens a sample has.
@@ -193,7 +186,7 @@ def fit(
     """
 
     def part(samples: Source) -> Source:
-        lengths = [count(sample, tokenizer) for sample in samples]
+        lengths = [count(sample) for sample in samples]
         rows = list(zip(samples, lengths, strict=True))
         # Cutting would take the answer, or its end, away from the question: never silently.
         problems = [

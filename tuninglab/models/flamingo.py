@@ -138,10 +138,13 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         Images that are not `seen` (B, M) are padding: they are not encoded and come out as 0.
         """
         pixel_values = _with_frames(pixel_values)
-        # A batch in which nothing is seen is encoded whole: trained parameters that took part on
-        # one rank only would hang DDP. Reading `seen` would break a compiled graph.
-        if seen is None or torch.compiler.is_compiling() or seen.all() or not seen.any():
+        # Reading `seen` would break a compiled graph.
+        if seen is None or torch.compiler.is_compiling():
             return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
+        # Where nothing is seen, one image is encoded all the same: trained parameters that took
+        # part on one rank only would hang DDP.
+        seen = seen.clone()
+        seen[:1, :1] |= ~seen.any()
         latents = self.encode_images(pixel_values[seen].unsqueeze(1)).squeeze(1)
         padded = latents.new_zeros(*seen.shape, *latents.shape[1:])
         padded[seen] = latents

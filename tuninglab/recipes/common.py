@@ -16,7 +16,7 @@ from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.loading import make_loader
 from tuninglab.data.sampler import StepSampler
-from tuninglab.data.splits import Splits
+from tuninglab.data.splits import Splits, fit
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.recipes.recipe import Base, Recipe
@@ -138,7 +138,7 @@ def open_loaders(
     longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
     # The embedded samples are short; reading them all would draw every picture.
     if longest and config.data is not None:
-        splits = splits.fitting(base.tokens, longest, config.skip_bad_records)
+        splits = fit(splits, base.tokens, longest, config.skip_bad_records)
 
     def load(samples: Sequence[Any], accumulation: int, shuffle: bool) -> DataLoader:
         sampler = StepSampler(

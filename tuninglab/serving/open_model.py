@@ -3,15 +3,16 @@
 from typing import Any
 
 from tuninglab.adapters.saving import load_adapter
-from tuninglab.console import say
+from tuninglab.console import Choices, say
 from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 from tuninglab.named_model import find_model
+from tuninglab.training.hardware import best_device
 
 
 def open_model(name: str) -> tuple[Any, Any]:
-    """Load a model in evaluation mode, and its processor.
+    """Load a model in evaluation mode on the best device of this machine, and its processor.
 
     A base is loaded as it is saved, even if the run held it in fewer bits, which is said.
 
@@ -32,12 +33,14 @@ def open_model(name: str) -> tuple[Any, Any]:
             raise
         # The user named the result of tuning, not its base: say how the two belong together.
         raise UserError(f"The base of {named.tuned}: {error}") from error
-    if named.adapter is None:
-        return model, processor
     if named.tuned_on != "none" and not hasattr(model.config, "quantization_config"):
         floats = str(model.dtype).removeprefix("torch.")
         say(
             f"base weights: {floats}, as they are saved ({named.tuned} was tuned on them in "
             f"{named.tuned_on}; its adapter fits both)"
         )
-    return load_adapter(model, named.adapter).eval(), processor
+    # Before the adapter is loaded: PEFT puts its weights where the layers are.
+    model = model.to(best_device(Choices()))
+    if named.adapter is not None:
+        model = load_adapter(model, named.adapter)
+    return model.eval(), processor

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from tuninglab.console import Choices
+from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +35,8 @@ def make_accelerator(precision: str, choices: Choices) -> Accelerator:
             f"torchrun started {started} processes, but on {device.type} they cannot train "
             "together. Start one: --nproc_per_node=1."
         )
+    # From here on there is one answer to who speaks and writes.
+    answer_main_process(accelerator.is_main_process)
     choices.add("device", _device_name(device), f"{processes} process{'es' * (processes > 1)}")
     chosen = choose_precision(precision, device.type, choices)
     if chosen == "fp32":

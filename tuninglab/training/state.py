@@ -87,4 +87,4 @@ class TrainState:
     schedule: LambdaLR
     sampler: StepSampler
     progress: Progress
-    total_steps: int
+    total_steps: int = 0
