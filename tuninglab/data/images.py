@@ -56,14 +56,11 @@ def confined_path(name: str, root: Path) -> Path:
     return path
 
 
-def load_image(
-    source: ImageSource, root: Path | None = None, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture, fully decoded, upright, in RGB; of several frames the first.
 
     Args:
-        source: a path, the bytes of a file, or a PIL image.
-        root: confine a path to this folder; None trusts it.
+        source: a path, which is trusted; the bytes of a file; or a PIL image.
         max_pixels: refused above, before decoding (Pillow itself stops at 178,956,970).
 
     Raises:
@@ -73,7 +70,7 @@ def load_image(
         return _decoded(source, "the picture", max_pixels)
     if isinstance(source, bytes):
         return _opened(BytesIO(source), "the picture given as bytes", max_pixels)
-    path = Path(source) if root is None else confined_path(str(source), root.resolve())
+    path = Path(source)
     label = f"picture {brief(str(path), 200)}"
     try:
         if not path.exists():
