@@ -21,7 +21,7 @@ from tuninglab.evaluation.task import Task
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
-from tuninglab.training.hardware import peak_memory_mib, precision_of
+from tuninglab.training.hardware import precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import train, validation_loss
 from tuninglab.training.state import Progress
@@ -190,7 +190,7 @@ def train_figures(progress: Progress, setup: Setup) -> dict[str, Any]:
         "wall_s": round(progress.wall_s, 3),
         "first_loss": progress.first_loss,
         "last_loss": progress.last_loss,
-        "peak_memory_mib": round(peak_memory_mib(setup.accelerator.device), 1),
+        "peak_memory_mib": round(progress.peak_memory_mib, 1),
         "trainable_parameters": sum(row["parameters"] for row in setup.trainable),
     }
 

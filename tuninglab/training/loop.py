@@ -27,7 +27,7 @@ from tuninglab.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from tuninglab.training.hardware import peak_memory_mib
+from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
@@ -83,8 +83,9 @@ def train(
                 progress.val_loss = line["val_loss"]
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
             lap = progress.spend(lap)
+            progress.note_memory(peak_memory_mib(accelerator.device))
             if last or outcome["stop"] or _due(config.save_steps, progress.step):
-                save_checkpoint(run.checkpoints, state, accelerator)
+                save_checkpoint(run.checkpoints, state, accelerator, config.keep_checkpoints)
             if outcome["stop"] and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
@@ -110,8 +111,7 @@ def _start(
     state = TrainState(model, wrapped, prepared, schedule, sampler, Progress())
     # The same weights everywhere, but not the same dropout.
     set_seed(config.seed + accelerator.process_index)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    reset_peak_memory(accelerator.device)
     if run.resumed:
         checkpoint = newest_checkpoint(run.checkpoints)
         load_checkpoint(checkpoint, state, accelerator)
