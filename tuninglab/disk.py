@@ -30,7 +30,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         WorkError: the disk is full or the place cannot be written.
     """
     beside, old = _beside(path)
-    try:
+    with _told(path, beside):
         # Left over where an earlier process was killed. While writing, `old` must not be there:
         # beside half a new folder it would vouch for it.
         finish_replacing(path)
@@ -46,11 +46,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if not _is_write_failure(error, path, beside):
-            raise
-        raise WorkError(_not_written(path, error)) from error
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -80,14 +75,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         WorkError: the disk is full or the place cannot be written.
     """
     beside, _ = _beside(path)
-    try:
+    with _told(path, beside):
         yield beside
         os.replace(beside, path)
-    except Exception as error:
-        beside.unlink(missing_ok=True)
-        if not _is_write_failure(error, path, beside):
-            raise
-        raise WorkError(_not_written(path, error)) from error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -113,6 +103,24 @@ def _move(beside: Path, path: Path) -> None:
             raise
 
 
+@contextmanager
+def _told(path: Path, beside: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        elif beside.is_file():
+            beside.unlink()
+        if not _is_write_failure(error, path, beside):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise WorkError(
+            f"{path} could not be written: {reason}. What was saved before is whole. "
+            "Free some space or choose another place (--output_dir, --out)."
+        ) from error
+
+
 def _is_write_failure(error: Exception, path: Path, beside: Path) -> bool:
     """Whether writing failed, and not the reading of something that was to be written."""
     if not isinstance(error, OSError):
@@ -124,11 +132,3 @@ def _is_write_failure(error: Exception, path: Path, beside: Path) -> bool:
         return error.errno in UNWRITABLE
     named = Path(error.filename)
     return named == path or named.is_relative_to(beside) or beside.is_relative_to(named)
-
-
-def _not_written(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    return (
-        f"{path} could not be written: {reason}. What was saved before is whole. "
-        "Free some space or choose another place (--output_dir, --out)."
-    )

@@ -80,7 +80,7 @@ def test_peak_memory_counts_from_its_reset_on():
     del block
     # The kernel counts pages in batches, so that a few may be missing.
     assert peak_memory_mib(CPU) > high - 8
-    reset_peak_memory(CPU)
+    assert reset_peak_memory(CPU)
     low = peak_memory_mib(CPU)
     assert low == pytest.approx(resident_mib(), abs=32)
     assert low < high - 200
@@ -92,7 +92,7 @@ def test_peak_memory_counts_from_its_reset_on():
 def test_where_the_system_does_not_count_anew_it_is_the_peak_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "PROCESS", tmp_path / "none")
     before = peak_memory_mib(CPU)
-    reset_peak_memory(CPU)
+    assert not reset_peak_memory(CPU)
     block = torch.ones(64 * 2**18)
     assert 10 < before <= peak_memory_mib(CPU) < 2**20
     assert block.sum() > 0

@@ -52,7 +52,7 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def named_in(settings: Mapping, config_class: type, prefix: str = "") -> set[str]:
+def named_in(settings: Mapping[str, Any], config_class: type, prefix: str = "") -> set[str]:
     """Names that `leaves` has for the settings that a mapping gives."""
     hints, other, found = get_type_hints(config_class), spellings(config_class), set()
     for written, value in settings.items():

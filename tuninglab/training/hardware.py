@@ -79,17 +79,21 @@ def precision_of(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_mib` count from here, so that it tells of training and not of loading."""
+def reset_peak_memory(device: torch.device) -> bool:
+    """Let `peak_memory_mib` count from here on; returns whether the system can.
+
+    So that it tells of training, and not of loading.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            # Makes what is resident now the highest so far (proc(5)).
-            (PROCESS / "clear_refs").write_text("5")
-        # macOS has no such file, some containers forbid it: the peak stays that of the process.
-        except OSError:
-            pass
+        return True
+    try:
+        # Makes what is resident now the highest so far (proc(5)).
+        (PROCESS / "clear_refs").write_text("5")
+    # macOS has no such file, some containers forbid it.
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory_mib(device: torch.device) -> float:
