@@ -12,7 +12,7 @@ PIP_ARGS ?=
 # The stamp files are newer than what they were made from as long as the installation is current.
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is \
 	needed; name one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -e . -c constraints.txt $(PIP_ARGS)

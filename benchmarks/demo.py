@@ -28,7 +28,7 @@ def run_once(seed: int, folder: Path) -> dict[str, Any]:
     subprocess.run([*command, "--output_dir", str(folder)], cwd=ROOT, check=True)
     command_s = round(time.perf_counter() - began_s, 1)
     report = json.loads((folder / "demo" / "report.json").read_text())
-    environment = json.loads((folder / "demo" / "environment.json").read_text())
+    environment = json.loads((folder / "demo" / "environment.json").read_text())[-1]
     return {"seed": seed, "command_s": command_s, "report": report, "environment": environment}
 
 

@@ -94,7 +94,7 @@ def one_run(task: str, seed: int, int8: bool) -> dict[str, Any]:
         if int8:
             dtype = DTYPES[report["precision"]]
             figures["exact_match_on_16_bit_base"] = score(Path(folder) / "run" / "adapter", dtype)
-            environment = json.loads((Path(folder) / "run" / "environment.json").read_text())
+            environment = json.loads((Path(folder) / "run" / "environment.json").read_text())[-1]
             figures["environment"] = {k: environment[k] for k in ("versions", "threads", "choices")}
     return figures
 

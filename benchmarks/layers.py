@@ -25,18 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "int8_layers.json"
 sys.path.insert(0, str(ROOT))
 
-from tuninglab.comparison.machine import (  # noqa: E402
-    describe_machine,
-    load_average,
-    now,
-    versions,
-)
+from tuninglab.comparison.machine import describe_machine, load_average, now  # noqa: E402
 from tuninglab.comparison.memory import MIB, saved_for_backward  # noqa: E402
 from tuninglab.comparison.timing import ratio_of  # noqa: E402
 from tuninglab.console import say  # noqa: E402
 from tuninglab.int8.linear import Int8Linear  # noqa: E402
 from tuninglab.int8.rows import quantise_rows, scale_rows  # noqa: E402
-from tuninglab.run_folder import git_commit  # noqa: E402
+from tuninglab.run_folder import git_commit, versions  # noqa: E402
 
 # Rows (out, in) of the weight: flan-t5-small's attention and feed-forward, LLaMA-7B's.
 SHAPES = ((512, 512), (2048, 512), (4096, 4096), (11008, 4096))

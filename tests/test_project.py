@@ -3,25 +3,23 @@
 import ast
 import re
 import sys
-from importlib.metadata import packages_distributions
+import tomllib
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "tuninglab").rglob("*.py"))
 FILE_LINES = 300
 FUNCTION_LINES = 60
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 
 
 def constraints():
@@ -40,6 +38,32 @@ def test_environment_yml_installs_this_project_at_the_tested_versions():
     assert name == "python"
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(version)
     assert pip == ["-c constraints.txt", "-e ."]
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    (oldest,) = Requirement(f"python{PROJECT['requires-python']}").specifier
+    major, minor = oldest.version.split(".")
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{major}{minor}"
+    assert PYPROJECT["tool"]["pyright"]["pythonVersion"] == oldest.version
+    for name, said in {
+        "README.md": f"Python >= {oldest.version} ",
+        "Makefile": f'({major}, {minor}) and "Python {oldest.version} or newer',
+        "environment.yml": f"python={oldest.version}",
+    }.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert said in text, name
+        # No other version is promised beside it.
+        assert set(re.findall(r"Python (?:>= )?(3\.\d+)", text)) <= {oldest.version}, name
+    assert not [pin for pin in constraints() if "python_version" in str(pin.marker or "")]
+
+
+def test_python_and_transformers_fit_each_other():
+    # The dependency needs this Python itself: a wider promise could not be installed.
+    (oldest,) = Requirement(f"python{PROJECT['requires-python']}").specifier
+    needed = SpecifierSet(metadata("transformers")["Requires-Python"])
+    assert needed.contains(oldest.version)
+    (wanted,) = [r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "transformers"]
+    assert "6.0" not in wanted.specifier and "5.23" in wanted.specifier
 
 
 def test_every_dependency_is_pinned_within_its_range():

@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,12 @@ import yaml
 
 from tuninglab import run_folder
 from tuninglab.config import FinetuneConfig, FlanT5Config
+from tuninglab.config.flags import parse
 from tuninglab.console import Choices
 from tuninglab.errors import UserError, WorkError
-from tuninglab.run_folder import RunFolder, git_commit, how_to_end
+from tuninglab.named_model import NamedModel, find_model
+from tuninglab.reporting.report import read_figures
+from tuninglab.run_folder import RunFolder, git_commit, how_to_end, read_starts
 
 
 @pytest.fixture
@@ -117,6 +121,116 @@ def test_resume_refuses_settings_that_would_change_the_past(config):
         RunFolder.plan(given).resumed_config(given)
 
 
+def typed(config: FinetuneConfig, *words: str) -> FinetuneConfig:
+    """The settings of a resumed run, as the command line comes to them."""
+    place = ["--resume", "--run_name", "a", "--output_dir", config.output_dir]
+    given = parse("tuninglab finetune", FinetuneConfig, [*place, *words])
+    return RunFolder.plan(given).resumed_config(given)
+
+
+def test_resume_refuses_what_is_typed_even_at_its_default(config):
+    made(replace(config, learning_rate=1e-5, batch_size=4, lr_scheduler="linear"))
+    words = "--learning_rate 2e-4 --batch_size 8 --lr_scheduler cosine --tuning_config.r 16"
+    with pytest.raises(UserError) as caught:
+        typed(config, *words.split())
+    assert str(caught.value).splitlines()[:-1] == [
+        "--batch_size is 8, but the run was started with 4.",
+        "--learning_rate is 0.0002, but the run was started with 1e-05.",
+        "--lr_scheduler is 'cosine', but the run was started with 'linear'.",
+    ]
+    resumed = typed(config, "--learning-rate", "1e-5", "--per_device_train_batch_size", "4")
+    assert (resumed.learning_rate, resumed.lr_scheduler) == (1e-5, "linear")
+
+
+def test_resume_refuses_what_a_file_gives_and_what_is_inside_tuning_config(config, tmp_path):
+    made(replace(config, batch_size=4, tuning_config={"r": 8, "lora_alpha": 32}))
+    (tmp_path / "recipe.yaml").write_text("batch_size: 8\ntuning_config: {r: 16}\n")
+    expected = "--batch_size is 8.*with 4.\n--tuning_config.r is 16, .* with 8.\nLeave"
+    with pytest.raises(UserError, match=expected):
+        typed(config, "--config", str(tmp_path / "recipe.yaml"))
+    resumed = typed(config, "--tuning_config.r", "8")
+    assert (resumed.tuning_config.r, resumed.tuning_config.lora_alpha) == (8, 32)
+
+
+def test_what_may_change_on_resume_changes_even_to_its_default(config):
+    changed = {"max_steps": 7, "workers": 2, "save_steps": 3, "keep_checkpoints": 5, "epochs": 4}
+    made(replace(config, **changed))
+    resumed = typed(config, "--workers", "0", "--max_steps", "None", "--keep_checkpoints", "2")
+    assert (resumed.workers, resumed.max_steps, resumed.keep_checkpoints) == (0, None, 2)
+    assert (resumed.save_steps, resumed.epochs) == (3, 4)
+
+
+def test_what_the_start_decided_stands_where_it_is_left_open_again(config):
+    made(replace(config, enable_int8=True).resolved(precision="bf16"))
+    resumed = typed(config, "--precision", "auto", "--enable_int8", "--quantization", "None")
+    assert (resumed.precision, resumed.base_format) == ("bf16", "int8")
+    with pytest.raises(UserError, match="--precision is 'fp32', .* with 'bf16'"):
+        typed(config, "--precision", "fp32")
+
+
+@pytest.mark.parametrize("recipe", [FinetuneConfig, FlanT5Config])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_to_go_on_can_be_pasted(recipe, processes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    run = made(recipe(output_dir="my runs/it's", run_name="a b"))
+    run.write_environment(Choices(), threads=1, device="cpu")
+    (run.checkpoints / "step-000003").mkdir(parents=True)
+
+    def go_on():
+        said = how_to_end(run.path)
+        words = shlex.split(said[said.index("tuninglab" if processes == 1 else "torchrun") :])
+        return words, words.index("--resume")
+
+    words, flags = go_on()
+    verb = recipe.recipe
+    torchrun = ["torchrun", "--nproc_per_node=2", "-m", "tuninglab", verb]
+    assert words[:flags] == (torchrun if processes == 2 else ["tuninglab", verb])
+    given = parse(verb, recipe, words[flags:])
+    assert (given.resume, given.run_name, given.output_dir) == (True, "a b", "my runs/it's")
+    # In a checkout, as the README has it; the script is that of one recipe.
+    (tmp_path / "fine_tuning.py").touch()
+    words, flags = go_on()
+    script = processes == 2 and recipe is FinetuneConfig
+    assert (words[flags - 1] == "fine_tuning.py") == script
+
+
+def test_a_run_in_the_package_folder_is_pointed_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuninglab").mkdir()
+    made(FinetuneConfig(output_dir="tuninglab/runs", run_name="a"))
+    with pytest.raises(UserError, match=r"no runs/a here. Did you mean tuninglab/runs/a\?"):
+        find_model("runs/a")
+    with pytest.raises(UserError, match=r"--resume: runs/a is no run.*mean tuninglab/runs/a\?"):
+        RunFolder.plan(FinetuneConfig(run_name="a", resume=True))
+    with pytest.raises(UserError, match=r"runs/a: no such folder. Did you mean tuninglab/runs/a\?"):
+        read_figures("runs/a")
+    assert find_model("runs/b") == NamedModel("runs/b")
+    # And from the folder that the command was run in, for a run of the root.
+    made(FinetuneConfig(run_name="b"))
+    monkeypatch.chdir(tmp_path / "tuninglab")
+    with pytest.raises(UserError, match=r"Did you mean \.\./runs/b\?"):
+        find_model("runs/b")
+
+
+def test_an_adapter_whose_replacing_was_cut_short_is_found(config):
+    run = made(config)
+    (run.path / ".adapter.old").mkdir()
+    (run.path / ".adapter.writing").mkdir()
+    (run.path / ".adapter.writing" / "adapter_config.json").write_text("{}")
+    assert find_model(str(run.path)).adapter == run.adapter
+    assert (run.adapter / "adapter_config.json").is_file()
+
+
+def test_overwriting_brings_no_adapter_back(config):
+    run = made(config)
+    for name in (".adapter.old", ".adapter.writing"):
+        (run.path / name).mkdir()
+    made(replace(config, overwrite=True))
+    with pytest.raises(UserError, match="the run has not ended"):
+        find_model(str(run.path))
+
+
 def test_a_run_goes_on_with_its_own_recipe(config):
     text = FlanT5Config(output_dir=config.output_dir, run_name="t", batch_size=3)
     run = made(text)
@@ -131,7 +245,7 @@ def test_a_run_goes_on_with_its_own_recipe(config):
     with pytest.raises(UserError, match="--quantization is 'none', but .* 'int8'"):
         RunFolder.plan(given).resumed_config(replace(given, quantization="none"))
     other = replace(config, run_name="t", resume=True)
-    with pytest.raises(UserError, match="recipe: is 'flan-t5'; expected one of finetune"):
+    with pytest.raises(UserError, match="recipe is 'flan-t5'; expected one of finetune"):
         RunFolder.plan(other).resumed_config(other)
 
 
@@ -162,10 +276,26 @@ def test_environment(config):
     choices = Choices()
     choices.add("precision", "fp32", "because")
     run.write_environment(choices, threads=2, device="cpu")
-    written = json.loads((run.path / "environment.json").read_text())
+    (written,) = json.loads((run.path / "environment.json").read_text())
     assert {"torch", "transformers", "peft", "python"} <= set(written["versions"])
     assert written["threads"] == 2 and written["command"]
     assert written["choices"] == [{"choice": "precision", "value": "fp32", "reason": "because"}]
+
+
+def test_every_start_adds_its_part_to_the_environment(config):
+    run = made(config)
+    # The first version kept one object, of the last start.
+    run.write("environment.json", {"device": "cuda:0", "processes": 2})
+    resumed = RunFolder(run.path, resumed=True)
+    for device in ("cpu", "mps"):
+        resumed.write_environment(Choices(), threads=2, device=device)
+    assert [part["device"] for part in read_starts(run.path)] == ["cuda:0", "cpu", "mps"]
+    # --overwrite begins anew.
+    run.write_environment(Choices(), threads=2, device="cpu")
+    assert [part["device"] for part in read_starts(run.path)] == ["cpu"]
+    (run.path / "environment.json").write_text("[{")
+    with pytest.raises(UserError, match="environment.json is not JSON.*delete"):
+        resumed.write_environment(Choices(), threads=2, device="cpu")
 
 
 def test_commit_is_that_of_the_package(tmp_path, monkeypatch):

@@ -1,12 +1,23 @@
-"""Writing that leaves either the old state or the new one on disk, never half of it."""
+"""Writing that leaves either the old state or the new one on disk, never half of it.
 
+A folder is replaced in steps: the new one is written in full as `.NAME.writing`, the old one moves
+aside to `.NAME.old`, the new one takes its name, the old one is deleted. Killed between the two
+moves, a process leaves nothing under the name; so both lying beside it means that the new one is
+whole, and `finish_replacing` completes the move. Readers of a folder call it first.
+"""
+
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tuninglab.errors import WorkError
+
+# Full disk, quota, longest file, broken device: never the fault of a file that was to be read.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -18,24 +29,42 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         WorkError: the disk is full or the place cannot be written.
     """
-    beside = path.with_name(f".{path.name}.writing")
-    old = path.with_name(f".{path.name}.old")
-    # Left over where an earlier process was killed while writing.
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
+    beside, old = _beside(path)
+    with _told(path, beside):
+        # Left over where an earlier process was killed. While writing, `old` must not be there:
+        # beside half a new folder it would vouch for it.
+        finish_replacing(path)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-        beside.rename(path)
-    # torch.save and safetensors report a full disk as RuntimeError and as their own class.
-    except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if not _is_write_failure(error):
+        try:
+            _move(beside, path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
             raise
-        raise WorkError(_not_written(path, error)) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_replacing(path: Path) -> None:
+    """Complete the replacing of a folder whose process was killed between the two moves."""
+    beside, old = _beside(path)
+    if old.exists() and beside.exists() and not path.exists():
+        _move(beside, path)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder: at once for those who look, with what a killed process left beside it."""
+    beside, old = _beside(path)
+    # First what `finish_replacing` would bring back.
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+        shutil.rmtree(old)
 
 
 @contextmanager
@@ -45,15 +74,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         WorkError: the disk is full or the place cannot be written.
     """
-    beside = path.with_name(f".{path.name}.writing")
-    try:
+    beside, _ = _beside(path)
+    with _told(path, beside):
         yield beside
         os.replace(beside, path)
-    except Exception as error:
-        beside.unlink(missing_ok=True)
-        if not _is_write_failure(error):
-            raise
-        raise WorkError(_not_written(path, error)) from error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -66,16 +90,45 @@ def write_whole(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def _is_write_failure(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return True
-    text = str(error)
-    return "PytorchStreamWriter" in text or "os error" in text or "inline_container" in text
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
 
 
-def _not_written(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    return (
-        f"{path} could not be written: {reason}. What was saved before is whole. "
-        "Free some space or choose another place (--output_dir, --out)."
-    )
+def _move(beside: Path, path: Path) -> None:
+    try:
+        beside.rename(path)
+    except FileNotFoundError:
+        # A reader may have finished what it took for the work of a killed process.
+        if not path.exists():
+            raise
+
+
+@contextmanager
+def _told(path: Path, beside: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        elif beside.is_file():
+            beside.unlink()
+        if not _is_write_failure(error, path, beside):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise WorkError(
+            f"{path} could not be written: {reason}. What was saved before is whole. "
+            "Free some space or choose another place (--output_dir, --out)."
+        ) from error
+
+
+def _is_write_failure(error: Exception, path: Path, beside: Path) -> bool:
+    """Whether writing failed, and not the reading of something that was to be written."""
+    if not isinstance(error, OSError):
+        # torch.save and safetensors report a full disk as RuntimeError and as their own class.
+        text, number = str(error), re.search(r"os error (\d+)", str(error))
+        torch_writes = "inline_container" in text and "PytorchStreamReader" not in text
+        return torch_writes or bool(number and int(number[1]) in UNWRITABLE)
+    if error.errno in UNWRITABLE or not isinstance(error.filename, str):
+        return error.errno in UNWRITABLE
+    named = Path(error.filename)
+    return named == path or named.is_relative_to(beside) or beside.is_relative_to(named)

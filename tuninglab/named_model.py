@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.yaml_file import read_recipe
+from tuninglab.disk import finish_replacing
 from tuninglab.errors import UserError
-from tuninglab.run_folder import how_to_end
+from tuninglab.run_folder import elsewhere, how_to_end
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -34,9 +35,11 @@ def find_model(name: str) -> NamedModel:
         name: a run folder or the adapter/ in it, an adapter directory, or the name of a base.
 
     Raises:
-        UserError: the run has not ended, or the adapter does not name its base.
+        UserError: the run has not ended or lies elsewhere, or the adapter does not name its base.
     """
     path = Path(name).expanduser()
+    if path.name:
+        finish_replacing(path)
     # What tells them apart: a run folder holds config.yaml, an adapter adapter_config.json, a model
     # directory config.json.
     if (path / "config.yaml").is_file():
@@ -49,10 +52,14 @@ def find_model(name: str) -> NamedModel:
             return _run(whole.parent)
         what = f"adapter {path} (base_model_name_or_path in its {ADAPTER_CONFIG})"
         return NamedModel(_base_of_adapter(path), path, what)
+    if not path.exists() and (hint := elsewhere(path)):
+        raise UserError(f"There is no {name} here. {hint}")
     return NamedModel(name)
 
 
 def _run(run: Path) -> NamedModel:
+    for name in ("adapter", "base"):
+        finish_replacing(run / name)
     if not (run / "adapter").is_dir():
         raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}")
     settings = read_recipe(run / "config.yaml")

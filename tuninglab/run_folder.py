@@ -3,35 +3,34 @@
 import json
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tuninglab.config.training import TrainingConfig
-from tuninglab.config.yaml_file import CALL_ONLY, config_yaml, read_config, read_recipe
+from tuninglab.config.yaml_file import config_yaml, read_config, read_recipe
 from tuninglab.console import Choices, is_main_process
-from tuninglab.disk import write_whole
+from tuninglab.disk import remove_folder, write_whole
 from tuninglab.errors import UserError, WorkError
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "numpy")
+# What the figures of a run or measurement depend on; not all of them need be there.
+PACKAGES = (
+    *("tuninglab", "torch", "transformers", "peft", "accelerate", "safetensors"),
+    *("bitsandbytes", "pillow", "numpy"),
+)
 # All that a run writes; --overwrite deletes these and nothing else.
 FILES = (
     *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl"),
     *("answers.json", "report.json", "report.html", "loss.png"),
 )
 FOLDERS = ("adapter", "checkpoints", "base", "pictures")
-# Settings that may differ when a run goes on: none of them changes what was computed so far.
-CHANGEABLE = (
-    *("max_steps", "epochs", "workers", "logging_steps", "save_steps", "eval_steps"),
-    *("output_dir", "run_name", *CALL_ONLY),
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a run folder. Choose another --run_name.")
         if self.resumed and not (self.path / "config.yaml").is_file():
-            raise UserError(f"--resume: {self.path} is no run folder. Check --run_name.")
+            hint = elsewhere(self.path) or "Check --run_name."
+            raise UserError(f"--resume: {self.path} is no run folder. {hint}")
         holds_files = self.path.is_dir() and any(self.path.iterdir())
         if holds_files and not self.resumed:
             self._check_taken(config.overwrite)
@@ -105,8 +105,7 @@ class RunFolder:
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
         for name in FOLDERS:
-            if (self.path / name).exists():
-                shutil.rmtree(self.path / name)
+            remove_folder(self.path / name)
 
     def resumed_config(self, config: Config) -> Config:
         """Settings of a resumed run: those it was started with, with what this call changes.
@@ -114,22 +113,7 @@ class RunFolder:
         Raises:
             UserError: a setting was changed that the steps made so far depend on.
         """
-        saved = read_config(self.path / "config.yaml", type(config))
-        defaults = type(config)()
-        changes, refused = {}, []
-        for name in (field.name for field in fields(config)):
-            given, before = getattr(config, name), getattr(saved, name)
-            # A flag at its default reads as not given: `--resume --run_name X` is enough.
-            if name not in CALL_ONLY and given in (before, getattr(defaults, name)):
-                continue
-            if name in CHANGEABLE:
-                changes[name] = given
-            else:
-                refused.append(f"--{name} is {given!r}, but the run was started with {before!r}.")
-        if refused:
-            hint = "Leave these flags out to go on, or start a new run with another --run_name."
-            raise UserError("\n".join([*refused, hint]))
-        return replace(saved, **changes)
+        return config.going_on_from(read_config(self.path / "config.yaml", type(config)))
 
     @property
     def adapter(self) -> Path:
@@ -183,21 +167,52 @@ class RunFolder:
         write_whole(path, "".join(line + "\n" for line in kept))
 
     def write_environment(self, choices: Choices, threads: int, device: str) -> None:
-        """Write environment.json: what the run ran on, and why the automatic choices were made."""
-        packages = {name: version(name) for name in PACKAGES}
-        self.write(
-            "environment.json",
-            {
-                "versions": {"python": platform.python_version(), **packages},
-                "platform": platform.platform(),
-                "device": device,
-                "threads": threads,
-                "processes": int(os.environ.get("WORLD_SIZE", "1")),
-                "git_commit": git_commit(),
-                "command": sys.argv,
-                "choices": choices.made,
-            },
-        )
+        """Add this start to environment.json: on what, and why the automatic choices were made.
+
+        Raises:
+            WorkError: the disk is full.
+            UserError: the file is damaged.
+        """
+        start = {
+            "versions": versions(),
+            "platform": platform.platform(),
+            "device": device,
+            "threads": threads,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "git_commit": git_commit(),
+            "command": sys.argv,
+            "choices": choices.made,
+        }
+        # The earlier parts of a resumed run were computed on what they name.
+        self.write("environment.json", [*(read_starts(self.path) if self.resumed else []), start])
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """The parts of environment.json, one a start, oldest first; none if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / "environment.json"
+    if not path.is_file():
+        return []
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: damaged. Restore or delete it.") from error
+    # Version 0.1 wrote one object, of the last start.
+    return [part for part in (parts if isinstance(parts, list) else [parts]) if type(part) is dict]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -206,15 +221,33 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def how_to_end(run: Path) -> str:
-    """What to do with a run that has not ended."""
-    if has_checkpoint(run):
-        recipe = read_recipe(run / "config.yaml").recipe
-        return f"Let it go on: tuninglab {recipe} --resume --run_name {run.name}{_place(run)}"
-    return f"It saved nothing to go on from: start it again with --overwrite{_place(run)}"
+    """What to do with a run that has not ended: a command to paste, where there is one."""
+    place = "" if str(run.parent) == "runs" else f" --output_dir {shlex.quote(str(run.parent))}"
+    if not has_checkpoint(run):
+        return f"It saved nothing to go on from: start it again with --overwrite{place}"
+    recipe = read_recipe(run / "config.yaml").recipe
+    starts = read_starts(run)
+    # Order and loss depend on the number of processes: a checkpoint takes no other.
+    processes = starts[-1].get("processes", 1) if starts else 1
+    command = f"tuninglab {recipe}"
+    if processes > 1:
+        # The script lies in a checkout only, and is that of one recipe.
+        script = recipe == "finetune" and Path("fine_tuning.py").is_file()
+        work = "fine_tuning.py" if script else f"-m {command}"
+        command = f"torchrun --nproc_per_node={processes} {work}"
+    return f"Let it go on: {command} --resume --run_name {shlex.quote(run.name)}{place}"
 
 
-def _place(run: Path) -> str:
-    return "" if str(run.parent) == "runs" else f" --output_dir {run.parent}"
+def elsewhere(run: Path) -> str:
+    """Where a run of this name is instead, as a hint; empty if nowhere near.
+
+    `cd tuninglab && python flamingo.py` leaves its runs in tuninglab/runs, not in runs.
+    """
+    near = (Path(beside) / run for beside in ("tuninglab", ".."))
+    found = next((path for path in near if (path / "config.yaml").is_file()), None)
+    if found is None or run.is_absolute():
+        return ""
+    return f"Did you mean {found}? Runs lie in the directory that they were started from."
 
 
 def git_commit() -> str | None:

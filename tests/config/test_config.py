@@ -49,6 +49,9 @@ def test_tuning_config_is_taken_as_the_document_writes_it():
         ("save_steps", 0),
         ("max_tokens", 0),
         ("checkpoint_every", 0),
+        ("keep_checkpoints", 0),
+        ("batch_size", 2.5),
+        ("skip_bad_records", "no"),
         ("workers", -1),
         ("warmup_steps", -1),
         ("seed", 2**32),
@@ -175,6 +178,12 @@ def test_what_a_run_keeps_leaves_nothing_open_and_contradicts_nothing():
         assert (kept.base_format, kept.quantization, kept.enable_int8) == (kind, kind, switch)
         assert kept.savers == kept.memory_savers == FlanT5Config(quantization=kind).savers
         assert kept.resolved() == kept
+
+
+def test_the_precision_that_was_decided_is_kept():
+    assert FinetuneConfig().resolved().precision == "auto"
+    kept = FinetuneConfig().resolved(precision="bf16")
+    assert (kept.precision, kept.resolved()) == ("bf16", kept)
 
 
 def test_memory_savers_come_with_int8_unless_they_are_named():

@@ -78,6 +78,20 @@ def test_a_quantization_overrides_what_the_recipe_or_its_file_leaves_open(tmp_pa
         assert parse("tuninglab flan-t5", FlanT5Config, words + more).base_format == "none"
 
 
+def test_what_was_typed_is_known_in_every_spelling(tmp_path):
+    words = "--lr 2e-4 --tuning-config.r=16 --lean --json --target_modules q_proj --workers 0"
+    assert finetune(*words.split()).typed == {
+        *("learning_rate", "tuning_config.r", "memory_savers", "json", "workers"),
+        "tuning_config.lora_target_modules",
+    }
+    assert finetune().typed == frozenset()
+    path = tmp_path / "recipe.yaml"
+    path.write_text("num_train_epochs: 1\ntuning_config: {target_modules: [q_proj]}\n")
+    assert finetune("--config", str(path), "--seed", "0").typed == {
+        *("epochs", "tuning_config.lora_target_modules", "config", "seed"),
+    }
+
+
 def test_memory_savers_by_name_and_none_at_all():
     assert finetune("--lean", "--seed", "3").memory_savers == []
     assert finetune("--lean", "loss", "norm").memory_savers == ["loss", "norm"]

@@ -32,7 +32,7 @@ def test_hugging_face_name_is_an_alias():
 
 
 def test_unknown_key_names_the_nearest():
-    with pytest.raises(UserError, match="'lora_alhpa'; did you mean 'lora_alpha'"):
+    with pytest.raises(UserError, match="'lora_alhpa' in tuning_config. Did you mean 'lora_alpha'"):
         TuningConfig.from_dict({"lora_alhpa": 3})
 
 
@@ -49,6 +49,7 @@ def test_unknown_key_names_the_nearest():
         {"gate_lr_multiplier": 0},
         {"bias": "some"},
         {"task_type": "VLM"},
+        {"lora_target_modules": ["q", ""]},
         {"lora_target_modules": []},
         {"lora_target_modules": [1]},
         {"modules_to_save": {"a": 1}},
@@ -58,6 +59,14 @@ def test_unknown_key_names_the_nearest():
 def test_wrong_values_are_named(wrong):
     with pytest.raises(UserError, match=f"tuning_config.{next(iter(wrong))} is"):
         TuningConfig.from_dict(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"r": 2.5}, {"lora_dropout": "much"}, {"bias": "some"}, {"train_gates": "yes"}]
+)
+def test_what_is_set_in_python_is_checked_too(wrong):
+    with pytest.raises(UserError, match=f"tuning_config.{next(iter(wrong))} is"):
+        TuningConfig(**wrong).validate()
 
 
 def test_other_types_are_refused():

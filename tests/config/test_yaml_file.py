@@ -45,7 +45,8 @@ def test_what_concerns_one_call_is_not_written():
         ("learning_rat: 1\n", ["'learning_rat'", "Did you mean 'learning_rate'", "batch_size"]),
         ("recipe: flan-t5\n", ["recipe", "'flan-t5'", "one of finetune"]),
         ("lean: [loss, gl]\n", ["memory_savers", "'gl'", "norm, glu"]),
-        ("PATHS: x\n", ["unknown key 'PATHS'"]),
+        ("INT8_BY_DEFAULT: x\n", ["unknown key 'INT8_BY_DEFAULT'"]),
+        ("typed: [x]\n", ["unknown key 'typed'"]),
         ("tuning_config:\n  rr: 1\n", ["tuning_config", "'rr'", "lora_alpha"]),
         ("tuning_config: 3\n", ["tuning_config", "int"]),
         ("batch_size: two\n", ["batch_size", "'two'", "whole number"]),
@@ -105,6 +106,78 @@ def test_a_run_tells_its_recipe(tmp_path):
     # A run from before there was a second recipe.
     path.write_text("seed: 3\n")
     assert read_recipe(path) == FinetuneConfig(seed=3)
+
+
+# As `finetune --enable_int8` wrote it before `lean` became `memory_savers` (289fa3a).
+OLD = """recipe: finetune
+model: embedded
+data: null
+val_data: null
+val_split: 0.0
+run_name: int8
+output_dir: /tmp/old_runs
+epochs: 1
+max_steps: 6
+batch_size: 4
+gradient_accumulation_steps: 1
+learning_rate: 0.0002
+lr_scheduler: cosine
+warmup_steps: null
+weight_decay: 0.0
+max_grad_norm: 1.0
+workers: 0
+precision: auto
+enable_int8: true
+quantization: int8
+lean:
+- norm
+- glu
+seed: 0
+logging_steps: 1
+save_steps: 3
+eval_steps: null
+activation_checkpointing: false
+checkpoint_every: null
+skip_bad_records: false
+max_tokens: null
+tuning_config:
+  r: 16
+  lora_alpha: 16
+  lora_target_modules:
+  - q_proj
+  - ff.3
+  lora_dropout: 0.0
+  bias: none
+  modules_to_save: []
+  task_type: VL
+  train_gates: true
+  train_perceiver: false
+  train_cross_attention: false
+  train_new_tokens: false
+  gate_lr_multiplier: 10.0
+image_root: null
+embedded_pictures: 60
+lang_encoder: null
+vision_encoder: null
+cross_attn_every_n_layers: 4
+compare: false
+rounds: 5
+"""
+
+
+def test_a_run_of_the_first_version_still_loads(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD)
+    config = read_recipe(path)
+    assert config == FinetuneConfig(
+        **{"run_name": "int8", "output_dir": "/tmp/old_runs", "max_steps": 6, "batch_size": 4},
+        **{"enable_int8": True, "quantization": "int8", "memory_savers": ["norm", "glu"]},
+        **{"save_steps": 3, "embedded_pictures": 60},
+        tuning_config={"lora_target_modules": ["q_proj", "ff.3"]},
+    )
+    config.validate()
+    # What that version did not know keeps the default of today.
+    assert config.keep_checkpoints == 2
 
 
 def test_part_of_a_tuning_config_keeps_the_patterns_of_its_recipe(tmp_path):

@@ -13,10 +13,16 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     OPTConfig,
+    PreTrainedConfig,
 )
 
 from tuninglab.errors import UserError
-from tuninglab.models import flamingo_from_parts, load_flamingo
+from tuninglab.models import (
+    FlamingoForConditionalGeneration,
+    flamingo,
+    flamingo_from_parts,
+    load_flamingo,
+)
 
 VISION = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 VISION |= {"num_attention_heads": 4, "image_size": 16, "patch_size": 8}
@@ -199,6 +205,53 @@ def test_a_run_or_adapter_as_model_leads_to_its_base(name, tmp_path):
 def test_broken_config(text, saved):
     (saved / "config.json").write_text(text)
     with pytest.raises(UserError):
+        load_flamingo(saved)
+
+
+def raising(error):
+    def from_pretrained(*args, **options):
+        raise error
+
+    return from_pretrained
+
+
+# As torch 2.13 says it for `torch.empty(10**15)` on a CPU.
+CPU_ALLOCATOR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+OUT_OF_MEMORY = (torch.OutOfMemoryError("CUDA out of memory."), CPU_ALLOCATOR, MemoryError())
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_is_told_as_that(saved, monkeypatch, error):
+    monkeypatch.setattr(FlamingoForConditionalGeneration, "from_pretrained", raising(error))
+    with pytest.raises(UserError, match="more memory than there is.*--enable_int8") as caught:
+        load_flamingo(saved)
+    assert "damaged" not in str(caught.value)
+
+
+def test_the_allocator_still_says_it_so():
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(10**15)
+
+
+KINDS = [AttributeError, TypeError, KeyError, IndexError, RuntimeError]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_own_mistakes_keep_their_traceback(saved, monkeypatch, kind):
+    # Called by our model, which transformers builds in the midst of its reading.
+    mistake = raising(kind("a mistake"))
+    monkeypatch.setattr(flamingo, "GatedCrossAttentionBlock", mistake)
+    with pytest.raises(kind, match="a mistake"):
+        load_flamingo(saved)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, OSError, ValueError, ImportError])
+def test_what_the_readers_of_files_raise_is_a_damaged_file(saved, monkeypatch, kind):
+    monkeypatch.setattr(PreTrainedConfig, "from_dict", raising(kind("no such field")))
+    with pytest.raises(UserError, match="(?s)no such field.*incomplete or damaged"):
         load_flamingo(saved)
 
 

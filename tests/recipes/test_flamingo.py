@@ -245,7 +245,7 @@ def test_int8_learns_and_its_adapter_fits_the_float_base(config, tmp_path, capsy
     assert report["train"]["last_loss"] < report["train"]["first_loss"] - 0.1
     said = capsys.readouterr().err
     assert re.search(r"base weights: int8 in \d+ linear layers, else float32", said)
-    choices = json.loads((tmp_path / "a" / "environment.json").read_text())["choices"]
+    choices = json.loads((tmp_path / "a" / "environment.json").read_text())[-1]["choices"]
     assert "base weights" in {choice["choice"] for choice in choices}
     base, _ = load_flamingo(config.model)
     plain = answers(base)

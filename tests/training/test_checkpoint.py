@@ -1,4 +1,5 @@
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def advance(state: TrainState) -> None:
 
 def test_everything_comes_back(tmp_path, accelerator):
     state = make_state(steps=4)
-    save_checkpoint(tmp_path, state, accelerator)
+    save_checkpoint(tmp_path, state, accelerator, 2)
     draws = (random.random(), np.random.rand(), torch.rand(1))
     advance(state)
     other = make_state(steps=1)
@@ -68,13 +69,13 @@ def test_everything_comes_back(tmp_path, accelerator):
 
 
 def test_only_trained_weights_are_kept(tmp_path, accelerator):
-    path = save_checkpoint(tmp_path, make_state(), accelerator)
+    path = save_checkpoint(tmp_path, make_state(), accelerator, 2)
     names = {"0.weight", "1.weight", "1.bias"}
     assert set(load_file(path / "trainable.safetensors")) == names
 
 
 def test_state_holds_no_code(tmp_path, accelerator):
-    path = save_checkpoint(tmp_path, make_state(steps=2), accelerator)
+    path = save_checkpoint(tmp_path, make_state(steps=2), accelerator, 2)
     saved = torch.load(path / "state.pt", weights_only=True)
     assert set(saved) == {
         *("optimizer", "schedule", "sampler", "progress", "generators", "scaler"),
@@ -83,7 +84,7 @@ def test_state_holds_no_code(tmp_path, accelerator):
 
 def test_full_disk_leaves_earlier_checkpoints_whole(tmp_path, accelerator, monkeypatch):
     state = make_state(steps=1)
-    save_checkpoint(tmp_path, state, accelerator)
+    save_checkpoint(tmp_path, state, accelerator, 2)
     advance(state)
 
     def full(*args, **options):
@@ -91,7 +92,7 @@ def test_full_disk_leaves_earlier_checkpoints_whole(tmp_path, accelerator, monke
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
     with pytest.raises(WorkError, match="step-000002 could not be written.*whole"):
-        save_checkpoint(tmp_path, state, accelerator)
+        save_checkpoint(tmp_path, state, accelerator, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     load_checkpoint(newest_checkpoint(tmp_path), make_state(), accelerator)
 
@@ -100,10 +101,73 @@ def test_newest_is_by_number_and_whole(tmp_path, accelerator):
     for step in (999_999, 1_000_000):
         state = make_state()
         state.progress.step = step
-        save_checkpoint(tmp_path, state, accelerator)
+        save_checkpoint(tmp_path, state, accelerator, 2)
     (tmp_path / "step-2000000").mkdir()  # emptied by hand
     (tmp_path / ".step-3000000.writing").mkdir()  # killed while writing
     assert newest_checkpoint(tmp_path).name == "step-1000000"
+
+
+def steps(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_newest_checkpoints_stay_by_step(tmp_path, accelerator, keep):
+    numbers = (9, 10, 999_999, 1_000_000)
+    for step in numbers:
+        state = make_state()
+        state.progress.step = step
+        save_checkpoint(tmp_path, state, accelerator, keep)
+    assert steps(tmp_path) == sorted(f"step-{step:06d}" for step in numbers[-keep:])
+
+
+def test_pruning_counts_whole_checkpoints_and_leaves_strangers(tmp_path, accelerator):
+    state = make_state(steps=1)
+    save_checkpoint(tmp_path, state, accelerator, 1)
+    (tmp_path / "step-000009").mkdir()  # emptied by hand
+    (tmp_path / "step-mine").mkdir()
+    advance(state)
+    save_checkpoint(tmp_path, state, accelerator, 1)
+    assert steps(tmp_path) == ["step-000002", "step-000009", "step-mine"]
+
+
+@pytest.mark.parametrize("point", ["saving", "aside", "deleting"])
+def test_a_kill_while_pruning_leaves_a_run_that_goes_on(tmp_path, accelerator, monkeypatch, point):
+    state = make_state(steps=1)
+    save_checkpoint(tmp_path, state, accelerator, 1)
+    advance(state)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(folder):
+        if point == "aside":
+            folder.rename(folder.with_name(f".{folder.name}.old"))
+        if point == "deleting":
+            aside = folder.with_name(f".{folder.name}.old")
+            folder.rename(aside)
+            (aside / "state.pt").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(checkpoint, "remove_folder", kill)
+        save_checkpoint(tmp_path, state, accelerator, 1)
+    newest = newest_checkpoint(tmp_path)
+    assert newest.name == "step-000002"
+    load_checkpoint(newest, make_state(), accelerator)
+    # The folder that a kill left half deleted never counts as a checkpoint again.
+    shown = [name for name in steps(tmp_path) if not name.startswith(".")]
+    assert shown == (["step-000001", "step-000002"] if point == "saving" else ["step-000002"])
+    advance(state)
+    save_checkpoint(tmp_path, state, accelerator, 1)
+    assert steps(tmp_path) == ["step-000003"]
+
+
+def test_a_step_that_is_saved_again_survives_a_kill(tmp_path, accelerator):
+    path = save_checkpoint(tmp_path, make_state(steps=2), accelerator, 2)
+    shutil.copytree(path, tmp_path / ".step-000002.old")
+    path.rename(tmp_path / ".step-000002.writing")
+    assert newest_checkpoint(tmp_path).name == "step-000002"
 
 
 def test_no_checkpoint_is_an_error(tmp_path):
@@ -112,7 +176,7 @@ def test_no_checkpoint_is_an_error(tmp_path):
 
 
 def test_another_model_or_more_processes_are_errors(tmp_path, accelerator):
-    path = save_checkpoint(tmp_path, make_state(), accelerator)
+    path = save_checkpoint(tmp_path, make_state(), accelerator, 2)
     with pytest.raises(UserError, match="2 parameters differ.*e.g. 0.weight"):
         load_checkpoint(path, make_state(width=4), accelerator)
     saved = torch.load(path / "state.pt", weights_only=True)
@@ -130,7 +194,7 @@ def test_generators_repeat():
 
 
 def test_a_damaged_checkpoint_is_named_and_strange_folders_are_passed_over(tmp_path, accelerator):
-    save_checkpoint(tmp_path, make_state(steps=2), accelerator)
+    save_checkpoint(tmp_path, make_state(steps=2), accelerator, 2)
     (tmp_path / "step-old").mkdir()
     newest = newest_checkpoint(tmp_path)
     for name in ("state.pt", "trainable.safetensors"):
@@ -142,7 +206,7 @@ def test_a_damaged_checkpoint_is_named_and_strange_folders_are_passed_over(tmp_p
 
 
 def test_a_longer_plan_takes_its_own_rate_at_once(tmp_path, accelerator):
-    save_checkpoint(tmp_path, make_state(steps=10), accelerator)  # a linear plan of 10: rate 0
+    save_checkpoint(tmp_path, make_state(steps=10), accelerator, 2)  # a linear plan of 10: rate 0
     longer = make_state()
     longer.schedule = make_schedule(longer.optimizer, "linear", 20, 0)
     load_checkpoint(tmp_path / "step-000010", longer, accelerator)

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from tuninglab.training.hardware import (
     make_accelerator,
     peak_memory_mib,
     precision_of,
+    reset_peak_memory,
 )
 
 
@@ -60,10 +64,37 @@ def test_two_runs_of_one_process_may_differ_in_precision():
             assert (x @ x).dtype == hardware.DTYPES[name]
 
 
-def test_peak_memory_is_that_of_the_process():
-    before = peak_memory_mib(torch.device("cpu"))
-    block = torch.ones(64 * 2**18)  # 64 MiB
-    assert 10 < before <= peak_memory_mib(torch.device("cpu")) < 2**20
+CPU = torch.device("cpu")
+
+
+def resident_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_peak_memory_counts_from_its_reset_on():
+    block = torch.ones(256 * 2**18)  # 256 MiB, as loading a model takes and gives back
+    high = peak_memory_mib(CPU)
+    assert high > block.nbytes / 2**20
+    del block
+    # The kernel counts pages in batches, so that a few may be missing.
+    assert peak_memory_mib(CPU) > high - 8
+    assert reset_peak_memory(CPU)
+    low = peak_memory_mib(CPU)
+    assert low == pytest.approx(resident_mib(), abs=32)
+    assert low < high - 200
+    again = torch.ones(64 * 2**18)
+    assert peak_memory_mib(CPU) == pytest.approx(low + 64, abs=16)
+    assert again.sum() > 0
+
+
+def test_where_the_system_does_not_count_anew_it_is_the_peak_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "PROCESS", tmp_path / "none")
+    before = peak_memory_mib(CPU)
+    assert not reset_peak_memory(CPU)
+    block = torch.ones(64 * 2**18)
+    assert 10 < before <= peak_memory_mib(CPU) < 2**20
     assert block.sum() > 0
 
 

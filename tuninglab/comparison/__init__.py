@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tuninglab.comparison.machine import describe_machine, is_busy, load_average, now, versions
+from tuninglab.comparison.machine import describe_machine, is_busy, load_average, now
 from tuninglab.comparison.memory import measure_memory
 from tuninglab.comparison.results import (
     add_ratios,
@@ -29,7 +29,7 @@ from tuninglab.config import FinetuneConfig, FlanT5Config, TrainingConfig
 from tuninglab.console import Choices, say
 from tuninglab.disk import whole_file, write_whole
 from tuninglab.errors import UserError
-from tuninglab.run_folder import git_commit
+from tuninglab.run_folder import git_commit, versions
 from tuninglab.training.hardware import choose_precision
 
 ALONE_ROUNDS = 3

@@ -4,8 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 
 from tuninglab.training.hardware import BF16_CAPABILITIES
 
-PACKAGES = ("tuninglab", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 # Parts of the names that torch.cpu.get_capabilities gives to int8 products, on x86 and on Arm.
 INT8_CAPABILITIES = ("vnni", "int8", "i8mm", "dot")
 # Above this share of the cores, other work takes time that no ratio gives back.
@@ -45,23 +43,9 @@ def is_busy(load: float | None) -> bool:
     return load is not None and load > BUSY_LOAD_A_CORE * (os.cpu_count() or 1)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    return {"python": platform.python_version()} | {
-        name: found for name in PACKAGES if (found := _version(name))
-    }
-
-
 def now() -> str:
     """Date and time of day in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _cpu_name() -> str:

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from torch import Tensor
 from tuninglab.comparison.variants import Training, Variant
 from tuninglab.comparison.workloads import Batch, Workload, save_random
 from tuninglab.errors import WorkError
+from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 
 # glibc keeps in its heap some of what is freed. With these thresholds every tensor above 64 KiB is
 # mapped alone and goes back when it is freed: less memory, but page faults make a step two to three
@@ -32,7 +32,6 @@ from tuninglab.errors import WorkError
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 MIB = 2**20
 SAID_LINES = 5  # of a traceback: the error and where it was
-STATUS = Path("/proc/self/status")
 TABLES = ("shared", "embed_tokens", "lm_head")
 
 
@@ -95,14 +94,14 @@ def child() -> None:
     meter = _Meter(device)
     training = variant.build(workload, base, 0, device)
     gc.collect()
-    figures: dict[str, Any] = {"base_memory_mib": round(meter.base / MIB, 1)}
-    figures["build_peak_mib"] = round(meter.peak() / MIB, 1) if meter.resets else None
+    figures: dict[str, Any] = {"base_memory_mib": round(meter.base, 1)}
+    figures["build_peak_mib"] = round(meter.peak_mib(), 1) if meter.resets else None
     batch = workload.batch(0, device)
     training.step(batch)
-    meter.reset()
+    reset_peak_memory(device)
     training.step(batch)
     training.step(batch)
-    peak = meter.peak() / MIB
+    peak = meter.peak_mib()
     figures["peak_memory_mib"] = round(peak, 1)
     figures["memory_split_mib"] = split(training, batch, peak, workload.vocabulary)
     print(json.dumps(figures))
@@ -170,27 +169,13 @@ class _Meter:
 
     def __init__(self, device: torch.device):
         self.device = device
-        # Writing 5 makes what is resident now the highest so far (proc(5)); macOS has no such.
-        self.resets = device.type == "cuda" or os.access("/proc/self/clear_refs", os.W_OK)
-        self.reset()
-        self.base = 0
-        self.base = self.peak()
+        self.base = 0.0
+        self.resets = reset_peak_memory(device)
+        self.base = self.peak_mib()
 
-    def reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.resets:
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self) -> int:
-        """Highest bytes since the reset, above the base."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self.base
-        if STATUS.exists():
-            line = next(line for line in STATUS.read_text().splitlines() if "VmHWM:" in line)
-            return int(line.split()[1]) * 1024 - self.base
-        # In bytes on macOS (getrusage(2)).
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.base
+    def peak_mib(self) -> float:
+        """Highest since the reset, above the base."""
+        return peak_memory_mib(self.device) - self.base
 
 
 def _train_small(variant: Variant, workload: Workload, device: torch.device) -> None:

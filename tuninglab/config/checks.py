@@ -1,7 +1,5 @@
 """Range checks of settings; a refusal names the flag, the value, what is expected, the remedy."""
 
-from collections.abc import Sequence
-
 from tuninglab.errors import UserError
 
 # A name of more bytes is refused by the usual file systems (NAME_MAX is 255 on Linux).
@@ -30,15 +28,6 @@ def check_run_name(name: str) -> None:
     plain = plain and not name.startswith("-") and len(name.encode()) <= LONGEST_NAME
     expected = f"a name without leading dash, slash, control character, up to {LONGEST_NAME} bytes"
     check(plain, "run_name", name, expected, "Use --output_dir to move the folder of all runs.")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        UserError: with the flag, the value given and the choices.
-    """
-    check(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
 def check_positive(settings: object, *names: str) -> None:

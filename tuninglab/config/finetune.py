@@ -1,11 +1,12 @@
 """The settings of `finetune`: the source of its flags, YAML keys and help."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
 from tuninglab.config.checks import check_positive
+from tuninglab.config.fields import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -18,18 +19,16 @@ EMBEDDED_PICTURES = 1000
 class FinetuneConfig(TrainingConfig):
     """Tune a Flamingo on pictures and dialogues; with no data named, on the embedded default."""
 
-    PATHS: ClassVar = (*TrainingConfig.PATHS, "lang_encoder", "vision_encoder", "image_root")
-
     recipe: Suppress[Literal["finetune"]] = "finetune"
     data: str | None = None
     """Training data: LLaVA JSON, messages JSON or JSONL. None: the embedded data."""
-    image_root: str | None = None
+    image_root: Annotated[str | None, Mark.PATH] = None
     """Folder that picture paths start from. None: the data file's folder."""
     embedded_pictures: int = EMBEDDED_PICTURES
     """Without --data: training pictures of the embedded data, each with three questions."""
-    lang_encoder: str | None = None
+    lang_encoder: Annotated[str | None, Mark.PATH] = None
     """Start from this plain language model instead (directory or hub id; with --vision_encoder)."""
-    vision_encoder: str | None = None
+    vision_encoder: Annotated[str | None, Mark.PATH] = None
     """CLIP tower for --lang_encoder (directory or hub id)."""
     cross_attn_every_n_layers: int = EVERY_N_LAYERS
     """With --lang_encoder: a gated block before every n-th decoder layer."""

@@ -1,8 +1,10 @@
 """Command-line words into a config dataclass, by tyro, with a `--config` file underneath."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+from tuninglab.config.fields import spellings
 from tuninglab.console import is_main_process
 
 Config = TypeVar("Config")
@@ -10,8 +12,17 @@ Config = TypeVar("Config")
 TRUTHS = ("true", "false")
 
 
+class Flag(NamedTuple):
+    """What a flag sets: the name of the field, `tuning_config.r` inside another, and its type."""
+
+    field: str
+    hint: Any
+
+
 def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
     """Parse flags over the settings of a `--config` file over the defaults, and check the ranges.
+
+    The settings of a training keep in `typed` which of them flags and file name.
 
     Raises:
         UserError: a setting is out of range, or the file is wrong.
@@ -20,7 +31,8 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
     # 0.15 s, and only needed when a verb is parsed.
     import tyro
 
-    words = spell_out_switches(without_blanks(argv), config_class)
+    flags = flags_of(config_class)
+    words = spell_out_switches(without_blanks(argv), flags)
 
     def read(**defaults: Any) -> Any:
         return tyro.cli(
@@ -40,6 +52,9 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
         from tuninglab.config.yaml_file import read_config
 
         config = read(default=read_config(config.config, config_class))
+    if hasattr(config, "typed"):
+        found = [flags[name].field for name in map(_flag_name, words) if name in flags]
+        config.typed = frozenset(found) | (config.typed or frozenset())
     config.validate()
     return config
 
@@ -49,14 +64,29 @@ def without_blanks(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word.strip()]
 
 
-def spell_out_switches(words: list[str], config_class: type) -> list[str]:
+def flags_of(config_class: type, prefix: str = "") -> dict[str, Flag]:
+    """Every spelling of every flag, without its dashes."""
+    hints, flags = get_type_hints(config_class), {}
+    for name in (field.name for field in fields(config_class)):
+        hint = hints[name]
+        if is_dataclass(hint):
+            flags |= flags_of(hint, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            flags[prefix + name] = Flag(prefix + name, hint)
+    # tyro gives these no prefix.
+    other = spellings(config_class).items()
+    return flags | {alias: Flag(prefix + name, hints[name]) for alias, name in other}
+
+
+def spell_out_switches(words: list[str], flags: Mapping[str, Flag]) -> list[str]:
     """Turn `--x`, `--x true` and `--x=true` of a boolean field into tyro's `--x True`."""
-    switches = _switch_names(config_class)
     spelled, rest = [], list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if not name.startswith("--") or name[2:].replace("-", "_") not in switches:
+        flag = flags.get(_flag_name(word))
+        # A switch with None beside true and false says "not given", e.g. enable_int8.
+        if flag is None or flag.hint not in (bool, bool | None):
             spelled.append(word)
             continue
         if not equals:
@@ -66,16 +96,6 @@ def spell_out_switches(words: list[str], config_class: type) -> list[str]:
     return spelled
 
 
-def _switch_names(config_class: type, prefix: str = "") -> set[str]:
-    names = set()
-    annotations = get_type_hints(config_class, include_extras=True)
-    for field, hint in get_type_hints(config_class).items():
-        # A switch with None beside true and false says "not given", e.g. enable_int8.
-        if hint in (bool, bool | None):
-            # Other spellings hang at the annotation, as tyro's arg(aliases=...).
-            marks = getattr(annotations[field], "__metadata__", ())
-            aliases = [alias for mark in marks for alias in mark.aliases or ()]
-            names |= {prefix + field, *(alias.lstrip("-") for alias in aliases)}
-        elif hasattr(hint, "__dataclass_fields__"):
-            names |= _switch_names(hint, f"{prefix}{field}.")
-    return names
+def _flag_name(word: str) -> str:
+    """Name of the flag that a word gives, whichever way it is hyphened; empty for other words."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""

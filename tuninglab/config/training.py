@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress, arg
 
-from tuninglab.config.checks import check, check_choice, check_positive, check_run_name
+from tuninglab.config.checks import check, check_positive, check_run_name
+from tuninglab.config.fields import Mark, leaves, marked, settle_types
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
 
@@ -24,26 +25,24 @@ class TrainingConfig:
 
     # What --enable_int8 means where it is not given.
     INT8_BY_DEFAULT: ClassVar[bool] = False
-    # Fields that name files or folders; hub ids stay as they are.
-    PATHS: ClassVar[tuple[str, ...]] = ("model", "data", "val_data")
 
     recipe: Suppress[str] = ""
     """Kept in config.yaml: which recipe the settings are for."""
-    model: str = "embedded"
+    model: Annotated[str, Mark.PATH] = "embedded"
     """Base model: `embedded`, a model directory, or a hub id."""
-    data: str | None = None
+    data: Annotated[str | None, Mark.PATH] = None
     """Training data. None: the embedded data."""
-    val_data: str | None = None
+    val_data: Annotated[str | None, Mark.PATH] = None
     """Validation data, in the formats of --data."""
     val_split: float = 0.0
     """Share of --data held out for validation, from 0 to below 1."""
-    run_name: str | None = None
+    run_name: Annotated[str | None, Mark.CHANGEABLE] = None
     """Name of the run folder. None: a free name is made up."""
-    output_dir: str = "runs"
+    output_dir: Annotated[str, Mark.CHANGEABLE] = "runs"
     """Folder that holds the run folders."""
-    epochs: Annotated[int, arg(aliases=("--num_train_epochs",))] = 1
+    epochs: Annotated[int, arg(aliases=("--num_train_epochs",)), Mark.CHANGEABLE] = 1
     """Passes over the training data."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Stop after this many optimizer steps, whatever --epochs says."""
     batch_size: Annotated[int, arg(aliases=("--per_device_train_batch_size",))] = 8
     """Records per process and forward pass."""
@@ -59,44 +58,49 @@ class TrainingConfig:
     """AdamW weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm, once per optimizer step; 0 turns clipping off."""
-    workers: Annotated[int, arg(aliases=("--dataloader_num_workers",))] = 0
+    workers: Annotated[int, arg(aliases=("--dataloader_num_workers",)), Mark.CHANGEABLE] = 0
     """Processes that load the data; 0 loads it in the training process."""
-    precision: Precision = "auto"
+    precision: Annotated[Precision, Mark.DECIDED] = "auto"
     """Number format of the computation; auto says what it chose and why."""
-    enable_int8: bool | None = None
+    enable_int8: Annotated[bool | None, Mark.DECIDED] = None
     """Keep the frozen base in int8 and multiply it as int8. None: in flan-t5 only."""
-    quantization: Quantization | None = None
+    quantization: Annotated[Quantization | None, Mark.DECIDED] = None
     """Format of the frozen base. None: int8 with --enable_int8, else none."""
-    memory_savers: Annotated[list[Saver] | None, arg(aliases=("--lean",))] = None
+    memory_savers: Annotated[list[Saver] | None, arg(aliases=("--lean",)), Mark.DECIDED] = None
     """Memory savers to use, by name. None: all with int8, none without."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
-    logging_steps: int = 1
+    logging_steps: Annotated[int, Mark.CHANGEABLE] = 1
     """Optimizer steps between lines in metrics.jsonl."""
-    save_steps: int | None = None
+    save_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Optimizer steps between checkpoints. None: at the end only."""
-    eval_steps: int | None = None
+    keep_checkpoints: Annotated[int, arg(aliases=("--save_total_limit",)), Mark.CHANGEABLE] = 2
+    """How many checkpoints stay, the newest; older ones are deleted."""
+    eval_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Optimizer steps between validations. None: only before and after the training."""
     activation_checkpointing: Annotated[bool, arg(aliases=("--gradient_checkpointing",))] = False
     """Recompute the activations of all blocks in the backward pass: less memory, more time."""
     checkpoint_every: int | None = None
     """Recompute the activations of every n-th block only: less memory, more time."""
-    resume: bool = False
+    resume: Annotated[bool, Mark.CALL] = False
     """Go on from the last checkpoint of --run_name."""
-    overwrite: Annotated[bool, arg(aliases=("--overwrite_output_dir",))] = False
+    overwrite: Annotated[bool, arg(aliases=("--overwrite_output_dir",)), Mark.CALL] = False
     """Replace an existing run folder of this name."""
     skip_bad_records: bool = False
     """Leave out records that have problems, and count them, instead of stopping."""
     max_tokens: Annotated[int | None, arg(aliases=("--max_seq_length",))] = None
     """Longest record in tokens. None: what the model can read."""
-    json: bool = False
+    json: Annotated[bool, Mark.CALL] = False
     """Print the final figures as JSON on standard output."""
-    debug: bool = False
+    debug: Annotated[bool, Mark.CALL] = False
     """Show the Python traceback of an error."""
-    config: str | None = None
+    config: Annotated[str | None, Mark.CALL] = None
     """YAML file of settings; flags override it."""
-    print_config: bool = False
+    print_config: Annotated[bool, Mark.CALL] = False
     """Print the resolved settings as YAML and stop."""
+    # With --resume a flag at its default is a wish too: values alone do not tell.
+    typed: Suppress[frozenset | None] = field(default=None, compare=False, repr=False)
+    """Names of the settings that flags and --config file gave; None: made in Python."""
     tuning_config: LoraTuning = field(default_factory=LoraTuning)
 
     def __post_init__(self) -> None:
@@ -130,17 +134,52 @@ class TrainingConfig:
 
         A run folder names its base and data; it may be used from any working directory.
         """
-        given = {name: getattr(self, name) for name in self.PATHS}
+        given = {name: getattr(self, name) for name in marked(type(self), Mark.PATH)}
         # "embedded" names what ships with the package, whatever lies in this directory.
         paths = {n: p for n, p in given.items() if p and p != "embedded" and os.path.exists(p)}
         return replace(self, **{name: os.path.abspath(path) for name, path in paths.items()})
 
-    def resolved(self: Config) -> Config:
-        """These settings with what was left open about the base decided, as a run keeps them."""
+    def resolved(self: Config, precision: Precision | None = None) -> Config:
+        """These settings with what was left open decided, as a run keeps them.
+
+        Args:
+            precision: what `auto` came to on this machine; None leaves it as it is.
+        """
         kind = self.base_format
         # Of bitsandbytes' formats the switch says nothing.
         int8 = kind == "int8" if kind in ("int8", "none") else None
-        return replace(self, quantization=kind, enable_int8=int8, memory_savers=self.savers)
+        base = {"quantization": kind, "enable_int8": int8, "memory_savers": self.savers}
+        return replace(self, **base, precision=precision or self.precision)
+
+    def going_on_from(self: Config, saved: Config) -> Config:
+        """The settings that a run was started with, with what this call changes.
+
+        What this call names (`typed`) is taken over or refused, never passed over.
+
+        Raises:
+            UserError: a setting was changed that the steps made so far depend on.
+        """
+        given, before, defaults = leaves(self), leaves(saved), leaves(type(self)())
+        call, changeable, decided = (
+            marked(type(self), mark) for mark in (Mark.CALL, Mark.CHANGEABLE, Mark.DECIDED)
+        )
+        changes, refused = {name: given[name] for name in call}, []
+        for name in (name for name in given if name not in call):
+            value, at_default = given[name], given[name] == defaults[name]
+            # From Python nobody knows what was typed: a setting at its default reads as not given.
+            silent = at_default if self.typed is None else name not in self.typed
+            # `--precision auto` asks for what the run decided when it was started.
+            if silent or (name in decided and at_default) or value == before[name]:
+                continue
+            if name in changeable:
+                changes[name] = value
+            else:
+                was = before[name]
+                refused.append(f"--{name} is {value!r}, but the run was started with {was!r}.")
+        if refused:
+            hint = "Leave these flags out to go on, or start a new run with another --run_name."
+            raise UserError("\n".join([*refused, hint]))
+        return replace(saved, **changes, typed=self.typed)
 
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.
@@ -148,17 +187,18 @@ class TrainingConfig:
         Raises:
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
+        # Flags and YAML are checked when they are read; this is for settings made in Python.
+        settle_types(self, "--")
         # Range first, then what excludes each other: the message names the simpler mistake.
         check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
         check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
-        check_positive(self, "checkpoint_every")
+        check_positive(self, "checkpoint_every", "keep_checkpoints")
         for name in ("warmup_steps", "workers", "seed"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, value, "a whole number of at least 0")
         # torch and numpy take seeds of 32 bits in common.
         check(self.seed < 2**32, "seed", self.seed, "a number below 4294967296")
         self._check_rates()
-        self._check_choices()
         if self.run_name is not None:
             check_run_name(self.run_name)
         self._check_quantization()
@@ -174,15 +214,6 @@ class TrainingConfig:
             fine = math.isfinite(value) and value >= 0
             check(fine, name, value, "a finite number of at least 0")
         check(0 <= self.val_split < 1, "val_split", self.val_split, "a share from 0 to below 1")
-
-    def _check_choices(self) -> None:
-        # Flags and YAML are checked when they are read; this guards settings made in Python.
-        check_choice("lr_scheduler", self.lr_scheduler, get_args(Scheduler))
-        check_choice("precision", self.precision, get_args(Precision))
-        if self.quantization is not None:
-            check_choice("quantization", self.quantization, get_args(Quantization))
-        for name in self.memory_savers or ():
-            check_choice("memory_savers", name, get_args(Saver))
 
     def _check_quantization(self) -> None:
         given = f"--enable_int8 {str(self.enable_int8).lower()}"

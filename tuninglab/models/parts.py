@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -25,13 +26,22 @@ from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
 from tuninglab.models.quantised import read_piecewise
 
-DTYPE_NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2", and
 # asking the hub without a network takes transformers 26 s of retries.
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FLAMINGO_HINT = (
     "Fix config.json (cross_attn_every_n_layers, number of layers), or use a complete save"
 )
+MEMORY_HINT = (
+    "That is more memory than there is: close other programs, take fewer bits (--precision or "
+    "--dtype bf16, --enable_int8), or a smaller model"
+)
+# What truncated, empty and foreign files were seen to raise, from safetensors, tokenizers and
+# configuration classes alike. Of the second kind are our own mistakes too.
+DAMAGED = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
+MISTAKEN = (RuntimeError, LookupError, TypeError, AttributeError)
+READERS = ("transformers", "safetensors", "tokenizers", "huggingface_hub", "json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -128,9 +138,9 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
         UserError: there is no format of this name.
     """
     if isinstance(dtype, str):
-        if dtype not in DTYPE_NAMES:
-            raise UserError(f"dtype is {dtype!r}; give one of {', '.join(DTYPE_NAMES)}")
-        return DTYPE_NAMES[dtype]
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
     return dtype
 
 
@@ -184,6 +194,8 @@ def read_config(
 def explained(what: str, where: str) -> Iterator[None]:
     """Turn what the loaders of transformers raise on missing or damaged files into a UserError.
 
+    Mistakes of this package, met on the way, pass through with their traceback.
+
     Their own report of keys is silenced: `load_weights` says what matters of it, and for a whole
     CLIP it would list every weight of the text tower.
     """
@@ -191,24 +203,17 @@ def explained(what: str, where: str) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    # What truncated, empty and foreign files were seen to raise, from safetensors, tokenizers and
-    # configuration classes alike; the cause stays attached for --debug.
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
+    except (*DAMAGED, *MISTAKEN, MemoryError) as error:
+        if _is_out_of_memory(error):
+            raise UserError(f"{what} {where}: {_first_lines(error)}\n{MEMORY_HINT}") from error
+        if isinstance(error, MISTAKEN) and _is_ours(error):
+            raise
         help_text = (
             "The directory is incomplete or damaged: copy or download it again"
             if Path(where).is_dir()
             else "There is no such directory here, and the hub did not give it; check the name"
         )
+        # The cause stays attached for --debug.
         raise UserError(
             f"{what} {where}: {_reason(error, what, Path(where))}\n{help_text}"
         ) from error
@@ -216,17 +221,35 @@ def explained(what: str, where: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch has no class for it: "DefaultCPUAllocator: can't allocate memory"; the system
+    # says "Cannot allocate memory", also of a file that is mapped.
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return named or bool(re.search("can(not|'t) allocate memory", str(error), re.IGNORECASE))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it, itself or through torch, and no reader of files did."""
+    frames = (str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__))
+    rooms = [name.partition(".")[0] for name in frames]
+    return [room for room in rooms if room == "tuninglab" or room in READERS][-1] == "tuninglab"
+
+
 def _reason(error: Exception, what: str, folder: Path) -> str:
     """What the loaders said, with the file that they mean but do not name."""
     tokenizes = what in ("tokenizer", "processor") and folder.is_dir()
     if tokenizes and not (folder / "tokenizer.json").exists():
         return "tokenizer.json is missing"
-    lines = (str(error) or type(error).__name__).strip().splitlines()
-    text = "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
+    text = _first_lines(error)
     if isinstance(error, SafetensorError) and folder.is_dir():
         names = sorted(path.name for path in folder.glob("*.safetensors"))
         return f"{', '.join(names)}: {text}"
     return text
+
+
+def _first_lines(error: Exception) -> str:
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    return "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
 
 
 def load_weights(

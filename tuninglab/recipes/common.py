@@ -1,7 +1,7 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
-from tuninglab.training.hardware import make_accelerator, peak_memory_mib, precision_of
+from tuninglab.training.hardware import make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import train, validation_loss
 from tuninglab.training.parallel import shared_out
@@ -97,7 +97,7 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     if config.resume:
         config = run.resumed_config(config)
         newest_checkpoint(run.checkpoints)
-    return config.resolved(), run
+    return config, run
 
 
 def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Splits) -> Setup:
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     choices = Choices()
     accelerator = make_accelerator(config.precision, choices)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
-    config = replace(config, precision=precision_of(accelerator))
+    config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
     base = recipe.load(config, run, choices)
@@ -243,7 +243,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             "wall_s": round(progress.wall_s, 3),
             "first_loss": progress.first_loss,
             "last_loss": progress.last_loss,
-            "peak_memory_mib": round(peak_memory_mib(setup.accelerator.device), 1),
+            "peak_memory_mib": round(progress.peak_memory_mib, 1),
             "trainable_parameters": sum(trained),
         },
         "evaluation": evaluation,

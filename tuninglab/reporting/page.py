@@ -42,7 +42,7 @@ def page(
     metrics: Metrics,
     *,
     settings: dict[str, Any],
-    environment: dict[str, Any],
+    starts: Sequence[dict[str, Any]],
     cards: Sequence[dict[str, Any]],
     trainable: Sequence[dict[str, Any]],
     curves: Path,
@@ -58,7 +58,7 @@ def page(
         _curves_section(metrics, curves),
         _training_section(figures, trainable),
         _section("Settings", fact_rows(flat(settings))),
-        _environment_section(environment),
+        *(_environment_section(start) for start in starts),
     ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     body = "\n".join(section for section in sections if section)

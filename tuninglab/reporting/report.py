@@ -13,7 +13,7 @@ from tuninglab.disk import write_whole
 from tuninglab.errors import UserError
 from tuninglab.reporting.page import page
 from tuninglab.reporting.tables import mapping, number
-from tuninglab.run_folder import how_to_end
+from tuninglab.run_folder import elsewhere, how_to_end, read_starts
 
 Metrics = list[dict[str, Any]]
 
@@ -45,7 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
         figures,
         metrics,
         settings=_read_yaml(run_dir / "config.yaml"),
-        environment=mapping(_read_json(run_dir / "environment.json", {})),
+        starts=read_starts(run_dir),
         cards=_read_rows(run_dir / "answers.json"),
         trainable=_read_rows(run_dir / "trainable.json"),
         curves=curves,
@@ -62,7 +62,8 @@ def read_figures(run_dir: str | Path) -> dict[str, Any]:
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such folder. Give a run folder, e.g. runs/demo.")
+        hint = elsewhere(run_dir) or "Give a run folder, e.g. runs/demo."
+        raise UserError(f"{run_dir}: no such folder. {hint}")
     path = run_dir / "report.json"
     if path.exists():
         figures = _read_json(path)

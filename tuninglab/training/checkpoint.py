@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tuninglab.disk import whole_folder
+from tuninglab.disk import finish_replacing, remove_folder, whole_folder
 from tuninglab.errors import UserError
 from tuninglab.training.state import TrainState
 
@@ -22,8 +22,10 @@ WEIGHTS_NAME = "trainable.safetensors"
 STATE_NAME = "state.pt"
 
 
-def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator, keep: int) -> Path:
     """Write `folder/step-NNNNNN`; all processes must call it. Returns the new folder.
+
+    Of all checkpoints in `folder` the newest `keep` stay.
 
     Raises:
         WorkError: the disk is full; earlier checkpoints stay whole.
@@ -44,6 +46,9 @@ def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator) -
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         }
         torch.save(saved, beside / STATE_NAME)
+    # Only now: killed at any moment, the run has one to go on from. What kills left goes too.
+    for old in (*folder.glob(".step-*"), *_whole_checkpoints(folder)[:-keep]):
+        remove_folder(old)
     return path
 
 
@@ -53,14 +58,23 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    names = (WEIGHTS_NAME, STATE_NAME)
-    numbered = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
-    whole = [p for p in numbered if all((p / name).is_file() for name in names)]
+    whole = _whole_checkpoints(folder)
     if not whole:
         raise UserError(
             f"--resume: there is no checkpoint in {folder}. Start over with --overwrite."
         )
-    return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+    return whole[-1]
+
+
+def _whole_checkpoints(folder: Path) -> list[Path]:
+    """By step, the newest last."""
+    # A step that is saved again replaces its checkpoint; a kill may have left it nameless.
+    for beside in folder.glob(".step-*.writing"):
+        finish_replacing(folder / beside.name[1:].removesuffix(".writing"))
+    names = (WEIGHTS_NAME, STATE_NAME)
+    numbered = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
+    whole = [p for p in numbered if all((p / name).is_file() for name in names)]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> None:

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -10,10 +11,11 @@ from accelerate.state import AcceleratorState
 
 from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
+from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
+PROCESS = Path("/proc/self")
 
 
 def make_accelerator(precision: str, choices: Choices) -> Accelerator:
@@ -79,13 +81,38 @@ def precision_of(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
+def reset_peak_memory(device: torch.device) -> bool:
+    """Let `peak_memory_mib` count from here on; returns whether the system can.
+
+    So that it tells of training, and not of loading.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        # Makes what is resident now the highest so far (proc(5)).
+        (PROCESS / "clear_refs").write_text("5")
+    # macOS has no such file, some containers forbid it.
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Highest memory use so far in MiB: of the GPU's tensors, or of the whole process on a CPU."""
+    """Highest memory use in MiB since `reset_peak_memory`, with all that was held then.
+
+    On a GPU that of torch's tensors; else the resident memory of the process, where the system
+    cannot count anew (macOS) since its start.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes (getrusage(2) of each).
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    try:
+        status = (PROCESS / "status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # In bytes on macOS, in KiB elsewhere (getrusage(2) of each).
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _has_bf16(device_type: str) -> bool:

@@ -18,7 +18,7 @@ from tuninglab.data.loading import step_batches
 from tuninglab.data.sampler import StepSampler
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from tuninglab.training.hardware import peak_memory_mib
+from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
@@ -78,9 +78,10 @@ def train(
                 progress.val_loss = line["val_loss"]
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
             lap = progress.spend(lap)
+            progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
             if last or outcome.stop or _due(config.save_steps, progress.step):
-                save_checkpoint(run.checkpoints, state, accelerator)
+                save_checkpoint(run.checkpoints, state, accelerator, config.keep_checkpoints)
             if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
@@ -101,8 +102,7 @@ def start(
     wrapped, prepared = accelerator.prepare(model, optimizer)
     # The same weights everywhere, but not the same dropout.
     set_seed(config.seed + accelerator.process_index)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    reset_peak_memory(accelerator.device)
     set_training_mode(model)
     return TrainState(model, wrapped, prepared, schedule, sampler, Progress(), total)
 

@@ -27,6 +27,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     wall_s: float = 0.0
+    peak_memory_mib: float = 0.0
     first_loss: float | None = None
     last_loss: float | None = None
     # Of the last validation.
@@ -48,6 +49,10 @@ class Progress:
         self.window_steps += 1
         self.window_s += seconds
         self.window_tokens += counts.tokens
+
+    def note_memory(self, peak_mib: float) -> None:
+        """Keep the highest of what was seen, also over the starts of a resumed run."""
+        self.peak_memory_mib = max(self.peak_memory_mib, peak_mib)
 
     def spend(self, since: float) -> float:
         """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""

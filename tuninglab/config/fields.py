@@ -1,0 +1,150 @@
+"""What the fields of a settings class say of themselves, and a mapping of values into one."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
+from enum import Enum, auto
+from inspect import get_annotations
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from tuninglab.errors import UserError
+
+Config = TypeVar("Config")
+
+
+class Mark(Enum):
+    """What a field says of itself beside its type: `Annotated[int, Mark.CHANGEABLE]`."""
+
+    # Names a file or folder; hub ids stay as they are.
+    PATH = auto()
+    # How one call behaves, not what the run is: it does not belong into a run's config.yaml.
+    CALL = auto()
+    # May differ when a run goes on: nothing that was computed so far depends on it.
+    CHANGEABLE = auto()
+    # Left open by its default; what a run's start decides is kept for its resume.
+    DECIDED = auto()
+
+
+def marked(config_class: type, mark: Mark) -> set[str]:
+    """Names of the fields that bear a mark."""
+    return {name for name, found in _marks(config_class) if found is mark}
+
+
+def spellings(config_class: type) -> dict[str, str]:
+    """Other spellings of the fields, without dashes: tyro's arg(aliases=...) of each."""
+    pairs = [(name, getattr(mark, "aliases", None) or ()) for name, mark in _marks(config_class)]
+    return {alias.lstrip("-"): name for name, aliases in pairs for alias in aliases}
+
+
+def settings_of(config_class: Any) -> list[Field]:
+    """The fields that are settings: one that does not compare is a note about them."""
+    return [field for field in fields(config_class) if field.compare]
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings by name, those inside another as `tuning_config.r`."""
+    found: dict[str, Any] = {}
+    for name in (field.name for field in settings_of(config)):
+        value = getattr(config, name)
+        inner = leaves(value, f"{prefix}{name}.") if is_dataclass(value) else {prefix + name: value}
+        found |= inner
+    return found
+
+
+def named_in(settings: Mapping[str, Any], config_class: type, prefix: str = "") -> set[str]:
+    """Names that `leaves` has for the settings that a mapping gives."""
+    hints, other, found = get_type_hints(config_class), spellings(config_class), set()
+    for written, value in settings.items():
+        name = other.get(written, written)
+        inner = is_dataclass(hints[name]) and isinstance(value, Mapping)
+        found |= named_in(value, hints[name], f"{prefix}{name}.") if inner else {prefix + name}
+    return found
+
+
+def build(settings: object, config_class: type[Config], where: str, prefix: str = "") -> Config:
+    """Build a settings class from a mapping; names that it lacks keep their defaults.
+
+    Args:
+        settings: names, in any spelling that the flags have, to values.
+        config_class: a dataclass.
+        where: the settings come from, for messages.
+        prefix: of the names, for messages.
+
+    Raises:
+        UserError: a name is unknown (the nearest is given) or stands twice, or a value is of
+            another type.
+    """
+    if not isinstance(settings, Mapping):
+        kind = type(settings).__name__
+        what = f"{prefix.rstrip('.')} " if prefix else ""
+        raise UserError(f"{where}{what}holds a {kind}; expected a mapping, `name: value` lines.")
+    hints = get_type_hints(config_class)
+    # The hints alone would take class variables for settings.
+    known = [field.name for field in settings_of(config_class)]
+    other = spellings(config_class)
+    values: dict[str, Any] = {}
+    for written, value in settings.items():
+        name = other.get(written, written)
+        if name not in known:
+            raise UserError(f"{where}{_unknown(written, prefix, [*known, *other], known)}")
+        if name in values:
+            raise UserError(f"{where}{prefix}{name} is given twice, once as {written}.")
+        values[name] = _convert(value, hints[name], where, prefix + name)
+    return config_class(**values)
+
+
+def settle_types(config: Any, where: str) -> None:
+    """Give every setting the type of its field, in place: what was set in Python is not checked.
+
+    Raises:
+        UserError: a value is of another type, or none of the choices.
+    """
+    hints = get_type_hints(type(config))
+    for name in (field.name for field in settings_of(config)):
+        setattr(config, name, _convert(getattr(config, name), hints[name], where, name))
+
+
+def _marks(config_class: type) -> Iterator[tuple[str, Any]]:
+    # Over the classes above too: a field declared anew (another default) keeps its marks.
+    for base in config_class.__mro__:
+        for name, hint in get_annotations(base).items():
+            yield from ((name, mark) for mark in getattr(hint, "__metadata__", ()))
+
+
+def _unknown(written: object, prefix: str, spelled: list[str], known: list[str]) -> str:
+    near = difflib.get_close_matches(str(written), spelled, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    inside = f" in {prefix.rstrip('.')}" if prefix else ""
+    return f"unknown key {written!r}{inside}.{hint} Known keys: {', '.join(known)}."
+
+
+def _convert(value: object, hint: Any, where: str, name: str) -> Any:
+    choices = get_args(hint)
+    # tuning_config is a mapping in a file and `--tuning_config.r` on the command line.
+    if is_dataclass(hint):
+        if isinstance(value, hint):  # pyright: ignore[reportArgumentType]
+            return value
+        return build({} if value is None else value, hint, where, f"{name}.")  # pyright: ignore
+    if type(None) in choices:
+        return None if value is None else _convert(value, choices[0], where, name)
+    if get_origin(hint) is list:
+        # One name may stand without brackets, as it may on the command line.
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return [_convert(one, choices[0], where, name) for one in values]
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-5 as text (it wants 1.0e-5); the source document's spelling must work.
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            value = value if isinstance(value, str) else math.inf
+    names = {int: "a whole number", str: "text (in quotes if it looks like a number)"}
+    expected = names.get(hint, "a number" if hint is float else "true or false")
+    if get_origin(hint) is Literal:
+        fits, expected = value in choices, f"one of {', '.join(choices)}"
+    else:
+        # bool is a kind of int in Python, but `batch_size: true` is a mistake.
+        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not fits:
+        raise UserError(f"{where}{name} is {value!r}; expected {expected}.")
+    return value
