@@ -33,6 +33,7 @@ from tuninglab.run_folder import git_commit, versions
 from tuninglab.training.hardware import choose_precision
 
 ALONE_ROUNDS = 3
+FIGURES, PLOT = "comparison.json", "comparison.png"
 
 
 def compare(config: FlanT5Config) -> dict[str, Any]:
@@ -183,10 +184,23 @@ def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Pass if nothing stands there, or an earlier comparison that may be replaced."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there - {FIGURES, PLOT}:
+        raise UserError(
+            f"{folder} is no comparison: it holds {min(there - {FIGURES, PLOT})}. Nothing of it is "
+            "touched. Choose another --run_name."
+        )
+    if there and not overwrite:
+        raise UserError(f"{folder} exists. Replace it: --overwrite; or choose another --run_name.")
+
+
 def _compare(
     config: TrainingConfig, workload: Workload, rounds: int, usual_name: str
 ) -> dict[str, Any]:
     folder = Path(config.output_dir) / (config.run_name or usual_name)
+    _check_place(folder, config.overwrite or config.run_name is None)
     try:
         # Before ten minutes of work, not after them.
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,8 +209,8 @@ def _compare(
         raise UserError(f"{folder} cannot be made: {reason}. Change --output_dir.") from error
     device = device_here()
     result = compare_rows(rows_of(config, device), workload, rounds, device)
-    write_whole(folder / "comparison.json", json.dumps(result, indent=2) + "\n")
-    with whole_file(folder / "comparison.png") as beside:
+    write_whole(folder / FIGURES, json.dumps(result, indent=2) + "\n")
+    with whole_file(folder / PLOT) as beside:
         beside.write_bytes(draw_plot(result["rows"], f"{workload.name}, random weights"))
-    say(f"Written: {folder / 'comparison.json'}, {folder / 'comparison.png'}")
+    say(f"Written: {folder / FIGURES}, {folder / PLOT}")
     return result

@@ -11,6 +11,7 @@ import torch
 from tuninglab.comparison.variants import Training, Variant
 from tuninglab.comparison.workloads import Workload
 from tuninglab.console import say
+from tuninglab.data.batches import Batch
 
 # Every seed has its own LoRA weights and its own data, the same in all rows.
 SEEDS = (0, 1)
@@ -73,7 +74,7 @@ def _train_in_turns(
         say(f"  seed {seed}: {f'round {turn} of {rounds}' if turn else 'warm-up'}")
 
 
-def timed_step(training: Training, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+def timed_step(training: Training, batch: Batch) -> tuple[float, float]:
     """Seconds and loss of a step; the loss is there when the whole step is done."""
     began = time.perf_counter()
     loss = training.step(batch)

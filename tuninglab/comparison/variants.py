@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.adapters.lora import tune
-from tuninglab.comparison.workloads import Batch, Workload
+from tuninglab.comparison.workloads import Workload
+from tuninglab.config import TrainingConfig
+from tuninglab.data.batches import Batch
+from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError
 from tuninglab.models.parts import load_weights
 from tuninglab.savers import add_savers, checkpoint_blocks
-from tuninglab.training.hardware import DTYPES
-from tuninglab.training.optimizer import make_optimizer
+from tuninglab.training.hardware import DTYPES, accelerator_in
+from tuninglab.training.loop import start
+from tuninglab.training.step import batch_loss, count_step, optimizer_step
 
-LEARNING_RATE = 1e-3
+# At a constant rate, for as long as anybody measures.
+SETTINGS = TrainingConfig(
+    learning_rate=1e-3, lr_scheduler="constant", warmup_steps=0, weight_decay=0.0, max_steps=10**6
+)
 # The two rows of the source document.
 INT8, PLAIN = "enable_int8 = True", "enable_int8 = False"
 
@@ -57,32 +63,25 @@ class Variant:
         tuned = tune(model, workload.tuning, scope=workload.scope).to(device)
         if self.checkpoint_every:
             checkpoint_blocks(tuned, self.checkpoint_every)
-        return Training(tuned.train(), self.precision, device)
+        return Training(tuned, self.precision)
 
 
 class Training:
-    """A model with its optimizer; `step` trains it once on a batch."""
+    """A model as the training loop has it; `step` trains it once on a batch."""
 
-    def __init__(self, model: nn.Module, precision: str, device: torch.device):
-        self.model, self.device, self.dtype = model, device, DTYPES[precision]
-        self.optimizer = make_optimizer(model, LEARNING_RATE, weight_decay=0.0)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    def __init__(self, model: nn.Module, precision: str):
+        # One row of data: where in the data a step is makes no difference to what it costs.
+        sampler, self.accelerator = StepSampler(1, 1), accelerator_in(precision)
+        self.state = start(model, sampler, SETTINGS, self.accelerator)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The forward pass as the training loop has it: autocast, logits only where labelled."""
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            return self.model(**batch, labels_only_logits=True, use_cache=False).loss
+        """The loss as the training loop has it: autocast, logits only where labelled."""
+        return batch_loss(self.state.wrapped, batch, batch.answer_tokens, self.accelerator)
 
     def step(self, batch: Batch) -> float:
-        """Forward, backward, AdamW; returns the loss once all of it is done."""
-        loss = self.loss(batch)
-        scaled: Any = self.scaler.scale(loss)
-        scaled.backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        """Train once; returns the loss when all of it is done."""
+        counts, limit = count_step([batch], self.accelerator), SETTINGS.max_grad_norm
+        return optimizer_step(self.state, [batch], counts, limit, self.accelerator).loss
 
 
 def standard_rows(int8: Variant, plain: Variant, device: torch.device) -> list[Variant]:

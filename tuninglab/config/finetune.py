@@ -49,6 +49,8 @@ class FinetuneConfig(TrainingConfig):
         super().validate()
 
     def _check_combinations(self) -> None:
+        if self.compare:
+            self._check_comparison()
         pair = (self.lang_encoder, self.vision_encoder)
         if (pair[0] is None) != (pair[1] is None):
             given = "--lang_encoder" if pair[0] is not None else "--vision_encoder"

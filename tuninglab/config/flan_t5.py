@@ -54,6 +54,8 @@ class FlanT5Config(TrainingConfig):
         super().validate()
 
     def _check_combinations(self) -> None:
+        if self.compare:
+            self._check_comparison()
         if self.data is not None and self.embedded_pairs != EMBEDDED_PAIRS:
             raise UserError("--embedded_pairs is given with --data. Leave one of them out.")
         super()._check_combinations()

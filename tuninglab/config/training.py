@@ -19,6 +19,13 @@ Quantization = Literal["int8", "bnb-int8", "bnb-nf4", "none"]
 Saver = Literal["norm", "glu", "attention", "loss", "embedding"]
 
 
+# The settings that --compare measures with, or writes by.
+MEASURED = (
+    *("compare", "rounds", "precision", "enable_int8", "memory_savers", "checkpoint_every"),
+    *("activation_checkpointing", "tuning_config", "output_dir", "run_name"),
+)
+
+
 @dataclass
 class TrainingConfig:
     """Settings of a training run, whatever is tuned; each recipe adds its own."""
@@ -244,6 +251,24 @@ class TrainingConfig:
         elif self.eval_steps is not None and self.val_data is None and self.val_split == 0:
             raise UserError(
                 "--eval_steps is given, but no validation data. Add --val_split 0.1 or --val_data."
+            )
+
+    def _check_comparison(self) -> None:
+        """Refuse what --compare would pass over: it measures a fixed shape with random weights."""
+        given, usual = leaves(self), leaves(type(self)())
+        about_the_call = set(marked(type(self), Mark.CALL)) - {"resume"}
+        passed_over = [
+            f"--{name}"
+            for name, value in given.items()
+            if name.partition(".")[0] not in MEASURED
+            and name not in about_the_call
+            and value != usual[name]
+        ]
+        if passed_over:
+            raise UserError(
+                "--compare measures a model of a fixed shape with random weights on random data; "
+                f"it has no use for {', '.join(passed_over)}. Leave that out, or leave --compare "
+                "out to tune."
             )
 
     def _check_without_data(self) -> None:

@@ -24,12 +24,8 @@ def make_accelerator(precision: str, choices: Choices) -> Accelerator:
     Raises:
         UserError: the precision asked for does not work on this device.
     """
-    # accelerate keeps its precision for the life of the process and refuses another one; two
-    # runs from one Python session are ordinary use.
-    AcceleratorState._reset_state()
-    # Without this, accelerate leaves the processes of torchrun alone, each training by itself.
-    cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+    # Asked for its device and processes first: the precision depends on them.
+    accelerator = accelerator_in("fp32")
     device, processes = accelerator.device, accelerator.num_processes
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != started:
@@ -41,10 +37,26 @@ def make_accelerator(precision: str, choices: Choices) -> Accelerator:
     answer_main_process(accelerator.is_main_process)
     choices.add("device", _device_name(device), f"{processes} process{'es' * (processes > 1)}")
     chosen = choose_precision(precision, device.type, choices)
-    if chosen == "fp32":
-        return accelerator
-    AcceleratorState._reset_state()
-    return Accelerator(cpu=cpu, mixed_precision=chosen)
+    return accelerator if chosen == "fp32" else accelerator_in(chosen)
+
+
+def accelerator_in(precision: str) -> Accelerator:
+    """An accelerator of fp32, bf16 or fp16, whatever others of this process compute in."""
+    # accelerate keeps one precision for the life of a process and refuses another; two runs from
+    # one Python session, and a comparison of precisions, are ordinary use. With a state of its own
+    # an accelerator keeps its precision when the next one is made.
+    AcceleratorState._shared_state = {}
+    # Without this, accelerate leaves the processes of torchrun alone, each training by itself.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def best_device(choices: Choices) -> torch.device:
+    """Where a model answers fastest on this machine; says which, and why."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    kind = "the GPU that torch can use" if device.type != "cpu" else "torch can use no GPU here"
+    choices.add("device", _device_name(device), kind)
+    return device
 
 
 def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
