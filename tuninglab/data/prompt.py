@@ -44,7 +44,7 @@ def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
     ids = [bos] if isinstance(bos, int) else []
     labels = [IGNORED] * len(ids)
     images = 0
-    for kind, text in _pieces(messages):
+    for kind, text in _spans(messages):
         # Only a piece of these two kinds can become a special token.
         piece = [special[kind]] if kind in special else text_ids(text, tokenizer)
         ids += piece
@@ -83,7 +83,7 @@ def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str
     return str(text).strip()
 
 
-def _pieces(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+def _spans(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
     """The prompt format, as (kind, text): kind is "text", "image", "answer" or "end"."""
     for number, message in enumerate(messages, 1):
         role, parts = message["role"], content_parts(message["content"])
