@@ -45,7 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
         figures,
         metrics,
         settings=_read_yaml(run_dir / "config.yaml"),
-        environment=mapping(_read_json(run_dir / "environment.json", {})),
+        starts=_read_starts(run_dir / "environment.json"),
         cards=_read_rows(run_dir / "answers.json"),
         trainable=_read_rows(run_dir / "trainable.json"),
         curves=curves,
@@ -164,6 +164,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return mapping(yaml.safe_load(_read_text(path))) if path.exists() else {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _broken(path, "is not YAML") from error
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """The environment of each start of a run; runs of the first versions kept that of one."""
+    parts = _read_json(path, [])
+    return [
+        part for part in (parts if isinstance(parts, list) else [parts]) if isinstance(part, dict)
+    ]
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
