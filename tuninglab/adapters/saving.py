@@ -81,6 +81,9 @@ def _write(
         training, config.inference_mode = config.inference_mode, True
         # PEFT's AutoPeftModel finds the base class by these where there is no task type.
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        # PEFT makes a set of the names, whose order would change from one process to the next.
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(beside), auto_mapping_dict=mapping)
         config.inference_mode = training
         if media_mode is not None:

@@ -104,10 +104,6 @@ def lora_patterns(model: Any) -> list[str]:
     patterns = []
     for config in getattr(model, "peft_config", {}).values():
         targets = getattr(config, "target_modules", None) or ()
-        # Ours are a regular expression that ends in the patterns: see adapters/lora.py.
-        ends = re.search(r"\(\?:([^()]*)\)$", targets) if isinstance(targets, str) else None
-        if ends:
-            targets = [re.sub(r"\\(.)", r"\1", end) for end in ends[1].split("|")]
         patterns += [targets] if isinstance(targets, str) else targets
     return patterns
 
