@@ -8,10 +8,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tests.adapters.test_saving import BRIDGE, logits, tuned
+from tuninglab.adapters.base_format import left_in_float, quantization_config
+from tuninglab.adapters.int8_lora import Int8LoraLinear
 from tuninglab.adapters.saving import WEIGHTS_NAME, load_adapter, save_adapter
 from tuninglab.adapters.switching import switch, without_adapter
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
+from tuninglab.models.build import load_flamingo
 
+FP32, BF16 = torch.float32, torch.bfloat16
 COLOUR = {"r": 2, "lora_target_modules": ["q_proj", "to_q", "ff.1"]}
 SHAPE = {"r": 5, "lora_alpha": 3, "lora_target_modules": ["v_proj", "to_q", "down_proj"]}
 
@@ -50,19 +55,28 @@ def make_pair(tiny_flamingo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("colour", "shape"),
+    ("colour", "shape", "dtype"),
     [
-        (COLOUR, SHAPE),
-        (COLOUR, {**SHAPE, **BRIDGE, "lora_target_modules": ["v_proj"]}),
-        ({**COLOUR, **BRIDGE, "lora_target_modules": ["v_proj"]}, SHAPE),
-        ({**COLOUR, "train_new_tokens": True}, SHAPE),
-        (COLOUR, {**SHAPE, "train_new_tokens": True}),
-        ({**COLOUR, "modules_to_save": ["mlp", "norm"]}, {**SHAPE, "modules_to_save": ["lm_head"]}),
-        ({**COLOUR, "train_gates": False}, SHAPE),
+        (COLOUR, SHAPE, FP32),
+        (COLOUR, SHAPE, BF16),
+        (COLOUR, {**SHAPE, **BRIDGE, "lora_target_modules": ["v_proj"]}, FP32),
+        ({**COLOUR, **BRIDGE, "lora_target_modules": ["v_proj"]}, SHAPE, BF16),
+        ({**COLOUR, "train_new_tokens": True}, SHAPE, FP32),
+        (COLOUR, {**SHAPE, "train_new_tokens": True}, BF16),
+        ({**COLOUR, "modules_to_save": ["mlp"]}, {**SHAPE, "modules_to_save": ["lm_head"]}, FP32),
+        ({**COLOUR, "train_gates": False}, SHAPE, FP32),
     ],
-    ids=["gates", "bridge second", "bridge first", "tokens first", "tokens", "modules", "no gates"],
+    ids=[
+        "gates",
+        "bf16",
+        "bridge 2nd",
+        "bridge 1st",
+        "tokens 1st",
+        "tokens",
+        "modules",
+        "gateless",
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_there_and_back_and_to_the_base(make_pair, colour, shape, dtype):
     make_base, folders, alone = make_pair(colour, shape, dtype=dtype)
     assert not torch.equal(alone["colour"], alone["shape"])
@@ -182,3 +196,21 @@ def test_names_and_models_that_cannot_be_switched(make_pair):
         with pytest.raises(ValueError, match="load_adapter"):
             switch(foreign, None)
     assert json.loads((folders["shape"] / "tuninglab.json").read_text())
+
+
+def test_on_an_int8_base(make_pair, tiny_bases):
+    _, folders, _ = make_pair()
+
+    def base():
+        config = quantization_config("int8", torch.float32, left_in_float(TuningConfig(), False))
+        return load_flamingo(tiny_bases["plain"], quantization=config)[0]
+
+    alone = {name: logits(load_adapter(base(), folder)) for name, folder in folders.items()}
+    alone[None] = logits(base())
+    model = load_adapter(
+        load_adapter(base(), folders["colour"], "colour"), folders["shape"], "shape"
+    )
+    assert any(isinstance(module, Int8LoraLinear) for module in model.modules())
+    for name in ("shape", "colour", None, "shape"):
+        switch(model, name)
+        assert torch.equal(logits(model), alone[name])

@@ -7,30 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import set_peft_model_state_dict as set_state_dict
 from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tuninglab.adapters import switching
 from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.lora import quietly
-from tuninglab.adapters.switching import (
-    Adapters,
-    Held,
-    adapters_of,
-    places_of,
-    plain_name,
-    put_back,
-    set_aside,
-    switch,
-)
 from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
@@ -109,6 +95,19 @@ def _write(
             (beside / SETTINGS_NAME).write_text(settings + "\n", "utf-8")
 
 
+def check_adapter(directory: Path) -> None:
+    """Check that a folder holds the files of an adapter.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (directory / name).is_file():
+            raise UserError(
+                f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
+            )
+
+
 def load_adapter(model: nn.Module, directory: str | Path, name: str = "default") -> PeftModel:
     """Put a saved adapter on its base, or beside those that are there, and turn it on.
 
@@ -125,39 +124,35 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
         ValueError: the name is taken, or the model got an adapter otherwise.
     """
     directory = Path(directory)
-    for file in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (directory / file).is_file():
-            raise UserError(
-                f"{directory} holds no adapter: {file} is missing. Name a run's adapter/."
-            )
-    adapters, media_mode = adapters_of(model), _media_mode(directory)
+    check_adapter(directory)
+    adapters, media_mode = switching.adapters_of(model), _media_mode(directory)
     if name in adapters.held:
         raise ValueError(f"there is an adapter {name!r} already")
     before = adapters.active
     if isinstance(model, PeftModel):
-        switch(model, None)
+        switching.switch(model, None)
     try:
         peft_model, tensors = _load(model, directory, name, adapters)
     except UserError:
         if isinstance(model, PeftModel):
             # The other adapters stay usable: as if this one had not been tried.
-            put_back(adapters, model)
+            switching.put_back(adapters, model)
             if name in model.peft_config:
                 model.delete_adapter(name)
-            switch(model, before)
+            switching.switch(model, before)
         raise
-    adapters.held[name] = Held(tensors, media_mode)
+    adapters.held[name] = switching.Held(tensors, media_mode)
     adapters.active = name
     peft_model.held_adapters = adapters  # pyright: ignore
     usual = adapters.held[None].media_mode
     if media_mode not in (None, usual):
         say(f"media_mode: {media_mode} (the adapter was tuned so; its base has {usual})")
-    switch(peft_model, name)
+    switching.switch(peft_model, name)
     return peft_model
 
 
 def _load(
-    model: nn.Module, directory: Path, name: str, adapters: Adapters
+    model: nn.Module, directory: Path, name: str, adapters: switching.Adapters
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     """The model with the adapter, and the tensors of the base that this one had trained in place.
 
@@ -167,10 +162,10 @@ def _load(
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             # By plain names: LoRA of another may stand around what this one trained in place.
-            stored = {plain_name(key): key for key in file.keys()}
-            places = places_of(model)
+            stored = {switching.plain_name(key): key for key in file.keys()}
+            places = switching.places_of(model)
             direct = [key for key in stored if key in places]
-            set_aside(adapters, places, direct)
+            switching.set_aside(adapters, places, direct)
             peft_model = _with_lora(model, directory, name)
             for key in direct:
                 places[key].data.copy_(file.get_tensor(stored[key]))
@@ -180,7 +175,7 @@ def _load(
             f"{directory} does not fit this base model, or is broken: {reason}"
         ) from error
     own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
-    known = {plain_name(own.sub("", key)) for key in peft_model.state_dict()}
+    known = {switching.plain_name(own.sub("", key)) for key in peft_model.state_dict()}
     strange = sorted(stored.keys() - known)
     if strange:
         raise UserError(
@@ -195,8 +190,7 @@ def _with_lora(model: nn.Module, directory: Path, name: str) -> PeftModel:
     if isinstance(config, LoraConfig):
         know_int8(config)
     if not isinstance(model, PeftModel):
-        load = PeftModel.from_pretrained
-        return quietly(load, model, str(directory), adapter_name=name, config=config)
+        return quietly(PeftModel.from_pretrained, model, str(directory), name, config=config)
     quietly(model.add_adapter, name, config)
     state = load_file(directory / WEIGHTS_NAME)
     for path, module in model.named_modules():
@@ -205,7 +199,7 @@ def _with_lora(model: nn.Module, directory: Path, name: str) -> PeftModel:
             # what has no place in this one is passed over.
             for key in module.adapter_state_dict_load_map(name):
                 state.setdefault(f"{path}.{key}", torch.empty(0))
-    set_peft_model_state_dict(model, state, adapter_name=name)
+    set_state_dict(model, state, adapter_name=name)
     return model
 
 
