@@ -13,7 +13,7 @@ from tuninglab.adapters.base_format import (
     count_parameters,
     left_in_float,
     quantization_config,
-    tell_quantisation,
+    tell_base_format,
 )
 from tuninglab.adapters.int8_lora import Int8LoraLinear, know_int8
 from tuninglab.adapters.lora import tune
@@ -209,16 +209,16 @@ def test_parts_keep_the_language_model_in_int8(tiny_flamingo, take_apart, tiny_b
 
 def test_choices_say_what_is_held_how(tiny_bases, tiny_flamingo, capsys):
     choices = Choices()
-    tell_quantisation(tiny_flamingo(), choices, CPU)
+    tell_base_format(tiny_flamingo(), choices, CPU)
     assert choices.made == []
     base, _ = load_flamingo(tiny_bases["plain"], torch.bfloat16, int8(head=False))
-    tell_quantisation(base, choices, CPU)
+    tell_base_format(base, choices, CPU)
     assert choices.made[0]["value"] == "int8 in 19 linear layers, else bfloat16"
     assert "int8 in 19" in capsys.readouterr().err
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
     quantise_linears(gpt2, Int8Config())
     with pytest.raises(UserError, match="GPT2LMHeadModel has no linear layer.*Conv1D"):
-        tell_quantisation(gpt2, choices, CPU)
+        tell_base_format(gpt2, choices, CPU)
 
 
 def test_parameters_are_counted_as_before(tiny_bases, tiny_flamingo):

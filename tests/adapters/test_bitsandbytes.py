@@ -12,7 +12,7 @@ from tuninglab.adapters.base_format import (
     count_parameters,
     left_in_float,
     quantization_config,
-    tell_quantisation,
+    tell_base_format,
 )
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
@@ -84,7 +84,7 @@ def test_towers_head_and_what_trains_in_full_stay_float(base, kind, capsys):
     assert names and all(name.startswith("lang_encoder.model.layers.") for name in names)
     assert not any(".mlp." in name for name in names)
     choices = Choices()
-    tell_quantisation(model, choices, torch.device("cpu"))
+    tell_base_format(model, choices, torch.device("cpu"))
     bits = kind.removeprefix("bnb-")
     assert choices.made[0]["value"] == f"{bits} in {len(names)} linear layers, else float32"
     assert "bitsandbytes" in capsys.readouterr().err

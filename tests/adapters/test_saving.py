@@ -108,7 +108,8 @@ def test_a_converted_adapter_is_written_like_a_tuned_one(tiny_flamingo, tmp_path
     model = tuned(tiny_flamingo(), r=2)
     save_adapter(model, tmp_path / "tuned")
     config = json.loads((tmp_path / "tuned" / "adapter_config.json").read_text())
-    given = ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type")
+    given = ("r", "lora_alpha", "target_modules", "exclude_modules", "peft_type")
+    given += ("base_model_name_or_path",)
     tensors = load_file(tmp_path / "tuned" / "adapter_model.safetensors")
     write_adapter(tmp_path / "written", {name: config[name] for name in given}, tensors, "previous")
     assert json.loads((tmp_path / "written" / "adapter_config.json").read_text()) == config

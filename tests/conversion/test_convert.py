@@ -64,6 +64,74 @@ def test_a_release_becomes_a_directory(wrap, make_release, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_overwrite_replaces_a_conversion_whole(make_release, tmp_path):
+    _, checkpoint, flags = make_release()
+    out = tmp_path / "out"
+    # An empty folder is free without it.
+    out.mkdir()
+    arguments = ["--checkpoint", checkpoint, *flags, "--out", out, "--overwrite"]
+    assert run(*arguments[:-1], "--media_mode", "next-v1") == 0
+    (out / "stray.txt").write_text("of the conversion before")
+    assert run(*arguments, "--media_mode", "previous") == 0
+    assert not (out / "stray.txt").exists()
+    assert json.loads((out / "config.json").read_text())["media_mode"] == "previous"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "checkpoint.pt", "lang", "clip"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_overwrite_keeps_what_is_no_model(make_release, tmp_path, capsys, kind):
+    _, checkpoint, flags = make_release()
+    out = tmp_path / "thesis"
+    if kind == "folder":
+        out.mkdir()
+    (out / "chapter.tex" if kind == "folder" else out).write_text("years of work")
+    before = contents(tmp_path)
+    assert run("--checkpoint", checkpoint, *flags, "--out", out, "--overwrite") == 2
+    assert "is no model or adapter" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("held", ["checkpoint", "lang_encoder", "vision_encoder", "itself"])
+def test_overwrite_keeps_what_is_being_read(make_release, tmp_path, capsys, monkeypatch, held):
+    _, checkpoint, flags = make_release()
+    out, parts = tmp_path / "out", {"--checkpoint": checkpoint, flags[0]: flags[1]}
+    parts[flags[2]] = flags[3]
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    if held == "itself":
+        # The language model's own folder has a config.json, as what may be replaced has.
+        out, held = tmp_path / "lang", "lang_encoder"
+    else:
+        inside = out / "parts" / "it"
+        inside.parent.mkdir()
+        os.rename(parts[f"--{held}"], inside)
+        # A relative name, through another folder, is the same place.
+        monkeypatch.chdir(tmp_path)
+        parts[f"--{held}"] = "lang/../out/parts/it" if held != "lang_encoder" else "out/parts/it"
+    before = contents(tmp_path)
+    words = [word for pair in parts.items() for word in pair]
+    assert run(*words, "--out", out, "--overwrite") == 2
+    assert f"holds --{held}, which is read" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_that_is_there_is_replaced_only_when_asked(make_release, tmp_path, capsys):
+    _, checkpoint, flags = make_release()
+    model, back = tmp_path / "model", tmp_path / "back.pt"
+    assert run("--checkpoint", checkpoint, *flags, "--out", model) == 0
+    back.write_bytes(b"somebody's")
+    words = ["--to", "open_flamingo", "--model", model, "--out", back]
+    assert run(*words) == 2
+    assert f"--out {back} exists" in capsys.readouterr().err
+    assert back.read_bytes() == b"somebody's"
+    assert run(*words, "--overwrite") == 0
+    assert any(name.startswith("perceiver.") for name in torch.load(back, weights_only=True))
+
+
 def test_back_and_forth_through_the_command_line(make_release, tmp_path, capsys):
     _, checkpoint, flags = make_release(aliases=True)
     first, second = tmp_path / "first", tmp_path / "second"

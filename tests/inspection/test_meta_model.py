@@ -32,7 +32,7 @@ def test_a_directory_needs_no_weights(model_directory, tmp_path, weights):
     "config, kind",
     [
         (LlamaConfig(**SMALL, num_hidden_layers=1, vocab_size=9), "LlamaForCausalLM"),
-        (T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, vocab_size=9), "T5ForCondit"),
+        (T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, vocab_size=9), "TextToText"),
         (CLIPVisionConfig(**SMALL, num_hidden_layers=1), "CLIPVisionModel"),
         (GPT2Config(n_embd=8, n_head=2, n_layer=1, architectures=["GPT2Model"]), "GPT2Model"),
     ],

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tuninglab import cli
-from tuninglab.inspection.module_tree import branches_below, coloured, render_tree, tree_lines
+from tuninglab.inspection.module_tree import branches_below, coloured, plain, tree_lines
 
 # The first tree of the source document: LLaMA-7B with the three added tokens.
 DOCUMENT_LLAMA = """\
@@ -96,6 +96,10 @@ def test_the_second_tree_of_the_document_through_a_pipe():
     if sys.platform == "linux":
         peak = re.search(r"VmHWM:\s*(\d+) kB", done.stderr)
         assert peak and int(peak[1]) < 1.5 * 2**20
+
+
+def render_tree(module):
+    return "\n".join(["root", *(plain(line) for line, _ in tree_lines(branches_below(module)))])
 
 
 def tree(**modules):

@@ -3,10 +3,17 @@ import re
 import sys
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from tuninglab import cli
+from tuninglab.adapters.lora import tune
+from tuninglab.adapters.saving import save_adapter
 from tuninglab.config import FinetuneConfig
+from tuninglab.config.tuning import T5_TARGET_MODULES, TextTuningConfig
 from tuninglab.config.yaml_file import config_yaml
+from tuninglab.inspection.presets import PRESETS
+from tuninglab.models.text_to_text import TextToText
 
 
 @pytest.fixture
@@ -55,17 +62,37 @@ def test_with_lora_the_whole_flamingo_is_wrapped_as_in_tuning(shown):
 
 
 def test_a_text_model_gets_lora_where_recipes_put_it(shown, refused):
-    assert "LoRA q, v" in shown("flan-t5-small", "--lora", "--stats")
-    assert "recipes for T5" in shown.said
+    shown("flan-t5-small", "--lora")
+    assert "LoRA of rank 16: q, k, v, o, wi_0, wi_1, wo" in shown.said
+    assert "recipe for T5" in shown.said
     llama = shown("llama-7b", "--lora", "--part", "model.layers.0.self_attn", "--stats")
     assert llama.count("LoRA q_proj, k_proj, v_proj, o_proj") == 1
     assert "to_q" not in shown.said
     chosen = ("llama-7b", "--lora", "--lora_target_modules", "up_proj")
     assert shown(*chosen, "--stats").count("LoRA up_proj") == 1
-    assert "ends in q_prj. Its linear layers end in down_proj," in refused(
-        *("llama-7b", "--lora", "--lora_target_modules", "q_prj", "up_proj")
-    )
+    message = refused("llama-7b", "--lora", "--lora_target_modules", "q_prj", "up_proj")
+    assert "'q_prj' hits no layer; did you mean q_proj" in message
+    assert "'up_proj'" not in message and "Linear layers end in: q_proj, k_proj" in message
     assert "--lora beside it" in refused("llama-7b", "--lora_target_modules", "up_proj")
+
+
+def test_a_t5_gets_the_layers_and_counts_of_its_recipe(shown):
+    tree = json.loads(shown("flan-t5-small", "--json", "--lora"))
+    config = AutoConfig.for_model(**PRESETS["flan-t5-small"])
+    with torch.device("meta"):
+        tuned = tune(TextToText(config), TextTuningConfig(), scope="")
+    lora = {
+        n.split(".lora_")[0].split(".")[-1] for n, p in tuned.named_parameters() if ".lora_" in n
+    }
+    assert set(patterns_of(tree)) == lora == set(T5_TARGET_MODULES)
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    # google/flan-t5-small as published, whose head is its own, and LoRA.
+    assert (tree["count"], tree["trainable"]) == (76_961_152 + trained, trained)
+    assert "total: 76,961,152 parameters (77.0 M)" in shown("flan-t5-small", "--stats")
+
+
+def patterns_of(branch):
+    return branch["lora"] + [p for child in branch["children"] for p in patterns_of(child)]
 
 
 def test_a_flamingo_of_other_names_can_be_told_them(shown, refused):
@@ -132,9 +159,6 @@ def test_unknown_models_are_told_their_neighbours(refused, tmp_path):
 
 
 def test_a_run_shows_the_lora_it_has(shown, refused, tmp_path, tiny_bases, tiny_flamingo):
-    from tuninglab.adapters.lora import tune
-    from tuninglab.adapters.saving import save_adapter
-
     config = FinetuneConfig(model=str(tiny_bases["plain"]))
     config.tuning_config.lora_target_modules = ["q_proj", "ff.1"]
     run = tmp_path / "run"

@@ -129,6 +129,24 @@ def test_own_data_shows_the_validation_loss(run):
     assert "No questions were answered" in text
 
 
+def test_of_several_starts_the_last_is_shown(run):
+    def environment(content):
+        (run / "environment.json").write_text(json.dumps(content))
+        return re.sub(r"\s+", " ", parsed(run).text)
+
+    first, last = (
+        {"versions": {"torch": "2.12.0"}},
+        {"versions": {"torch": "2.13.0"}, "choices": []},
+    )
+    text = environment([first, first, last])
+    assert "2.13.0" in text and "2.12.0" not in text and "started 3 times" in text
+    # One start needs no words, and runs of the first versions kept one without a list.
+    assert environment([last]) == environment(last)
+    assert "started" not in environment(last)
+    for nothing in ([], {}, 3):
+        assert "Environment" not in environment(nothing)
+
+
 def test_without_held_out_data_it_says_so(run):
     (run / "report.json").write_text(json.dumps(figures(evaluation={})))
     text = parsed(run).text

@@ -1,3 +1,7 @@
+import io
+import re
+import sys
+
 import pytest
 
 from tuninglab.training.log import TrainingLog, print_trainable
@@ -36,6 +40,61 @@ def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     assert lines[-2].startswith("step 50/50:")
     assert lines[-1] == "step 50: val_loss 1.2500"
     assert len(lines) < 10
+
+
+class Terminal(io.StringIO):
+    """What is written, for programs that ask whether a person looks on."""
+
+    def isatty(self):
+        return True
+
+    def seen(self):
+        """The text without colours and movements; a bar is drawn again and again."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
+
+
+def on_terminal(monkeypatch, rank="0"):
+    # Not as a fixture: pytest takes standard error for itself again before the test begins.
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("RANK", rank)):
+        monkeypatch.setenv(name, value)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_on_a_terminal_a_bar_moves_in_place_of_lines(monkeypatch, capsys):
+    terminal = on_terminal(monkeypatch)
+    with TrainingLog(total_steps=50, first_step=20) as log:
+        assert "20/50" in terminal.seen()
+        for step in range(21, 51):
+            log.step({"step": step, "loss": 2.0 - step / 100, "tokens_per_s": 1234.5})
+        log.validation({"step": 50, "val_loss": 1.25})
+    text = terminal.seen()
+    # The end of the bar stays, below what the validation said.
+    assert re.search(r"50/50 loss 1\.5000, 1,23[45] tokens/s 0:00:00\s*$", text)
+    assert text.count("step 50: val_loss 1.2500") == 1
+    # No plain lines besides, and nothing for programs to read.
+    assert "s left" not in text and capsys.readouterr().out == ""
+    # Hidden while the bar runs, the cursor comes back.
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1
+
+
+def test_an_error_in_the_loop_leaves_the_terminal_as_it_was(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    with pytest.raises(KeyboardInterrupt), TrainingLog(total_steps=5) as log:
+        log.step({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
+        raise KeyboardInterrupt
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+    assert "1/5 loss 2.0000" in terminal.seen()
+
+
+def test_other_processes_draw_no_bar(monkeypatch, second_process):
+    terminal = on_terminal(monkeypatch, rank="1")
+    with TrainingLog(total_steps=2) as log:
+        log.step({"step": 2, "loss": 2.0, "tokens_per_s": 10.0})
+    assert terminal.seen() == ""
 
 
 @pytest.mark.parametrize("shown", [True, False])

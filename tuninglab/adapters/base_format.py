@@ -71,7 +71,7 @@ def left_in_float(tuning: LoraTuning, fresh_bridge: bool) -> list[str]:
     return [*TOWERS, *inside]
 
 
-def tell_quantisation(model: Any, choices: Choices, device: torch.device) -> None:
+def tell_base_format(model: Any, choices: Choices, device: torch.device) -> None:
     """Say how a loaded model holds its linear layers and multiplies on `device`, unless as floats.
 
     Raises:

@@ -40,7 +40,7 @@ def check_patterns(model: nn.Module, config: LoraTuning, scope: str = SCOPE) -> 
         UserError: a pattern hits nothing, or only a frozen part.
     """
     direct = direct_modules(model, config, scope)
-    _target_regex(model, config, direct, scope)
+    _lora_places(model, config, direct, scope)
     _check_trainable(model, direct)
     if config.train_new_tokens:
         _token_rows(model)
@@ -67,7 +67,7 @@ def tune(
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
-        target_modules=_target_regex(model, config, direct, scope),
+        **_lora_places(model, config, direct, scope),
         lora_dropout=config.lora_dropout,
         bias=config.bias,
         # PEFT refuses "VL" since 0.14; no task type means its generic wrapper.
@@ -147,7 +147,14 @@ def _inside(name: str, scope: str) -> bool:
     return not scope or name.startswith(scope + ".")
 
 
-def _target_regex(model: nn.Module, config: LoraTuning, direct: list[str], scope: str) -> str:
+def _lora_places(
+    model: nn.Module, config: LoraTuning, direct: list[str], scope: str
+) -> dict[str, Any]:
+    """Where PEFT puts LoRA: the ends of names as they were asked for, and what is left out.
+
+    Raises:
+        UserError: a pattern hits nothing, or only what is left out.
+    """
     problems = []
     for pattern in config.lora_target_modules:
         hits = matching_modules(model, pattern)
@@ -157,19 +164,18 @@ def _target_regex(model: nn.Module, config: LoraTuning, direct: list[str], scope
         listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
         hint = f"Linear layers{under} end in: {listed}. Change lora_target_modules."
         raise UserError("\n".join([*problems, hint]))
-    ends = "|".join(re.escape(pattern) for pattern in config.lora_target_modules)
     # A module that trains in full gets no LoRA: the same change would be learned twice.
-    skipped = "".join(
-        rf"(?!{re.escape(name)}(?:\.|$))" for name in direct if name.startswith(scope)
-    )
-    start = rf"{scope}\." if scope else ""
-    regex = rf"{skipped}{start}(?:.*\.)?(?:{ends})"
-    if not any(re.fullmatch(regex, name) for name, _ in _linear_modules(model)):
+    left_out = [rf"{re.escape(name)}(?:\..*)?" for name in direct if _inside(name, scope)]
+    # The tower and the Perceiver have layers of the same names.
+    left_out += [rf"(?!{scope}\.).*"] * bool(scope)
+    exclude = "|".join(left_out)
+    hits = [name for end in config.lora_target_modules for name in matching_modules(model, end)]
+    if all(re.fullmatch(exclude, name) for name in hits):
         raise UserError(
             "lora_target_modules names only layers that train in full here; "
             f"name one that does not, of: {', '.join(_suffixes(model, scope))}."
         )
-    return regex
+    return {"target_modules": config.lora_target_modules, "exclude_modules": exclude or None}
 
 
 def _pattern_problem(model: nn.Module, pattern: str, hits: list[str], scope: str) -> str:

@@ -1,16 +1,20 @@
 """Adapters on disk, in PEFT's layout, with what was tuned besides LoRA in the same file."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import set_peft_model_state_dict as set_state_dict
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tuninglab.adapters import switching
 from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.lora import quietly
 from tuninglab.console import say
@@ -81,6 +85,9 @@ def _write(
         training, config.inference_mode = config.inference_mode, True
         # PEFT's AutoPeftModel finds the base class by these where there is no task type.
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        # PEFT makes a set of the names, whose order would change from one process to the next.
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(beside), auto_mapping_dict=mapping)
         config.inference_mode = training
         if media_mode is not None:
@@ -88,47 +95,112 @@ def _write(
             (beside / SETTINGS_NAME).write_text(settings + "\n", "utf-8")
 
 
-def load_adapter(model: nn.Module, directory: str | Path) -> PeftModel:
-    """Put a saved adapter on its base model, for inference.
-
-    The base takes over the media mode that the adapter was tuned in, which is said if it differs.
+def check_adapter(directory: Path) -> None:
+    """Check that a folder holds the files of an adapter.
 
     Raises:
-        UserError: the folder holds no adapter, or one that was made for another base.
+        UserError: one is missing.
     """
-    directory = Path(directory)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
             )
-    media_mode = _media_mode(directory)
+
+
+def load_adapter(model: nn.Module, directory: str | Path, name: str = "default") -> PeftModel:
+    """Put a saved adapter on its base, or beside those that are there, and turn it on.
+
+    For inference; `adapters/switching.py` goes from one to another, and to the base. The media mode
+    is that which the adapter was tuned in, which is said if the base has another.
+
+    Args:
+        model: the base, or what this function made of it.
+        directory: the adapter.
+        name: what to call it; new among the adapters of the model.
+
+    Raises:
+        UserError: the folder holds no adapter, or one that was made for another base.
+        ValueError: the name is taken, or the model got an adapter otherwise.
+    """
+    directory = Path(directory)
+    check_adapter(directory)
+    adapters, media_mode = switching.adapters_of(model), _media_mode(directory)
+    if name in adapters.held:
+        raise ValueError(f"there is an adapter {name!r} already")
+    before = adapters.active
+    if isinstance(model, PeftModel):
+        switching.switch(model, None)
+    try:
+        peft_model, tensors = _load(model, directory, name, adapters)
+    except UserError:
+        if isinstance(model, PeftModel):
+            # The other adapters stay usable: as if this one had not been tried.
+            switching.put_back(adapters, model)
+            if name in model.peft_config:
+                model.delete_adapter(name)
+            switching.switch(model, before)
+        raise
+    adapters.held[name] = switching.Held(tensors, media_mode)
+    adapters.active = name
+    peft_model.held_adapters = adapters  # pyright: ignore
+    usual = adapters.held[None].media_mode
+    if media_mode not in (None, usual):
+        say(f"media_mode: {media_mode} (the adapter was tuned so; its base has {usual})")
+    switching.switch(peft_model, name)
+    return peft_model
+
+
+def _load(
+    model: nn.Module, directory: Path, name: str, adapters: switching.Adapters
+) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    """The model with the adapter, and the tensors of the base that this one had trained in place.
+
+    Raises:
+        UserError: the file is damaged, or the adapter was made for another base.
+    """
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
-            stored = set(file.keys())
-        config = PeftConfig.from_pretrained(str(directory))
-        if isinstance(config, LoraConfig):
-            know_int8(config)
-        peft_model = quietly(PeftModel.from_pretrained, model, str(directory), config=config)
+            # By plain names: LoRA of another may stand around what this one trained in place.
+            stored = {switching.plain_name(key): key for key in file.keys()}
+            places = switching.places_of(model)
+            direct = [key for key in stored if key in places]
+            switching.set_aside(adapters, places, direct)
+            peft_model = _with_lora(model, directory, name)
+            for key in direct:
+                places[key].data.copy_(file.get_tensor(stored[key]))
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{directory} does not fit this base model, or is broken: {reason}"
         ) from error
-    known = {name.replace(".default", "") for name in peft_model.state_dict()}
-    strange = sorted(stored - known)
+    own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
+    known = {switching.plain_name(own.sub("", key)) for key in peft_model.state_dict()}
+    strange = sorted(stored.keys() - known)
     if strange:
         raise UserError(
             f"{directory} was made for another base model: {len(strange)} of its tensors have no "
             f"place in this one, e.g. {strange[0]}. Name the base it was tuned from."
         )
-    config: Any = peft_model.get_base_model().config
-    if media_mode is not None and media_mode != config.media_mode:
-        say(
-            f"media_mode: {media_mode} (the adapter was tuned so; its base has {config.media_mode})"
-        )
-        config.media_mode = media_mode
-    return peft_model
+    return peft_model, {key: places[key].data for key in direct}
+
+
+def _with_lora(model: nn.Module, directory: Path, name: str) -> PeftModel:
+    config = PeftConfig.from_pretrained(str(directory))
+    if isinstance(config, LoraConfig):
+        know_int8(config)
+    if not isinstance(model, PeftModel):
+        return quietly(PeftModel.from_pretrained, model, str(directory), name, config=config)
+    quietly(model.add_adapter, name, config)
+    state = load_file(directory / WEIGHTS_NAME)
+    for path, module in model.named_modules():
+        if isinstance(module, TrainableTokensWrapper):
+            # peft 0.21 looks for the rows of new tokens in every adapter as soon as one has some;
+            # what has no place in this one is passed over.
+            for key in module.adapter_state_dict_load_map(name):
+                state.setdefault(f"{path}.{key}", torch.empty(0))
+    set_state_dict(model, state, adapter_name=name)
+    return model
 
 
 def _media_mode(directory: Path) -> str | None:

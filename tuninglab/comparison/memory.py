@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from tuninglab.comparison.variants import Training, Variant
-from tuninglab.comparison.workloads import Batch, Workload, save_random
+from tuninglab.comparison.workloads import Workload, save_random
+from tuninglab.data.batches import Batch
 from tuninglab.errors import WorkError
+from tuninglab.models.weights import bytes_held, storage_key
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 
 # glibc keeps in its heap some of what is freed. With these thresholds every tensor above 64 KiB is
@@ -113,20 +115,21 @@ def split(training: Training, batch: Batch, peak_mib: float, vocabulary: int) ->
     The parts are not all alive at one moment: gradients come when activations go, so `rest` can
     be below 0 where the peak lies early in the backward pass.
     """
-    parts = {"weights": 0, "embeddings_head": 0, "lora_gradients_optimizer": 0}
-    storages: set[int] = set()
-    tensors = [*training.model.named_parameters(), *training.model.named_buffers()]
-    for name, tensor in tensors:
-        if _key(tensor) in storages:
-            continue
-        storages.add(_key(tensor))
-        if tensor.requires_grad:
-            states = [t for t in training.optimizer.state[tensor].values() if t.ndim]
-            # And a gradient.
-            parts["lora_gradients_optimizer"] += sum(map(_bytes, [tensor, tensor, *states]))
-        else:
-            table = any(part in TABLES for part in name.split("."))
-            parts["embeddings_head" if table else "weights"] += _bytes(tensor)
+    model, optimizer = training.state.model, training.state.optimizer
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    states = [t for tensor in trained for t in optimizer.state[tensor].values() if t.ndim]
+    frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+    tables = [t for name, t in frozen.items() if any(part in TABLES for part in name.split("."))]
+    table_bytes = bytes_held(tables)
+    parts = {
+        # A table that is tied to another, or lies in one storage with it, counts with the tables.
+        "weights": bytes_held(frozen.values()) - table_bytes,
+        "embeddings_head": table_bytes,
+        # And a gradient, as large as what it is of.
+        "lora_gradients_optimizer": 2 * bytes_held(trained) + bytes_held(states),
+    }
+    storages = set(map(storage_key, tensors.values()))
     with saved_for_backward(storages) as saved:
         loss = training.loss(batch)
     del loss
@@ -155,9 +158,9 @@ def saved_for_backward(known: set[int]) -> Iterator[dict[int, Saved]]:
     saved: dict[int, Saved] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in known:
+        if storage_key(tensor) not in known:
             columns = tensor.shape[-1] if tensor.ndim else 1
-            saved.setdefault(_key(tensor), Saved(_bytes(tensor), columns))
+            saved.setdefault(storage_key(tensor), Saved(bytes_held([tensor]), columns))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -186,11 +189,3 @@ def _train_small(variant: Variant, workload: Workload, device: torch.device) -> 
     for _ in range(2):
         training.step(batch)
     split(training, batch, 0.0, workload.vocabulary)
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()

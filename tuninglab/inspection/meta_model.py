@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from tuninglab.adapters.lora import quietly
-from tuninglab.adapters.saving import CONFIG_NAME, WEIGHTS_NAME
+from tuninglab.adapters.saving import WEIGHTS_NAME, check_adapter
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
@@ -91,9 +91,7 @@ def _refuse_foreign_code(folder: Path) -> None:
 
 def _with_adapter(model: PreTrainedModel, directory: Path) -> Any:
     """A model on the meta device under a saved adapter; of the adapter's weights only the names."""
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (directory / name).is_file():
-            raise UserError(f"{directory} holds no adapter: {name} is missing. Copy it again")
+    check_adapter(directory)
     try:
         config = PeftConfig.from_pretrained(str(directory))
         config.inference_mode = False

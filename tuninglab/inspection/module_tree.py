@@ -42,12 +42,6 @@ class Branch:
         return bool(self.parameters or self.children)
 
 
-def render_tree(module: "nn.Module") -> str:
-    """Render the tree below a module; the root's own parameters are not shown."""
-    lines = [[("", "root")], *(line for line, _ in tree_lines(branches_below(module)))]
-    return "\n".join(plain(line) for line in lines)
-
-
 def plain(line: Line) -> str:
     """The text of a line."""
     return "".join(text for _, text in line)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -13,12 +12,13 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
-    T5ForConditionalGeneration,
+    T5Config,
 )
 
 from tuninglab.console import say
 from tuninglab.embedded import base_directory
 from tuninglab.models.configuration import CLIP_VIT_L_14, LLAMA_7B
+from tuninglab.models.text_to_text import TextToText
 
 # Number formats are those that the language models were published in. Vocabularies have the three
 # tokens of OpenFlamingo added: 32000 + 3 of LLaMA's tokenizer, 50277 + 3 of GPT-NeoX's. The padded
@@ -82,6 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The shipped base has its configuration on disk.
 PRESET_NAMES = (*PRESETS, "embedded")
 
+T5 = "T5ForConditionalGeneration"
 MOSAIC_GPT = (
     "openflamingo-3b-vitl-mpt1b: its language model, MosaicGPT 1B, needs code that transformers "
     "does not have. Shown with the MPT blocks of transformers at the same sizes, which have other "
@@ -119,16 +120,15 @@ def model_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
         ValueError: transformers has no model for this configuration.
     """
     with torch.device("meta"):
-        model = _model_class(config)(config)
-    # transformers 5.23 ties the head of every T5, but those whose decoder output is not scaled
-    # (v1.1, flan) have one of their own: flan-t5-small has 77 M parameters, not 60.5 M.
-    if isinstance(model, T5ForConditionalGeneration) and not model.config.scale_decoder_outputs:
-        model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
-    return model
+        return _model_class(config)(config)
 
 
 def _model_class(config: PreTrainedConfig) -> Any:
     """The constructor, from a configuration, of the class that was saved, or else the usual one."""
+    # Whatever its configuration says, transformers 5.23 ties the head of every T5: flan-t5-small
+    # would have 60.5 M parameters, not 77 M.
+    if type(config) is T5Config and (config.architectures or [T5]) == [T5]:
+        return TextToText._from_config
     for name in config.architectures or ():
         saved = getattr(transformers, name, None)
         if saved is not None:

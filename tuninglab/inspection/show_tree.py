@@ -7,12 +7,11 @@ import sys
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from tuninglab.adapters.lora import SCOPE, check_patterns, matching_modules, quietly, tune
+from tuninglab.adapters.lora import SCOPE, matching_modules, tune
 from tuninglab.config import TreeConfig
-from tuninglab.config.tuning import DEFAULT_TARGET_MODULES, TuningConfig
+from tuninglab.config.tuning import LoraTuning, TextTuningConfig, TuningConfig
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
 from tuninglab.inspection.meta_model import meta_model
@@ -26,9 +25,7 @@ from tuninglab.inspection.module_tree import (
 )
 from tuninglab.inspection.tree_stats import Census, columns, lora_patterns, totals, tree_json
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
-
-# Where a text model has none of the source document's names: recipes for flan-t5 take these.
-T5_TARGET_MODULES = ("q", "v")
+from tuninglab.models.text_to_text import TextToText
 
 
 def tree_of(config: TreeConfig) -> str:
@@ -107,50 +104,24 @@ def _part(model: Any, name: str | None) -> nn.Module:
 
 def _with_lora(model: Any, config: TreeConfig, alone: bool) -> Any:
     """The model under LoRA as tuning puts it, or the language model of a Flamingo alone."""
-    wanted = config.lora_target_modules
-    tuning = TuningConfig() if wanted is None else TuningConfig(lora_target_modules=wanted)
-    patterns, reason = tuning.lora_target_modules, "as tuning has it: gates train besides"
+    part, scope = model, ""
+    tuning: LoraTuning
+    if isinstance(model, TextToText):
+        tuning, reason = TextTuningConfig(), "as the recipe for T5 has it"
+    elif alone:
+        # Gates train besides in a Flamingo; the document's tree shows LoRA only.
+        part, tuning, reason = model.lang_encoder, TuningConfig(train_gates=False), f"{SCOPE} alone"
+    elif isinstance(model, FlamingoForConditionalGeneration):
+        scope, tuning, reason = SCOPE, TuningConfig(), "as tuning has it: gates train besides"
+    else:
+        tuning, reason = LoraTuning(), "those of the source document that this text model has"
+        hits = [name for name in tuning.lora_target_modules if matching_modules(model, name)]
+        # Without any, tuning's own message lists what there is.
+        tuning.lora_target_modules = hits or tuning.lora_target_modules
+    if config.lora_target_modules is not None:
+        tuning.lora_target_modules, reason = config.lora_target_modules, "as asked"
     # On the meta device the new matrices take neither memory nor the time to fill them.
     with torch.device("meta"):
-        if not isinstance(model, FlamingoForConditionalGeneration):
-            patterns, reason = _text_patterns(model, wanted)
-            tuned = _wrapped(model, patterns, tuning)
-        elif alone:
-            check_patterns(model, tuning)
-            tuned, reason = _wrapped(model.lang_encoder, patterns, tuning), f"{SCOPE} alone"
-        else:
-            tuned = tune(model, tuning)
-    Choices().add(f"LoRA of rank {tuning.r}", ", ".join(patterns), reason)
+        tuned = tune(part, tuning, scope=scope)
+    Choices().add(f"LoRA of rank {tuning.r}", ", ".join(tuning.lora_target_modules), reason)
     return tuned
-
-
-def _wrapped(model: Any, patterns: list[str], tuning: TuningConfig) -> Any:
-    lora = LoraConfig(r=tuning.r, lora_alpha=tuning.lora_alpha, target_modules=patterns)
-    return quietly(get_peft_model, model, lora)
-
-
-def _text_patterns(model: nn.Module, wanted: list[str] | None) -> tuple[list[str], str]:
-    """Which layers of a model that is no Flamingo get LoRA, and why these.
-
-    Raises:
-        UserError: a wanted one hits no layer, or the model has none of the usual names.
-    """
-    usual = {
-        "those of the source document that this text model has": DEFAULT_TARGET_MODULES,
-        "it has none of the source document's names; recipes for T5 name these": T5_TARGET_MODULES,
-    }
-    for reason, names in usual.items() if wanted is None else [("as asked", wanted)]:
-        hits = [name for name in names if matching_modules(model, name)]
-        if hits and (wanted is None or hits == wanted):
-            return hits, reason
-    ends = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    tried = wanted or [*DEFAULT_TARGET_MODULES, *T5_TARGET_MODULES]
-    missing = [name for name in tried if not matching_modules(model, name)]
-    raise UserError(
-        f"LoRA: no layer of this model ends in {', '.join(missing)}. Its linear layers end in "
-        f"{', '.join(sorted(ends))}: name some with --lora_target_modules"
-    )

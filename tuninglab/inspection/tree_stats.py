@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuninglab.inspection.module_tree import Branch, own_parameters
+from tuninglab.models.weights import bytes_held
 
 _POWERS = ((1e12, "T", 2), (1e9, "B", 2), (1e6, "M", 1), (1e3, "k", 1))
 _BYTES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -71,7 +72,7 @@ class Census:
             parameters=total,
             trainable=sum(map(elements, trained)),
             trainable_tensors=len(trained),
-            bytes=sum(tensor.numel() * tensor.itemsize for tensor in unique),
+            bytes=bytes_held(unique),
             formats=dict(sorted(formats.items(), key=lambda item: -item[1])),
             lora=tuple(dict.fromkeys(p for module in modules for p in self._lora(module))),
             shared=self._shared(modules[0]),
@@ -104,10 +105,6 @@ def lora_patterns(model: Any) -> list[str]:
     patterns = []
     for config in getattr(model, "peft_config", {}).values():
         targets = getattr(config, "target_modules", None) or ()
-        # Ours are a regular expression that ends in the patterns: see adapters/lora.py.
-        ends = re.search(r"\(\?:([^()]*)\)$", targets) if isinstance(targets, str) else None
-        if ends:
-            targets = [re.sub(r"\\(.)", r"\1", end) for end in ends[1].split("|")]
         patterns += [targets] if isinstance(targets, str) else targets
     return patterns
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from tuninglab.adapters.base_format import count_parameters, tell_quantisation
+from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
 from tuninglab.adapters.saving import save_adapter
 from tuninglab.config import TrainingConfig
@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
     base = recipe.load(config, run, choices)
-    tell_quantisation(base.model, choices, accelerator.device)
+    tell_base_format(base.model, choices, accelerator.device)
     splits, loaders = open_loaders(config, splits, base, accelerator)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)

@@ -1,16 +1,16 @@
-"""The HTML of a run's report: one self-contained, readable page. Every value is escaped."""
+"""The HTML of a run's report: one self-contained, readable page, from report.html.jinja."""
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tuninglab.reporting.tables import (
     CONTROLS,
     Scores,
-    accuracy_table,
-    fact_rows,
+    accuracies,
     flat,
     mapping,
     number,
@@ -47,49 +47,40 @@ def page(
     trainable: Sequence[dict[str, Any]],
     curves: Path,
 ) -> str:
-    """Compose the page of a run from the contents of its files."""
-    name = str(figures.get("run_name") or run_dir.name)
-    # The order is that of a reader's questions: how well, show me, how did it go, on what.
+    """The page of a run from the contents of its files; `starts` are those of environment.json."""
     scores = _scores(figures)
-    headline, explanation = _verdict(figures, scores)
-    sections = [
-        _accuracy_section(scores),
-        _cards_section(run_dir, cards),
-        _curves_section(metrics, curves),
-        _training_section(figures, trainable),
-        _section("Settings", fact_rows(flat(settings))),
-        *(_environment_section(start) for start in starts),
-    ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    body = "\n".join(section for section in sections if section)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)} · tuninglab report</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<p class="run">Run <strong>{escape(name)}</strong>{_subject(figures)}</p>
-<h1>{headline}</h1>
-<p class="lead">{escape(explanation)}</p>
-</header>
-<main>
-{body}
-</main>
-<footer>Written by tuninglab from the run folder; <code>tuninglab report</code> writes it again.
-</footer>
-</body>
-</html>
-"""
-
-
-def _subject(figures: dict[str, Any]) -> str:
-    parts = [str(figures[key]) for key in ("task", "base", "precision") if figures.get(key)]
-    return "".join(f" · {escape(part)}" for part in parts)
+    exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
+    train = [(k.replace("_", " "), plain(v)) for k, v in mapping(figures.get("train")).items()]
+    if figures.get("adapter_bytes") is not None:
+        train.append(("adapter bytes", plain(figures["adapter_bytes"])))
+    environment = dict(starts[-1]) if starts else {}
+    choices = [row for row in environment.pop("choices", None) or [] if isinstance(row, dict)]
+    pictures = any("picture" in card for card in cards)
+    # Escaping is the environment's business, never the caller's: names and answers are foreign.
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return jinja.get_template("report.html.jinja").render(
+        name=str(figures.get("run_name") or run_dir.name),
+        subject=[figures[key] for key in ("task", "base", "precision") if figures.get(key)],
+        verdict=_verdict(figures, scores),
+        columns=[{"title": title, "note": note} for key, title, note in CONTROLS if key in exact],
+        accuracies=accuracies(exact),
+        cards_title="Pictures it answered" if pictures else "What it wrote",
+        cards=[_card(run_dir, card) for card in cards],
+        curves=_data_uri(curves),
+        curves_text=_curves_text(metrics),
+        train=train,
+        trainable=table(trainable),
+        settings=flat(settings),
+        starts=len(starts),
+        choices=table(choices),
+        environment=flat(environment),
+    )
 
 
 def _scores(figures: dict[str, Any]) -> Scores:
@@ -101,121 +92,67 @@ def _scores(figures: dict[str, Any]) -> Scores:
     return {key: score for key, score in found.items() if score}
 
 
-def _verdict(figures: dict[str, Any], scores: Scores) -> tuple[str, str]:
-    """The headline, as HTML, and one sentence that reads it, as text."""
+def _verdict(figures: dict[str, Any], scores: Scores) -> dict[str, str]:
+    """The figures of the headline, `before` and `after` if there are any, and a `text` on them."""
     before = number(scores.get("before", {}).get("exact_match"))
     after = number(scores.get("after", {}).get("exact_match"))
     # Accuracy on held-out questions says most, then validation loss, then training loss.
     if before is not None and after is not None:
         count = plain(scores["after"].get("count"))
-        what = f"exactly right answers to {count} held-out questions, before and after tuning"
-        little = abs(after - before) < LITTLE_ACCURACY
-        return _headline(percent(before), percent(after)), _sentence(what, little, after < before)
+        what = f"Exactly right answers to {count} held-out questions, before and after tuning."
+        text = what + _advice(abs(after - before) < LITTLE_ACCURACY, after < before)
+        return {"before": percent(before), "after": percent(after), "text": text}
     first = number(scores.get("before", {}).get("val_loss"))
     last = number(scores.get("after", {}).get("val_loss"))
     if first is not None and last is not None:
-        little = abs(last - first) < LITTLE_LOSS * abs(first)
-        what = "validation loss, on records not trained on, before and after tuning"
-        return _headline(f"{first:.3f}", f"{last:.3f}"), _sentence(what, little, last > first)
+        what = "Validation loss, on records not trained on, before and after tuning."
+        text = what + _advice(abs(last - first) < LITTLE_LOSS * abs(first), last > first)
+        return {"before": f"{first:.3f}", "after": f"{last:.3f}", "text": text}
     train = mapping(figures.get("train"))
     first, last = number(train.get("first_loss")), number(train.get("last_loss"))
     missing = "Nothing was held out, so this says little: give --val_split 0.1 or --val_data."
     if first is None or last is None:
-        return "No figures", f"The run logged no loss. {missing}"
-    what = "training loss, at the first and the last step"
-    return _headline(f"{first:.3f}", f"{last:.3f}"), f"{_sentence(what)} {missing}"
+        return {"before": "", "text": f"The run logged no loss. {missing}"}
+    text = f"Training loss, at the first and the last step. {missing}"
+    return {"before": f"{first:.3f}", "after": f"{last:.3f}", "text": text}
 
 
-def _headline(before: str, after: str) -> str:
-    # The arrow is for eyes; a screen reader says "12 % to 90 %".
-    arrow = '<span class="arrow" aria-hidden="true">→</span><span class="unseen"> to </span>'
-    return f'<span class="before">{escape(before)}</span> {arrow} {escape(after)}'
-
-
-def _sentence(what: str, little: bool = False, worse: bool = False) -> str:
-    text = what[0].upper() + what[1:] + "."
+def _advice(little: bool, worse: bool) -> str:
     if little:
-        return f"{text} Little moved: more steps or a higher --learning_rate would move more."
-    if worse:
-        return f"{text} It got worse: try a lower --learning_rate."
-    return text
+        return " Little moved: more steps or a higher --learning_rate would move more."
+    return " It got worse: try a lower --learning_rate." if worse else ""
 
 
-def _accuracy_section(scores: Scores) -> str:
-    exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
-    missing = "<p>No questions were answered in this run: the losses are all there is.</p>"
-    return _section("Accuracy", accuracy_table(exact) if exact else missing)
-
-
-def _curves_section(metrics: Metrics, curves: Path) -> str:
-    # The picture's text for those who cannot see the curve.
+def _curves_text(metrics: Metrics) -> str:
     losses = [loss for entry in metrics if (loss := number(entry.get("loss"))) is not None]
-    said = f"Training loss from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "No loss logged"
-    image = f'<img class="curves" src="{_data_uri(curves)}" alt="{said}, over the steps.">'
-    return _section("Curves", image)
+    return f"Training loss from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "No loss logged"
 
 
-def _training_section(figures: dict[str, Any], trainable: Sequence[dict[str, Any]]) -> str:
-    train = mapping(figures.get("train"))
-    facts = [(key.replace("_", " "), plain(value)) for key, value in train.items()]
-    if figures.get("adapter_bytes") is not None:
-        facts.append(("adapter bytes", plain(figures["adapter_bytes"])))
-    return _section("What trained", fact_rows(facts) + table(trainable))
+def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
+    truth, name = str(card.get("truth", "")), card.get("picture")
+    # A run may have kept only one of the two answers.
+    answers = [(title, card.get(title.lower())) for title in ("Before", "After")]
+    return {
+        "picture": None if "picture" not in card else str(name),
+        "data": _picture(run_dir, str(name)) if "picture" in card else "",
+        "question": card.get("question", ""),
+        "truth": truth,
+        # Right is an exact match, as the accuracies above count it.
+        "answers": [(t, str(a), str(a) == truth) for t, a in answers if a is not None],
+        "kinds": " · ".join(str(card[key]) for key in ("type", "group") if card.get(key)),
+    }
 
 
-def _environment_section(environment: dict[str, Any]) -> str:
-    # Reasons first: versions are looked up, choices are read.
-    rest = dict(environment)
-    choices = [row for row in rest.pop("choices", None) or [] if isinstance(row, dict)]
-    found = f"<h3>Automatic choices and their reasons</h3>{table(choices)}" if choices else ""
-    return _section("Environment", found + fact_rows(flat(rest)))
-
-
-def _cards_section(run_dir: Path, cards: Sequence[dict[str, Any]]) -> str:
-    if not cards:
-        return ""
-    grid = "\n".join(_card(run_dir, card, index) for index, card in enumerate(cards, 1))
-    title = "Pictures it answered" if any("picture" in card for card in cards) else "What it wrote"
-    return _section(title, f'<div class="cards">\n{grid}\n</div>')
-
-
-def _card(run_dir: Path, card: dict[str, Any], index: int) -> str:
-    truth = str(card.get("truth", ""))
-    kinds = " · ".join(str(card[key]) for key in ("type", "group") if card.get(key))
-    answers = [("Before", card.get("before")), ("After", card.get("after"))]
-    lines = [f"<dt>Truth</dt><dd>{escape(truth)}</dd>"]
-    for title, answer in answers:
-        # A run may have kept only one of the two.
-        if answer is None:
-            continue
-        # Exact match, as the accuracies above count it.
-        right = str(answer) == truth
-        mark = (
-            '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ wrong</span>'
-        )
-        lines.append(f"<dt>{title}</dt><dd>{escape(str(answer)) or '(nothing)'} {mark}</dd>")
-    picture = _picture(run_dir, str(card["picture"]), index) if "picture" in card else ""
-    return (
-        f"<figure>{picture}<figcaption>"
-        f'<p class="question">{escape(str(card.get("question", "")))}</p>'
-        f'<dl>{"".join(lines)}</dl><p class="note">{escape(kinds)}</p></figcaption></figure>'
-    )
-
-
-def _picture(run_dir: Path, name: str, index: int) -> str:
+def _picture(run_dir: Path, name: str) -> str:
+    """A picture of the run for an `src`; nothing if it is not there, or no picture."""
     path = (run_dir / name).resolve()
     # Only pictures of this run: the page may be passed on, other files of the machine may not.
     inside = path.is_relative_to(run_dir.resolve())
-    if not inside or path.suffix.lower() not in PICTURE_TYPES or not path.is_file():
-        return f'<p class="missing">The picture {escape(name)} is missing.</p>'
-    return f'<img src="{_data_uri(path)}" alt="Picture {index}, of the question below">'
+    shown = inside and path.suffix.lower() in PICTURE_TYPES and path.is_file()
+    return _data_uri(path) if shown else ""
 
 
 def _data_uri(path: Path) -> str:
     # Inside the page as base64, a third larger than the file, so that the page can be passed on.
     kind = PICTURE_TYPES[path.suffix.lower()]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""

@@ -230,6 +230,12 @@ def test_what_cannot_be_computed_is_refused(otter):
         describe(with_(config={"text_config": {"architectures": ["MosaicGPT"]}}))
     with pytest.raises(UserError, match="no whole Otter"):
         describe(with_(without="perceiver.latents"))
+    with pytest.raises(UserError, match="no gated block"):
+        describe(with_(without="gated_cross_attn"))
+    with pytest.raises(UserError, match="before layers 1, 5; .*Blocks are missing"):
+        stem = next(n for n in checkpoint.tensors if ".1.gated_cross_attn_layer.attn_gate" in n)
+        more = {stem.replace(".1.", ".5."): torch.ones(1)}
+        describe(with_(more, without=".3.gated_cross_attn"))
     with pytest.raises(UserError, match="no perceiver.layers"):
         describe(with_(without="perceiver.layers"))
     with pytest.raises(UserError, match="config.json is missing.*--lang_encoder"):

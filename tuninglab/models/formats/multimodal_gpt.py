@@ -94,7 +94,6 @@ def adapter(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Any], dic
     names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")]
     first = tensors[f"{names[0]}.lora_A.weight"]
     tuning = _tuning(checkpoint)
-    ends = "|".join(re.escape(end) for end in _ends(names))
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -102,9 +101,10 @@ def adapter(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Any], dic
         "lora_alpha": tuning.get("lora_alpha", ALPHA),
         "lora_dropout": tuning.get("lora_dropout", 0.0),
         "bias": "none",
-        # The shape that tuning writes (adapters/lora.py): the tower and the Perceiver have layers
-        # of the same names.
-        "target_modules": rf"lang_encoder\.(?:.*\.)?(?:{ends})",
+        # As tuning writes it (adapters/lora.py): the tower and the Perceiver have layers of the
+        # same names.
+        "target_modules": _ends(names),
+        "exclude_modules": r"(?!lang_encoder\.).*",
     }
     return config, tensors
 

@@ -41,20 +41,20 @@ def describe(checkpoint: Checkpoint) -> Layout:
     tensors, where = checkpoint.tensors, checkpoint.path
     path = _layers_path(tensors, where)
     family, keys = FAMILIES[path], fates(tensors, path)
-    layers = _gated_layers(keys, path, where)
+    layers = gated_layers(keys, path, where)
     source = {key.target: tensors[key.name] for key in keys if key.target and key.part is None}
     first = f"{LANG}{path}.{layers[0]}.gated_cross_attn_layer."
-    norm = _sized(source, f"{first}attn.norm.weight", 1)
-    latents = _sized(source, "perceiver.latents", 2)
+    norm = sized(source, f"{first}attn.norm.weight", 1)
+    latents = sized(source, "perceiver.latents", 2)
     if norm is None or latents is None:
         gone = "perceiver.latents" if latents is None else f"{first}attn.norm.weight"
         raise UserError(
             f"{where} is incomplete: {gone} is not there, which tells a width of the model. Use "
             "the whole checkpoint"
         )
-    table = _sized(source, LANG + TABLES[family], 2)
+    table = sized(source, LANG + TABLES[family], 2)
     if table is None:
-        table = _sized(source, f"{LANG}lm_head.weight", 2)
+        table = sized(source, f"{LANG}lm_head.weight", 2)
     kept = _metadata(checkpoint)
     layout = Layout(
         format="open_flamingo v2",
@@ -63,7 +63,7 @@ def describe(checkpoint: Checkpoint) -> Layout:
         media_width=latents.shape[1],
         gated_layers=layers,
         rows=None if table is None else table.shape[0],
-        perceiver=_numbers(source, first, kept),
+        perceiver=bridge_numbers(source, first, kept),
         media_mode="previous",
         media_reason="",
         keys=keys + missing(source, path, layers),
@@ -74,8 +74,12 @@ def describe(checkpoint: Checkpoint) -> Layout:
     return layout
 
 
-def _sized(source: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor | None:
-    """A tensor that tells a number of the model, if it is there."""
+def sized(source: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor | None:
+    """A tensor that tells a number of the model, if it is there.
+
+    Raises:
+        UserError: it has other dimensions.
+    """
     tensor = source.get(name)
     if tensor is not None and (tensor.ndim != dimensions or not tensor.numel()):
         raise UserError(
@@ -119,7 +123,12 @@ def _layers_path(tensors: Mapping[str, Tensor], where: str) -> str:
     return paths.pop()
 
 
-def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
+def gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
+    """Numbers of the decoder layers at `path` that have a gated block, in any format.
+
+    Raises:
+        UserError: there is none, or some are missing between the others.
+    """
     start = f"{LANG}{path}."
     found = {
         int(key.target.removeprefix(start).partition(".")[0])
@@ -128,7 +137,7 @@ def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
     }
     layers = sorted(found)
     if not layers:
-        raise UserError(f"{where} holds no gated block; give a trained OpenFlamingo checkpoint")
+        raise UserError(f"{where} holds no gated block; give the whole checkpoint of a Flamingo")
     interval = layers[0] + 1
     if layers != list(range(interval - 1, layers[-1] + 1, interval)):
         raise UserError(
@@ -138,22 +147,33 @@ def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
     return layers
 
 
-def _numbers(source: Mapping[str, Tensor], first: str, kept: Mapping[str, Any]) -> dict[str, int]:
-    """Fields of `FlamingoConfig` that the shapes tell; `kept` may tell the heads."""
-    queries = _sized(source, "perceiver.layers.0.0.to_q.weight", 2)
-    text_queries = _sized(source, f"{first}attn.to_q.weight", 2)
-    wide = _sized(source, f"{first}ff.1.weight", 2)
+def bridge_numbers(
+    source: Mapping[str, Tensor], first: str, kept: Mapping[str, Any]
+) -> dict[str, int]:
+    """Fields of `FlamingoConfig` that the shapes tell.
+
+    Args:
+        source: the tensors of the file by our names.
+        first: what stands before the names of the first gated block.
+        kept: numbers of heads, where the file tells them.
+    """
+    # to_q is (heads * width of a head, D), ff.1 (ff_mult * D, D), latents (L, D).
     depths = [int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")]
     numbers = {
         "perceiver_depth": max(depths, default=-1) + 1,
         "perceiver_latents": source["perceiver.latents"].shape[0],
     }
-    for part, tensor in (("perceiver", queries), ("cross_attn", text_queries)):
+    queries = {"perceiver": "perceiver.layers.0.0.to_q", "cross_attn": f"{first}attn.to_q"}
+    for part, name in queries.items():
+        tensor = sized(source, f"{name}.weight", 2)
         if tensor is not None:
             heads = kept.get(f"{part}_heads", HEADS)
             numbers |= {f"{part}_heads": heads, f"{part}_dim_head": tensor.shape[0] // heads}
-    if wide is not None:
-        numbers["ff_mult"] = wide.shape[0] // wide.shape[1]
+    # One ratio for Perceiver and gated blocks.
+    for name in (f"{first}ff.1", "perceiver.layers.0.1.1"):
+        wide = sized(source, f"{name}.weight", 2)
+        if wide is not None:
+            numbers["ff_mult"] = wide.shape[0] // wide.shape[1]
     return numbers
 
 

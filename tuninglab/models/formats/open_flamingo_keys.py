@@ -79,9 +79,14 @@ def _fate(name: str, path: str, tensors: Mapping[str, Tensor]) -> Key:
     return Key(name, "unexpected", reason="OpenFlamingo has no such part")
 
 
+def in_perceiver(own: str) -> bool:
+    """Whether a Perceiver has a weight of this name."""
+    return own in PERCEIVER_OUTSIDE or re.sub(r"^layers\.\d+\.", "", own) in PERCEIVER_LAYER
+
+
 def _perceiver(name: str) -> Key:
     own = name.removeprefix("perceiver.")
-    if own in PERCEIVER_OUTSIDE or re.sub(r"^layers\.\d+\.", "", own) in PERCEIVER_LAYER:
+    if in_perceiver(own):
         return Key(name, "used", name)
     if own in ("frame_embs", "media_time_embs"):
         reason = "embeddings of frames and times, which the Perceiver here does not have"
@@ -109,12 +114,13 @@ def _lang(name: str, own: str, path: str, tensors: Mapping[str, Tensor]) -> Key:
             )
         return Key(name, "dropped", reason=reason)
     target = alias or name
-    if _is_known(target.removeprefix(LANG), path):
+    if in_language_model(target.removeprefix(LANG), path):
         return Key(name, "used", target)
     return Key(name, "unexpected", reason="no such weight in an OpenFlamingo")
 
 
-def _is_known(own: str, path: str) -> bool:
+def in_language_model(own: str, path: str) -> bool:
+    """Whether a language model with gated blocks, and its layers at `path`, has such a weight."""
     found = LAYER.fullmatch(own)
     if not found:
         return bool(OUTSIDE.fullmatch(own))

@@ -4,46 +4,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers import GenerationConfig
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint, Key, Layout
+from tuninglab.models.formats.open_flamingo import FAMILIES, TABLES, bridge_numbers, gated_layers
+from tuninglab.models.formats.open_flamingo_keys import (
+    BUFFER,
+    LANG,
+    in_language_model,
+    in_perceiver,
+)
 from tuninglab.models.formats.released import matching
 
-# The language models of Otter that transformers knows: path of their decoder layers and of the
-# token table, and the weights inside and outside of the layers.
-LAYERS = {"llama": "model.layers", "mpt": "transformer.blocks"}
-TABLES = {"llama": "model.embed_tokens.weight", "mpt": "transformer.wte.weight"}
-LAYER_WEIGHTS = {
-    "llama": r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj"
-    r"|(?:input|post_attention)_layernorm",
-    "mpt": r"norm_[12]|attn\.(?:Wqkv|out_proj)|ffn\.(?:up|down)_proj",
-}
-OTHER_WEIGHTS = {
-    "llama": r"model\.(?:embed_tokens|norm)|lm_head",
-    "mpt": r"transformer\.(?:wte|norm_f)|lm_head",
-}
+# The language models of Otter that transformers knows: the usual one of each family.
+USUAL = {"llama": "LLaMA-7B", "mpt": "mosaicml/mpt-7b-instruct"}
+LAYERS = {family: path for path, family in FAMILIES.items() if family in USUAL}
 # Otter 2024-03, modeling_otter.py: these are built in code that transformers does not have.
 FOREIGN = {"MosaicGPT": "MPT-1B (MosaicGPT)", "RWForCausalLM": "Falcon"}
 
-# Names as they are here, after Otter's own were translated: a key that matches none is unexpected.
+# CLIP's names in transformers, of which Otters were saved with one level more.
 VISION = re.compile(
     r"embeddings\.(?:class_embedding|(?:patch|position)_embedding\.weight)"
     r"|(?:pre_layrnorm|post_layernorm)\.(?:weight|bias)"
     r"|encoder\.layers\.\d+\.(?:self_attn\.(?:[qkv]|out)_proj|layer_norm[12]|mlp\.fc[12])"
     r"\.(?:weight|bias)"
 )
-PERCEIVER = re.compile(
-    r"latents|norm\.(?:weight|bias)|layers\.\d+\.(?:0\.(?:norm_(?:media|latents)\.(?:weight|bias)"
-    r"|to_(?:q|kv|out)\.weight)|1\.(?:0\.(?:weight|bias)|[13]\.weight))"
-)
-GATED = re.compile(
-    r"(?:attn|ff)_gate|attn\.norm\.(?:weight|bias)|attn\.to_(?:q|kv|out)\.weight"
-    r"|ff\.(?:0\.(?:weight|bias)|[13]\.weight)"
-)
-# Each projection is 8 heads wide in Otter's classes, which write no number into config.json.
-HEADS = 8
 
 
 def describe(checkpoint: Checkpoint) -> Layout:
@@ -54,31 +40,34 @@ def describe(checkpoint: Checkpoint) -> Layout:
     """
     _refuse(checkpoint)
     tensors = checkpoint.tensors
-    family = next(
-        (name for name, table in TABLES.items() if f"lang_encoder.{table}" in tensors), None
-    )
+    family = next((name for name in USUAL if LANG + TABLES[name] in tensors), None)
     perceiver = [f"perceiver.layers.0.{level}norm_media.weight" for level in ("", "0.")]
     if family is None or "perceiver.latents" not in tensors:
         raise UserError(
             f"{checkpoint.path} is no whole Otter: it needs perceiver.latents and a token table "
-            f"({' or '.join(f'lang_encoder.{table}' for table in TABLES.values())}). Give the "
+            f"({' or '.join(LANG + TABLES[name] for name in USUAL)}). Give the "
             "directory with config.json and all weight files"
         )
     if not any(name in tensors for name in perceiver):
         raise UserError(f"{checkpoint.path} holds no perceiver.layers; the file is incomplete")
-    table = tensors[f"lang_encoder.{TABLES[family]}"]
+    table = tensors[LANG + TABLES[family]]
     mode, reason = _media_mode(_config(checkpoint))
+    keys = [_fate(name, LAYERS[family]) for name in tensors]
+    source = {key.target: tensors[key.name] for key in keys if key.target}
+    layers = gated_layers(keys, LAYERS[family], checkpoint.path)
+    # Otter's config.json names no heads: 8 wherever, as in OpenFlamingo.
+    first = f"{LANG}{LAYERS[family]}.{layers[0]}.gated_cross_attn_layer."
     layout = Layout(
         format="otter",
         family=family,
         width=table.shape[1],
         media_width=tensors["perceiver.latents"].shape[1],
-        gated_layers=_gated_layers(tensors, family),
+        gated_layers=layers,
         rows=table.shape[0],
-        perceiver=_numbers(tensors, family),
+        perceiver=bridge_numbers(source, first, {}),
         media_mode=mode,
         media_reason=reason,
-        keys=[_fate(name, family) for name in tensors],
+        keys=keys,
     )
     layout.released = " or ".join(model.name for model in matching(layout)) or None
     layout.facts = _facts(checkpoint, layout)
@@ -107,7 +96,7 @@ def parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     family = describe(checkpoint).family
     # Tokens were added after text_config was written; the file knows how many rows came of it.
-    text["vocab_size"] = len(checkpoint.tensors[f"lang_encoder.{TABLES[family]}"])
+    text["vocab_size"] = len(checkpoint.tensors[LANG + TABLES[family]])
     # Otter's configurations of 2023 spell out generation settings (max_length 20, and for MPT no
     # cache) and where their weights once lay; neither says anything of the model.
     settings = {name for name in vars(GenerationConfig()) if not name.endswith("_token_id")}
@@ -153,8 +142,8 @@ def _media_mode(config: Mapping[str, Any]) -> tuple[str, str]:
     return "previous", "Otter attends to the image before each token, whatever config.json says"
 
 
-def _fate(name: str, family: str) -> Key:
-    """The fate of one key."""
+def _fate(name: str, path: str) -> Key:
+    """The fate of one key of an Otter whose decoder layers are at `path`."""
     part, _, own = name.partition(".")
     if part == "vision_encoder":
         # transformers 5 has no such level; Otters were saved with 4.
@@ -163,10 +152,10 @@ def _fate(name: str, family: str) -> Key:
         # Attention and feed-forward are one module in Otter, and two in a list here.
         own = re.sub(r"^(layers\.\d+)\.feed_forward\.", r"\1.1.", own)
         own = re.sub(r"^(layers\.\d+)\.(norm_|to_)", r"\1.0.\2", own)
-        if PERCEIVER.fullmatch(own):
+        if in_perceiver(own):
             return Key(name, "used", f"perceiver.{own}")
     if part == "lang_encoder":
-        return _lang(name, own, family)
+        return _lang(name, own, path)
     return Key(name, "unexpected", reason="no such weight in an Otter")
 
 
@@ -178,52 +167,16 @@ def _vision(name: str, own: str) -> Key:
     return Key(name, "unexpected", reason="no such weight in a CLIP vision tower")
 
 
-def _lang(name: str, own: str, family: str) -> Key:
+def _lang(name: str, own: str, path: str) -> Key:
     # Names under which OpenFlamingo registers the same modules again.
     if own.startswith(("gated_cross_attn_layers.", "old_decoder_blocks.")):
         return Key(name, "dropped", reason="another name for weights of the decoder layers")
-    if own.endswith(".rotary_emb.inv_freq"):
+    if BUFFER.fullmatch(own):
         return Key(name, "dropped", reason="a buffer that is computed")
-    inside = re.fullmatch(rf"{re.escape(LAYERS[family])}\.(\d+)\.(\w+)\.(.+)", own)
-    if inside and inside[2] == "gated_cross_attn_layer":
-        weight = re.sub(r"^feed_forward\.", "ff.", inside[3])
-        if GATED.fullmatch(weight):
-            target = f"lang_encoder.{LAYERS[family]}.{inside[1]}.{inside[2]}.{weight}"
-            return Key(name, "used", target)
-    elif inside and inside[2] == "decoder_layer":
-        if re.fullmatch(rf"(?:{LAYER_WEIGHTS[family]})\.weight", inside[3]):
-            return Key(name, "used", name)
-    elif re.fullmatch(rf"(?:{OTHER_WEIGHTS[family]})\.weight", own):
-        return Key(name, "used", name)
-    return Key(name, "unexpected", reason=f"no such weight in a {family} language model")
-
-
-def _gated_layers(tensors: Mapping[str, Tensor], family: str) -> list[int]:
-    pattern = (
-        rf"lang_encoder\.{re.escape(LAYERS[family])}\.(\d+)\.gated_cross_attn_layer\.attn_gate"
-    )
-    return sorted(int(found[1]) for found in (re.fullmatch(pattern, n) for n in tensors) if found)
-
-
-def _numbers(tensors: Mapping[str, Tensor], family: str) -> dict[str, int]:
-    """Fields of `FlamingoConfig` that the shapes tell."""
-    depths = (re.match(r"perceiver\.layers\.(\d+)\.", name) for name in tensors)
-    latents = tensors["perceiver.latents"]
-    numbers = {
-        "perceiver_depth": 1 + max(int(found[1]) for found in depths if found),
-        "perceiver_latents": latents.shape[0],
-        "perceiver_heads": HEADS,
-        "cross_attn_heads": HEADS,
-    }
-    gated = rf"lang_encoder\.{re.escape(LAYERS[family])}\.\d+\.gated_cross_attn_layer\."
-    for name, tensor in tensors.items():
-        if re.fullmatch(r"perceiver\.layers\.0\.(?:0\.)?to_q\.weight", name):
-            numbers["perceiver_dim_head"] = tensor.shape[0] // HEADS
-        elif re.fullmatch(r"perceiver\.layers\.0\.(?:feed_forward|1)\.1\.weight", name):
-            numbers["ff_mult"] = tensor.shape[0] // latents.shape[1]
-        elif re.fullmatch(gated + r"attn\.to_q\.weight", name):
-            numbers["cross_attn_dim_head"] = tensor.shape[0] // HEADS
-    return numbers
+    own = own.replace(".gated_cross_attn_layer.feed_forward.", ".gated_cross_attn_layer.ff.")
+    if in_language_model(own, path):
+        return Key(name, "used", LANG + own)
+    return Key(name, "unexpected", reason="no such weight in a language model with gated blocks")
 
 
 def _facts(checkpoint: Checkpoint, layout: Layout) -> list[str]:
@@ -233,7 +186,6 @@ def _facts(checkpoint: Checkpoint, layout: Layout) -> list[str]:
         "the whole model is in the file: no other weights are needed",
     ]
     name = (_config(checkpoint).get("text_config") or {}).get("_name_or_path")
-    usual = {"llama": "LLaMA-7B", "mpt": "mosaicml/mpt-7b-instruct"}[layout.family]
-    origin = f"{name} in config.json" if name else usual
+    origin = f"{name} in config.json" if name else USUAL[layout.family]
     facts.append(f"tokenizer: of the base language model ({origin}), if the directory holds none")
     return facts

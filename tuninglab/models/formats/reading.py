@@ -61,7 +61,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     read = Checkpoint(str(path), {})
     content: dict[str, Any] = {}
     for file in _files(where) if where.is_dir() else [where]:
-        part = _read_file(file, read.notes)
+        part = _read_file(file)
         content.update(part)
         metadata = plain(getattr(_state_of(part), "_metadata", None))
         if metadata:
@@ -161,7 +161,7 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _read_file(file: Path, notes: list[str]) -> dict[str, Any]:
+def _read_file(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             head = opened.read(64)
@@ -169,7 +169,7 @@ def _read_file(file: Path, notes: list[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}. Give a readable checkpoint file") from error
     try:
-        content = _load(file, head, notes)
+        content = _load(file, head)
     except DAMAGE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -183,7 +183,7 @@ def _read_file(file: Path, notes: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else dict(content)
 
 
-def _load(file: Path, head: bytes, notes: list[str]) -> Any:
+def _load(file: Path, head: bytes) -> Any:
     """The content of a file, by its first bytes: names of files say too little."""
     # Before pickles: the length of a safetensors header may begin with their first byte.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
