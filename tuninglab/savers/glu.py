@@ -156,8 +156,9 @@ def _computes_the_same(module: nn.Module, names: tuple[str, str, str], activatio
         stand_ins = {n: _StandIn(f, dtype) for n, f in layers if n in module._modules}
         trial._modules = {**module._modules, **stand_ins}
         expected, got = trial(x.to(dtype)), SavingGLU(trial, names, activation)(x.to(dtype))
-        exact = 1e-4 if dtype == torch.float32 else 2e-2
-        if not torch.allclose(got.float(), expected.float(), rtol=exact, atol=exact):
+        # By norm: in 16 bits single numbers of GELU's tail are off by far more, one way or other.
+        error = (got.float() - expected.float()).norm() / expected.float().norm()
+        if not error < (1e-5 if dtype == torch.float32 else 2e-2):
             return False
     return True
 
