@@ -81,8 +81,10 @@ class Kernel:
                 absent.add(name)
                 passed += [None, *(0 for _ in steps)]
             elif names:
-                wanted = DTYPES.get(kind) or dtype or getattr(value, "dtype", None)
-                dtype = wanted if kind == "T" else dtype
+                wanted = DTYPES.get(kind) or dtype
+                if wanted is None:
+                    known = getattr(value, "dtype", None) in SUFFIXES
+                    dtype = wanted = value.dtype if known else torch.float32
                 shape = value.shape if isinstance(value, Tensor) else ()
                 fits = len(shape) == len(names) and value.dtype is wanted and value.is_cpu
                 for axis, size in zip(names, shape, strict=False):
