@@ -33,12 +33,12 @@ def test_every_signature_is_that_of_its_c_function():
     pointers |= {"i64": "int64_t*", "bool": "uint8_t*"}
     for name, kernel in KERNELS.items():
         types = []
-        for a in (*kernel.inputs, *kernel.outputs):
-            if a.sizes:
-                types += [pointers[a.kind], *["long" for _ in a.steps]]
-            elif a.kind != "T":
-                types.append({"int": "long", "float": "float"}[a.kind])
-        sizes = {size for a in kernel.inputs for size in a.sizes}
+        for _, kind, sizes, steps, *_ in (*kernel.inputs, *kernel.outputs):
+            if sizes:
+                types += [pointers[kind], *["long" for _ in steps]]
+            elif kind != "T":
+                types.append({"int": "long", "float": "float"}[kind])
+        sizes = {size for argument in kernel.inputs for size in argument[2]}
         assert types + ["long"] * len(sizes) == wanted[name], name
 
 
@@ -47,12 +47,12 @@ def valid(kernel):
     sizes, given = {}, []
     kinds = {"f32": torch.float32, "T": torch.bfloat16, "i8": torch.int8, "i32": torch.int32}
     kinds |= {"i64": torch.int64, "bool": torch.bool}
-    for a in kernel.inputs:
-        shape = [sizes.setdefault(size, 3 + len(sizes)) for size in a.sizes]
+    for _, kind, names, *_ in kernel.inputs:
+        shape = [sizes.setdefault(size, 3 + len(sizes)) for size in names]
         if shape:
-            given.append(torch.ones(shape, dtype=kinds[a.kind]))
+            given.append(torch.ones(shape, dtype=kinds[kind]))
         else:
-            given.append({"int": 0, "float": 1.0, "T": torch.bfloat16}[a.kind])
+            given.append({"int": 0, "float": 1.0, "T": torch.bfloat16}[kind])
     return given
 
 
@@ -72,10 +72,10 @@ def test_what_does_not_fit_is_refused_by_name(name):
         pytest.skip("no C compiler here")
     kernel, refused = KERNELS[name], 0
     kernel(*valid(kernel))
-    for number, argument in enumerate(kernel.inputs):
-        if not argument.sizes:
+    for number, (argument, _, sizes, steps, optional, _) in enumerate(kernel.inputs):
+        if not sizes:
             continue
-        every = len(argument.steps) == len(argument.sizes)
+        every = len(steps) == len(sizes)
         # The first argument says what the sizes are; where it is cut short, the next one disagrees.
         for value in spoiled(valid(kernel)[number], every):
             given = valid(kernel)
@@ -86,9 +86,9 @@ def test_what_does_not_fit_is_refused_by_name(name):
         for value in (None, [1.0]):
             given = valid(kernel)
             given[number] = value
-            if value is None and argument.optional:
+            if value is None and optional:
                 continue
-            with pytest.raises(ValueError, match=f"kernel {name}: {argument.name} is "):
+            with pytest.raises(ValueError, match=f"kernel {name}: {argument} is "):
                 kernel(*given)
     assert refused >= 4
 

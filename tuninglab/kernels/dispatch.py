@@ -15,7 +15,7 @@ import ctypes
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,44 +27,28 @@ SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 OTHERS = {torch.float16, torch.float64}
 WHOLE = {"i8": torch.int8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
 DTYPES = {"f32": torch.float32, **WHOLE}
-C_TYPES = {"int": ctypes.c_long, "float": ctypes.c_float}
-ARGUMENT = re.compile(r"(\w+): (\w+)(?:\[([^]]+)\])?(\??)(?: if (\w+))?")
+_FLOAT, _LONG = ctypes.c_float, ctypes.c_long
+PART = re.compile(r"(\w+): (\w+)(?:\[([^]]+)\])?(\??)(?: if (\w+))?")
 
 
-class _Argument(NamedTuple):
-    name: str
-    kind: str  # one of DTYPES, C_TYPES, or T
-    sizes: list[str]  # none: not a tensor
-    steps: list[int]  # axes with a `~`
-    optional: bool
-    beside: str | None  # the input without which there is none of this
+def _parts(text: str) -> list[tuple[str, str, list[str], list[int], str, str]]:
+    """Name, format, names of the sizes, axes with a `~`, `?` or nothing, what it stands beside."""
+    return [
+        (name, kind, re.findall(r"\w+", shape), _stepped(shape.split()), optional, beside)
+        for name, kind, shape, optional, beside in PART.findall(text)
+    ]
 
 
-def _arguments(text: str) -> list[_Argument]:
-    found = []
-    for name, kind, shape, optional, beside in ARGUMENT.findall(text):
-        axes = shape.split()
-        steps = [number for number, axis in enumerate(axes) if "~" in axis]
-        sizes = [axis.rstrip("~") for axis in axes]
-        found.append(_Argument(name, kind, sizes, steps, bool(optional), beside or None))
-    return found
+def _stepped(axes: list[str]) -> list[int]:
+    return [number for number, axis in enumerate(axes) if "~" in axis]
 
 
 class Kernel:
     """A function in C, from its signature; calling it checks the arguments and runs it."""
 
     def __init__(self, signature: str):
-        inputs, _, outputs = signature.partition(" -> ")
-        self.name = inputs.partition("(")[0]
-        self.names = {dtype: f"{self.name}_{end}" for dtype, end in SUFFIXES.items()}
-        self.inputs, self.outputs = _arguments(inputs), _arguments(outputs)
-        self.c_types: list[Any] = []
-        for a in (*self.inputs, *self.outputs):
-            # A lone T is not passed: the name of the C function tells the format.
-            if a.sizes or a.kind != "T":
-                self.c_types.append(ctypes.c_void_p if a.sizes else C_TYPES[a.kind])
-            self.c_types += [ctypes.c_long] * len(a.steps)
-        self.c_types += [ctypes.c_long] * len({size for a in self.inputs for size in a.sizes})
+        self.name, _, rest = signature.partition("(")
+        self.inputs, self.outputs = map(_parts, f"{rest} -> ".split(" -> ")[:2])
 
     def __call__(self, *given: Any) -> Any:
         """Run it on CPU tensors; returns its outputs, one alone as it is.
@@ -73,13 +57,13 @@ class Kernel:
             ValueError: the C function would read or write past an argument, or misread it.
         """
         sizes: dict[str, int] = {}
-        absent: set[str | None] = set()
-        dtype, passed = None, []
-        for argument, value in zip(self.inputs, given, strict=True):
-            name, kind, names, steps, optional, beside = argument
+        absent, passed, dtype = set(), [], None
+        for (name, kind, names, steps, optional, beside), value in zip(
+            self.inputs, given, strict=True
+        ):
             if value is None and (optional or beside in absent):
                 absent.add(name)
-                passed += [None, *(0 for _ in steps)]
+                passed += [0, *(0 for _ in steps)]
             elif names:
                 wanted = DTYPES.get(kind) or dtype
                 if wanted is None:
@@ -90,34 +74,31 @@ class Kernel:
                 for axis, size in zip(names, shape, strict=False):
                     fits = sizes.setdefault(axis, size) == size and fits
                 if not (fits and (value.is_contiguous() or _lies_right(value, steps))):
-                    self._refuse(argument, value, wanted, sizes)
-                passed.append(value.data_ptr())
-                passed += [value.stride(axis) for axis in steps]
+                    wanted_sizes = ", ".join(f"{axis}={sizes.get(axis)}" for axis in names)
+                    raise ValueError(
+                        f"kernel {self.name}: {name} is {_told(value)}; expected {wanted} "
+                        f"({wanted_sizes}) without gaps on the CPU"
+                    )
+                passed += [value.data_ptr(), *(value.stride(axis) for axis in steps)]
             elif kind == "T":
                 dtype = value
             else:
-                passed.append(value)
+                passed.append(float(value) if kind == "float" else value)
         dtype, made = dtype or torch.float32, []
         for _, kind, names, _, _, beside in self.outputs:
-            there = beside not in absent
-            shape = [sizes[name] for name in names]
-            made.append(torch.empty(shape, dtype=DTYPES.get(kind, dtype)) if there else None)
-            passed.append(made[-1].data_ptr() if there else None)
-        function = getattr(compiled.library(), self.names[dtype])
-        if function.argtypes is None:
-            function.argtypes = self.c_types
-        function(*passed, *sizes.values())
+            shape, kind = [sizes[name] for name in names], DTYPES.get(kind, dtype)
+            made.append(None if beside in absent else torch.empty(shape, dtype=kind))
+            passed.append(0 if beside in absent else made[-1].data_ptr())
+        # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
+        wide = [_FLOAT(v) if type(v) is float else _LONG(v) for v in (*passed, *sizes.values())]
+        getattr(compiled.library(), f"{self.name}_{SUFFIXES[dtype]}")(*wide)
         return made[0] if len(made) == 1 else made
 
-    def _refuse(self, argument: _Argument, value: Any, dtype: Any, sizes: dict) -> None:
-        wanted = ", ".join(f"{name}={sizes.get(name)}" for name in argument.sizes)
-        given = type(value).__name__
-        if isinstance(value, Tensor):
-            given = f"{value.dtype} {tuple(value.shape)}, strides {value.stride()}, {value.device}"
-        raise ValueError(
-            f"kernel {self.name}: {argument.name} is {given}; expected {dtype} ({wanted}) without "
-            "gaps on the CPU"
-        )
+
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)}, strides {value.stride()}, on {value.device}"
 
 
 def _lies_right(tensor: Tensor, steps: list[int]) -> bool:

@@ -40,15 +40,17 @@ class _BiasedAttention(torch.autograd.Function):
         causal: bool,
         scaling: float,
     ) -> Tensor:
-        # q, k, v: (B, heads, T or S, D); bias: (1, heads, T, S); mask: (B or 1, 1, T or 1, S)
+        # q, k, v: (B, heads, T or S, D); bias: (1, heads, T, S); mask: (B, T, S)
         batch, heads, queries, _ = query.shape
         total = torch.empty(batch, heads, queries)
         # Where it stands is where T5 wants it next: (B, T, heads, D).
         out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
-        laid, seen = _laid(bias, query), _seen(mask, query)
+        laid = _laid(bias, query)
         for rows in _groups(query, key):
             scores = _product(query[rows], key[rows].transpose(2, 3))  # (b, heads, T, S)
-            total[rows] = _SOFTMAX(scores, laid, _part(seen, rows), causal, scaling)
+            total[rows] = _SOFTMAX(
+                scores, laid, mask if mask is None else mask[rows], causal, scaling
+            )
             out[rows] = _product(scores, value[rows]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, bias, mask, total)
         ctx.causal, ctx.scaling = causal, scaling
@@ -57,14 +59,14 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         query, key, value, bias, mask, total = ctx.saved_tensors
-        laid, seen = _laid(bias, query), _seen(mask, query)
+        laid = _laid(bias, query)
         dq, dk, dv = (torch.empty_like(t) for t in (query, key, value))
         for rows in _groups(query, key):
             grad = grads[0][rows].transpose(1, 2)  # (b, T, heads, D) -> (b, heads, T, D)
             # Both (b, heads, T, S), alive for these rows of the batch only.
             scores = _product(query[rows], key[rows].transpose(2, 3))
             ds = _product(grad, value[rows].transpose(2, 3))
-            told = (scores, laid, _part(seen, rows), ctx.causal, ctx.scaling)
+            told = (scores, laid, mask if mask is None else mask[rows], ctx.causal, ctx.scaling)
             _SOFTMAX_GRAD(*told, total[rows], ds)
             dv[rows] = _product(scores.transpose(2, 3), grad)
             dq[rows] = _product(ds, key[rows])
@@ -87,15 +89,6 @@ def _groups(query: Tensor, key: Tensor) -> list[slice]:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """(B, heads, T, D) @ (B, heads, D, S) -> (B, heads, T, S)."""
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
-
-
-def _seen(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    # (B or 1, 1, T or 1, S) -> (B, T, S), with a step of 0 where one row stands for all.
-    return None if mask is None else mask[:, 0].expand(len(query), query.shape[2], -1)
-
-
-def _part(seen: Tensor | None, rows: slice) -> Tensor | None:
-    return None if seen is None else seen[rows]
 
 
 def saving_attention(
@@ -128,7 +121,10 @@ def saving_attention(
     # Generation is a query at a time; there is nothing to keep.
     if trained or dropout or not keeps or not in_c(query, key, value):
         return _plain(query, key, value, attention_mask, position_bias, causal, dropout, scaling)
-    mask = None if attention_mask is None else attention_mask.contiguous()
+    mask = attention_mask
+    if mask is not None:
+        # (B or 1, 1, T or 1, S) -> (B, T, S), with a step of 0 where one row stands for all.
+        mask = mask.contiguous()[:, 0].expand(len(query), query.shape[2], -1)
     return _BiasedAttention.apply(query, key, value, position_bias, mask, causal, scaling), None
 
 
