@@ -1,15 +1,18 @@
 """Tiny models of the real structure, random: what the fixtures of all folders are built from."""
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     CLIPVisionConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 from tuninglab.models import FlamingoConfig
 from tuninglab.models.build import add_flamingo_tokens
+from tuninglab.models.text_to_text import TextToText
 
 VOCABULARY, EOC, IMAGE, PAD = 64, 60, 61, 62
 
@@ -28,6 +31,20 @@ FAMILIES = {
     "mpt": {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64},
     "gptj": {"n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},
+    # What savers must leave alone: rows of a table times sqrt(width), a feed-forward's multipliers.
+    "gemma3_text": {**WIDTH, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "falcon_h1": {
+        **WIDTH,
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+        "mlp_multipliers": [0.5, 0.25],
+    },
 }
 
 
@@ -40,6 +57,14 @@ def text_config(family: str):
         pad_token_id=PAD,
         **FAMILIES[family],
     )
+
+
+def t5(**config) -> TextToText:
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
+    settings = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "vocab_size": 160}
+    settings |= {"decoder_start_token_id": 0, "pad_token_id": 0, "use_cache": False} | config
+    return TextToText(T5Config(**sizes, **settings)).requires_grad_(False)
 
 
 def vision_config() -> CLIPVisionConfig:

@@ -1,12 +1,16 @@
 """What is drawn is what the record says, and what is held out stays out."""
 
+import hashlib
 import random
+import sys
 
 import numpy as np
 import pytest
 
 from tuninglab.embedded.digits import FORMS, sample_digits, scans
 from tuninglab.embedded.scenes import CELL_PX, COLORS, HELD_OUT_PAIRS, sample_scene
+
+DIGEST = "a9adc876d1a32f2646a833eed4d423631b239f32177cbbf795e39e8214531ca0"
 
 
 def cell_pixels(picture, cell, margin=0):
@@ -71,8 +75,7 @@ def test_a_picture_is_fixed_by_its_seed():
 
 def test_forms_are_whole_and_disjoint():
     """A form is one person's run of about 130 digits in a fixed order; splits cut between them."""
-    from sklearn.datasets import load_digits
-
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
     digits = "".join(map(str, load_digits().target))
     cuts = sorted({edge for split in FORMS.values() for edge in split})
     assert cuts[0] == 0 and cuts[-1] == len(digits)
@@ -81,6 +84,33 @@ def test_forms_are_whole_and_disjoint():
         # every form starts by counting up twice; the count does not begin before the cut
         assert digits[cut : cut + 20] == "0123456789" * 2
         assert digits[max(cut - 10, 0) : cut] != "0123456789"
+
+
+def test_the_scans_are_those_of_scikit_learn_bit_for_bit():
+    sklearn = pytest.importorskip("sklearn.datasets")
+    reference = sklearn.load_digits()
+    for split, (start, end) in FORMS.items():
+        images, by_digit = scans(split)
+        expected = reference.images[start:end].astype(np.float32) / 16
+        assert images.dtype == np.float32 and np.array_equal(images, expected)
+        for digit, found in enumerate(by_digit):
+            assert np.array_equal(found, np.flatnonzero(reference.target[start:end] == digit))
+
+
+def test_no_picture_has_changed():
+    """Their bytes, as scikit-learn's own copy of the scans gave them."""
+    seen = hashlib.sha256()
+    for split in ("train", "val", "test"):
+        rng = random.Random(7)
+        for _ in range(200):
+            seen.update(np.asarray(sample_digits(rng, split).draw()).tobytes())
+    assert seen.hexdigest() == DIGEST
+
+
+def test_scans_need_no_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert len(scans.__wrapped__("val")[0]) == FORMS["val"][1] - FORMS["val"][0]
 
 
 def test_digit_pictures_show_the_scan_of_their_split():

@@ -137,22 +137,6 @@ def test_huge_outliers_cost_their_own_row_only():
     assert relative(y[3], linear(x)[3]) < 0.02
 
 
-def test_smoothing_helps_where_a_few_inputs_are_far_larger():
-    linear, x, a, b, grad = case(256, 192, 128)
-    x[:, [3, 40, 77]] *= 40
-    exact = linear(x)
-    plain = Int8Linear.of(linear)
-    smooth = Int8Linear.of(linear, x.abs().amax(0))
-    assert relative(smooth(x), exact) < 0.5 * relative(plain(x), exact)
-    # LoRA's gradients come through the same scales.
-    got = run(smooth, x, a, b, 1.0, grad)
-    leaves = [t.clone().requires_grad_() for t in (x, a, b)]
-    (linear(leaves[0]) + leaves[0] @ leaves[1].t() @ leaves[2].t()).backward(grad)
-    for value, leaf in zip(got[1:], leaves, strict=True):
-        assert relative(value, leaf.grad) < 0.04
-    torch.testing.assert_close(smooth.dequantised(), linear.weight, atol=0.01, rtol=0.05)
-
-
 def test_inputs_that_lie_otherwise_and_have_more_axes():
     linear, *_ = case(1, 24, 32)
     layer = Int8Linear.of(linear)

@@ -85,9 +85,6 @@ def test_weights_are_quantised_in_blocks_of_rows():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_int8_weights_come_back_to_the_bit(tiny_bases, tmp_path, dtype):
     model, processor = load_flamingo(tiny_bases["plain"], dtype, Int8Config(TOWERS, head=True))
-    smoothed = model.lang_encoder.model.layers[0].decoder_layer.mlp
-    linear = nn.Linear(48, 32, bias=False)
-    smoothed.down_proj = Int8Linear.of(linear, torch.rand(48) + 0.1)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
@@ -102,6 +99,23 @@ def test_saved_int8_weights_come_back_to_the_bit(tiny_bases, tmp_path, dtype):
         assert not any(scale.requires_grad for scale in scales)
     # Without our loader too, and whatever was imported before.
     assert same(FlamingoForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype), model)
+
+
+@pytest.mark.parametrize("smoothed", [[], ["lang_encoder.model.layers.0.mlp.down_proj"]])
+def test_a_configuration_of_before_is_read_if_it_says_nothing_more(tiny_bases, tmp_path, smoothed):
+    model, processor = load_flamingo(tiny_bases["plain"], quantization=Int8Config(TOWERS))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert "smoothed" not in config["quantization_config"]
+    config["quantization_config"]["smoothed"] = smoothed
+    file.write_text(json.dumps(config))
+    if not smoothed:
+        assert same(load_flamingo(tmp_path)[0], model)
+        return
+    with pytest.raises(UserError, match="smoothed.*does not know.*Quantise the model anew"):
+        load_flamingo(tmp_path)
 
 
 def test_an_int8_model_made_in_memory_is_saved_and_copied_like_one_that_was_read(

@@ -1,5 +1,6 @@
 """The C kernels: built once, for this CPU, and done without where they cannot be built."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from tuninglab.kernels import compiled as library
+from tuninglab.kernels.dispatch import in_c
+from tuninglab.savers.glu import _GATED as GATED
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -43,7 +46,7 @@ def test_without_them_torch_does_the_work_and_the_reason_is_told(fresh, monkeypa
     else:
         monkeypatch.setattr(library.shutil, "which", lambda name: None)
     assert library.library() is None
-    assert not library.has_kernels(torch.zeros(3))
+    assert not in_c(torch.zeros(3))
     value, why = library.kernels_here()
     assert "torch" in value and reason in why
 
@@ -53,6 +56,51 @@ def test_a_place_that_cannot_be_written_to_is_not_needed(fresh, monkeypatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     if library.library() is None:
         assert "failed" not in library.kernels_here()[1]
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_no_folder_is_left_behind_where_none_can_be_kept(tmp_path):
+    if library.library() is None:
+        pytest.skip(library.kernels_here()[1])
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    places = {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")}
+    code = (
+        "import torch; from tuninglab.kernels import compiled; from tuninglab.int8 import rows;"
+        "print(compiled.kernels_here(), rows.quantise_rows(torch.ones(2, 3))[0].sum())"
+    )
+    said = in_a_process(code, **places)
+    assert "C, compiled" in said and "for this process" in said and "tensor(762)" in said
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_openmp_of_torch_is_taken_whatever_was_imported_first():
+    pytest.importorskip("sklearn")
+    code = "print(__import__('tuninglab.kernels.compiled', fromlist='x')._openmp_of_torch())"
+    first = in_a_process(f"import sklearn.utils, torch; {code}")
+    assert first == in_a_process(f"import torch, sklearn.utils; {code}") == in_a_process(code)
+    both = "print(sum('libgomp' in line for line in open('/proc/self/maps')))"
+    # The test would say nothing if scikit-learn brought no runtime of its own.
+    assert int(in_a_process(f"import torch, sklearn.utils; {both}")) > int(
+        in_a_process(f"import torch; {both}")
+    )
+    # What the loader of the system says libtorch is linked with.
+    torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    linked = subprocess.run(["ldd", str(torch_cpu)], capture_output=True, text=True).stdout
+    assert str(Path(first).resolve()) in {
+        str(Path(line.split()[2]).resolve()) for line in linked.splitlines() if "=>" in line
+    }
 
 
 def test_the_sources_are_installed():
@@ -85,8 +133,7 @@ def test_exponentials_and_slopes_hold_over_their_whole_range(fresh):
     x = torch.linspace(-30, 30, 4001)[None].contiguous()
     functions = (torch.nn.functional.silu, None, torch.nn.functional.gelu)
     for number, function in enumerate(functions):
-        y = torch.empty_like(x)
-        library.call("gated", torch.float32, number, x, None, y, *x.shape)
+        y = GATED(number, x, None)
         exact = (
             function(x.double())
             if function

@@ -11,21 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
 
+from tests.tiny import t5
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.loss import chunked_loss, next_token_loss
-from tuninglab.models.text_to_text import TextToText
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.savers.glu import ACTIVATIONS, SavingActivation, SavingGLU, activation_of
 from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
-
-
-def t5(**config):
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
-    settings = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "vocab_size": 160}
-    settings |= {"decoder_start_token_id": 0, "pad_token_id": 0, "use_cache": False} | config
-    return TextToText(T5Config(**sizes, **settings)).requires_grad_(False)
 
 
 def gradients(function, *inputs, grad):

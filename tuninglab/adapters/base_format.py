@@ -102,7 +102,7 @@ def tell_base_format(model: Any, choices: Choices, device: torch.device) -> None
 
 def count_parameters(model: Any) -> int:
     """Parameters of a model under PEFT, as many as before its weights were quantised."""
-    ends = (".weight_scale", ".input_scale")
+    ends = ".weight_scale"
     scales = (p.numel() for name, p in model.named_parameters() if name.endswith(ends))
     # PEFT knows how many numbers bitsandbytes packs into a byte.
     return model.get_nb_trainable_parameters()[1] - sum(scales)

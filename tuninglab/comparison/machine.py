@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
+from tuninglab.int8.ways import INT8_CAPABILITIES
 from tuninglab.training.hardware import BF16_CAPABILITIES
 
-# Parts of the names that torch.cpu.get_capabilities gives to int8 products, on x86 and on Arm.
-INT8_CAPABILITIES = ("vnni", "int8", "i8mm", "dot")
 # Above this share of the cores, other work takes time that no ratio gives back.
 BUSY_LOAD_A_CORE = 0.5
 
@@ -26,7 +25,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "int8": [name for name in capabilities if any(part in name for part in INT8_CAPABILITIES)],
+        "int8": [name for name in capabilities if name in INT8_CAPABILITIES],
         "bf16": [name for name in capabilities if name in BF16_CAPABILITIES],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "platform": platform.platform(),

@@ -1,7 +1,7 @@
 """Real handwriting: pictures of one to three inked digits, composed from scanned digits.
 
-The scans are scikit-learn's `load_digits` (test set of the UCI "Optical recognition of handwritten
-digits", 8 x 8 px, 17 grey levels). They lie in the order in which people filled in 14 forms, each
+The scans, digits.npz, are the test set of the UCI "Optical recognition of handwritten digits" (see
+NOTICE): 8 x 8 px, 17 grey levels. They lie in the order in which people filled in 14 forms, each
 with the same sequence of about 130 digits, so whole forms can be kept apart: nobody in the test set
 was ever seen before.
 """
@@ -9,7 +9,7 @@ was ever seen before.
 import random
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -71,13 +71,10 @@ class DigitScene:
 @cache
 def scans(split: str) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The scans of a split, (N, 8, 8) in 0..1, and for every digit the indices that show it."""
-    from sklearn.datasets import (
-        load_digits,
-    )  # half a second to import: only when a picture is drawn
-
-    data: Any = load_digits()
     start, end = FORMS[split]
-    images, targets = data.images[start:end].astype(np.float32) / 16, data.target[start:end]
+    with np.load(Path(__file__).with_name("digits.npz")) as held:
+        images, targets = held["images"][start:end], held["targets"][start:end]
+    images = images.astype(np.float32) / 16
     return images, tuple(np.flatnonzero(targets == digit) for digit in range(10))
 
 

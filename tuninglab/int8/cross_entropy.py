@@ -7,51 +7,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuninglab.int8.rows import LIMIT, multiply, quantise_rows, scale_rows
-from tuninglab.kernels.compiled import call, has_kernels
-from tuninglab.kernels.fused import fused
+from tuninglab.kernels.dispatch import Kernel, run
 
+# It overwrites the sums. They are scratch memory.
+_LOSS = Kernel(
+    "cross_entropy(sums: i32[M N], row: f32[M], column: f32[N], target: i64[M])"
+    " -> loss: f32[M], coarse: i8[M N], fine: i8[M N], step: f32[M]"
+)
 # One level of int8 would lose the many small probabilities: next to 0.5, all below 0.002 are 0.
 FINER = 254
 
 
-def loss_and_grad_of(head: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """How any head makes a chunk's summed loss and the gradient of its input."""
+def loss_and_grad_of(head: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """How any head makes a chunk's summed loss, and the gradient of its input times a factor."""
 
-    def loss_and_grad(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        hidden: Tensor, targets: Tensor, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, hidden)
+            # Here, because the gradient of the logits is made in the format of the logits.
+            (grad,) = torch.autograd.grad(loss * factor, hidden)
         return loss.detach(), grad
 
     return loss_and_grad
 
 
 def cross_entropy(
-    hidden: Tensor, targets: Tensor, weight: Tensor, weight_scale: Tensor
+    hidden: Tensor, targets: Tensor, weight: Tensor, weight_scale: Tensor, factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss of logits hidden (N, K) @ weight^T, and the gradient of `hidden`.
+    """Summed loss of logits hidden (N, K) @ weight^T, and the gradient of `hidden` times `factor`.
 
     Args:
         hidden: (N, K); all N logit rows exist at a time.
         targets: (N,), none negative.
         weight: int8 (V, K).
         weight_scale: float32 (V,).
+        factor: goes in before the gradient is rounded to the format of `hidden`.
     """
     q, scale = quantise_rows(hidden)
-    sums = multiply(q, weight.t(), row_major=True)
-    if has_kernels(sums, scale, weight_scale):
-        loss, step = torch.empty(len(hidden)), torch.empty(len(hidden))
-        coarse, fine = torch.empty((2, *sums.shape), dtype=torch.int8)
-        told = (sums, scale, weight_scale, targets.contiguous(), loss, coarse, fine, step)
-        call("cross_entropy", torch.float32, *told, *sums.shape)
-    else:
-        loss, coarse, fine, step = fused(_torch, sums)(sums, scale, weight_scale, targets)
+    sums = multiply(q, weight.t(), row_major=True)  # (N, V)
+    told = (sums, scale, weight_scale, targets.contiguous())
+    loss, coarse, fine, step = run(_LOSS, _torch, *told)
     # The gradient of the logits is their probabilities, less 1 at the target.
     grad = scale_rows(multiply(coarse, weight), step, None, torch.float32)
     grad += scale_rows(multiply(fine, weight), step / FINER, None, torch.float32)
     grad -= scale_rows(weight[targets], weight_scale[targets], None, torch.float32)
-    return loss.sum(), grad.to(hidden.dtype)
+    return loss.sum(), grad.mul_(factor).to(hidden.dtype)
 
 
 def _torch(

@@ -3,15 +3,19 @@
 import torch
 from torch import Tensor, nn
 
+from tuninglab.int8.linear import Int8Weight
 from tuninglab.int8.rows import quantise_rows, scale_rows
 
 
-class Int8Embedding(nn.Module):
+class Int8Embedding(Int8Weight):
     """A frozen embedding; `weight` is int8 (V, D), `weight_scale` float32 (V,)."""
 
     def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, dtype: torch.dtype):
         super().__init__()
-        self.weight, self.weight_scale, self.dtype = weight, weight_scale, dtype
+        # No numbers, but a format that casts change: the one that rows come out in. It is first,
+        # because transformers takes the first float parameter's format for that of a model.
+        self.like = nn.Parameter(torch.empty(0, dtype=dtype, device=weight.device), False)
+        self.weight, self.weight_scale = weight, weight_scale
         self.num_embeddings, self.embedding_dim = weight.shape
 
     @classmethod
@@ -21,18 +25,10 @@ class Int8Embedding(nn.Module):
         q, scale = (nn.Parameter(t, requires_grad=False) for t in quantise_rows(table))
         return cls(q, scale, table.dtype)
 
-    def _apply(self, fn, recurse: bool = True) -> "Int8Embedding":
-        scale = self.weight_scale.data
-        # A cast says which format the rows come out in, a move does not; the scales keep theirs.
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
-        super()._apply(fn, recurse)
-        self.weight_scale.data = scale.to(self.weight_scale.device)
-        return self
-
     def forward(self, input_ids: Tensor) -> Tensor:
         """Ids (...) -> rows (..., D)."""
         ids = input_ids.flatten()
-        rows = scale_rows(self.weight[ids], self.weight_scale[ids], None, self.dtype)
+        rows = scale_rows(self.weight[ids], self.weight_scale[ids], None, self.like.dtype)
         return rows.view(*input_ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:

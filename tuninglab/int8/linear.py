@@ -41,59 +41,61 @@ class _Int8Product(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         weight_scale: Tensor,
-        input_scale: Tensor | None,
         lora_a: Tensor | None,
         lora_b: Tensor | None,
         plan: _Plan,
     ) -> Tensor:
-        rows, dtype = x.reshape(-1, x.shape[-1]), plan.dtype
+        rows, dtype = x.reshape(-1, x.shape[-1]), plan.dtype  # (..., K) -> (M, K)
         q = scale = h = None
         if lora_a is not None or plan.forward == "int8":
-            q, scale = _quantised_once(x, rows, input_scale)
+            q, scale = _quantised_once(x, rows)  # int8 (M, K), float32 (M,)
         if plan.forward == "int8":
             assert q is not None and scale is not None
+            # int32 (M, N), in memory that the next product overwrites: scaled before anything else.
             y = scale_rows(multiply(q, weight.t()), scale, weight_scale, dtype)
         else:
-            y = rows.to(dtype) @ scale_rows(weight, weight_scale, input_scale, dtype).t()
+            y = rows.to(dtype) @ scale_rows(weight, weight_scale, None, dtype).t()  # (M, N)
         if lora_a is not None and lora_b is not None:
+            # A and B see the numbers that were not rounded; h (M, R) is small enough to be kept.
             h = rows.to(dtype) @ lora_a.to(dtype).t()
             y.addmm_(h, lora_b.to(dtype).t(), alpha=plan.scaling)
         else:
-            q = scale = None
-        ctx.save_for_backward(weight, weight_scale, input_scale, q, scale, h, lora_a, lora_b)
+            q = scale = None  # without LoRA nothing needs x again
+        ctx.save_for_backward(weight, weight_scale, q, scale, h, lora_a, lora_b)
         ctx.plan, ctx.shape, ctx.x_dtype = plan, x.shape, x.dtype
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y.view(*x.shape[:-1], weight.shape[0])  # (..., N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        weight, weight_scale, input_scale, q, scale, h, lora_a, lora_b = ctx.saved_tensors
-        grad, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype
+        weight, weight_scale, q, scale, h, lora_a, lora_b = ctx.saved_tensors
+        grad, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype  # (M, N)
         dx = da = db = gb = None
         if h is not None:
-            gb = (grad @ lora_b.to(dtype)).mul_(ctx.plan.scaling)
-            db = (grad.t() @ h.to(dtype)).mul_(ctx.plan.scaling).to(lora_b.dtype)
-            back = None if input_scale is None else input_scale.reciprocal()
-            da = (gb.t() @ scale_rows(q, scale, back, dtype)).to(lora_a.dtype)
+            gb = (grad @ lora_b.to(dtype)).mul_(ctx.plan.scaling)  # (M, R)
+            db = (grad.t() @ h.to(dtype)).mul_(ctx.plan.scaling).to(lora_b.dtype)  # (N, R)
+            # x itself was not kept: its int8 rows come back as floats (M, K) for this alone.
+            da = (gb.t() @ scale_rows(q, scale, None, dtype)).to(lora_a.dtype)  # (R, K)
         if ctx.needs_input_grad[0]:
             if ctx.plan.backward == "int8":
-                q_grad, grad_scale = quantise_rows(grad, weight_scale)
-                dx = scale_rows(multiply(q_grad, weight), grad_scale, input_scale, dtype)
+                # N is summed over here, so its scales go into g before g is rounded.
+                q_grad, grad_scale = quantise_rows(grad, weight_scale)  # int8 (M, N)
+                dx = scale_rows(multiply(q_grad, weight), grad_scale, None, dtype)  # (M, K)
             else:
-                dx = grad @ scale_rows(weight, weight_scale, input_scale, dtype)
+                dx = grad @ scale_rows(weight, weight_scale, None, dtype)
             if gb is not None:
                 dx.addmm_(gb, lora_a.to(dtype))
             dx = dx.view(ctx.shape).to(ctx.x_dtype)
-        return dx, None, None, None, da, db, None
+        return dx, None, None, da, db, None
 
 
-def _quantised_once(x: Tensor, rows: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def _quantised_once(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise the rows of x, once for all layers that read it (q, k and v; gate and up).
 
     The result hangs on x itself, so that it goes when x goes.
     """
-    if torch.compiler.is_compiling() or x.is_inference() or input_scale is not None:
-        return quantise_rows(rows, input_scale)
+    if torch.compiler.is_compiling() or x.is_inference():
+        return quantise_rows(rows)
     version, *kept = getattr(x, "_int8_rows", (None,))
     if version != x._version:
         kept = quantise_rows(rows)
@@ -102,18 +104,30 @@ def _quantised_once(x: Tensor, rows: Tensor, input_scale: Tensor | None) -> tupl
     return q, scale
 
 
-class Int8Linear(nn.Module):
+class Int8Weight(nn.Module):
+    """What holds an int8 `weight` and a float32 `weight_scale` a row, which no cast rounds."""
+
+    weight_scale: nn.Parameter
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        exact = self.weight_scale.data
+        super()._apply(fn, recurse)
+        # In 16 bits the scales would round every weight once more: a cast of the model skips them.
+        if self.weight_scale.dtype != exact.dtype:
+            self.weight_scale.data = exact.to(self.weight_scale.device)
+        return self
+
+
+class Int8Linear(Int8Weight):
     """A frozen linear layer without a float copy of its weight.
 
-    State dict: `weight` int8 (N, K), `weight_scale` float32 (N,), `bias` (N,) where there is one,
-    `input_scale` (K,) where inputs are smoothed.
+    State dict: `weight` int8 (N, K), `weight_scale` float32 (N,), `bias` (N,) where there is one.
 
     Attributes:
         backward: "int8" or "dequantise" to insist on one; None takes what `ways` says.
     """
 
     backward: Way | None = None
-    input_scale: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
@@ -123,45 +137,20 @@ class Int8Linear(nn.Module):
         # Whatever the default: from_pretrained builds models of 16 bits with that as the default.
         scale = torch.empty(out_features, dtype=torch.float32, device=device)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
-        self.register_parameter("input_scale", None)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False)
 
     @classmethod
-    def of(cls, linear: nn.Linear, largest_inputs: Tensor | None = None) -> "Int8Linear":
-        """Quantise a linear layer; it is left as it is.
-
-        Args:
-            linear: the layer.
-            largest_inputs: the largest absolute value that each input takes (K,), seen in some
-                batches. Where a few inputs are far larger than the rest (LLaMA from 6.7 B on), part
-                of their size is moved into the weight, as in SmoothQuant (Xiao et al. 2022, with
-                alpha 0.5), at no cost in time.
-        """
-        weight = linear.weight.detach()
+    def of(cls, linear: nn.Linear) -> "Int8Linear":
+        """Quantise a linear layer; it is left as it is."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, "meta")
-        if largest_inputs is not None:
-            columns = weight.float().abs().amax(0).clamp(min=1e-5)
-            scale = (columns / largest_inputs.float().clamp(min=1e-5)).sqrt()
-            layer.input_scale = nn.Parameter(scale, requires_grad=False)
-            weight = weight.float() / scale
-        q, scale = quantise_rows(weight)
+        q, scale = quantise_rows(linear.weight.detach())
         layer.weight = nn.Parameter(q, requires_grad=False)
         layer.weight_scale = nn.Parameter(scale, requires_grad=False)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return layer
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
-        scales = [p for p in (self.weight_scale, self.input_scale) if p is not None]
-        exact = [scale.data for scale in scales]
-        super()._apply(fn, recurse)
-        # In 16 bits the scales would round every weight once more: a cast of the model skips them.
-        for scale, kept in zip(scales, exact, strict=True):
-            if scale.dtype != kept.dtype:
-                scale.data = kept.to(scale.device)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
@@ -179,25 +168,27 @@ class Int8Linear(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         forward, backward = ways(x.device, x.numel() // self.in_features, self.weight.shape)
         plan = _Plan(scaling, dtype, forward, self.backward or backward)
-        frozen = (self.weight, self.weight_scale, self.input_scale)
-        y = _Int8Product.apply(x, *frozen, lora_a, lora_b, plan)
+        y = _Int8Product.apply(x, self.weight, self.weight_scale, lora_a, lora_b, plan)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def loss_and_grad(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, hidden: Tensor, targets: Tensor, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of the layer's output as logits, and the gradient of `hidden`.
 
         Args:
             hidden: (N, K).
             targets: (N,), none negative.
+            factor: multiplies the gradient before it is rounded to the format of `hidden`.
         """
         way, _ = ways(hidden.device, len(hidden), self.weight.shape)
-        if way != "int8" or self.bias is not None or self.input_scale is not None:
-            return loss_and_grad_of(self)(hidden, targets)
-        return cross_entropy(hidden, targets, self.weight, self.weight_scale)
+        if way != "int8" or self.bias is not None:
+            return loss_and_grad_of(self)(hidden, targets, factor)
+        return cross_entropy(hidden, targets, self.weight, self.weight_scale, factor)
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (N, K) as float numbers."""
-        return scale_rows(self.weight, self.weight_scale, self.input_scale, dtype)
+        return scale_rows(self.weight, self.weight_scale, None, dtype)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """A float layer of the dequantised weight, frozen."""

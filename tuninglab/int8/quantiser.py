@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.int8.rows import quantise_rows
 
@@ -35,20 +36,28 @@ class Int8Config(QuantizationConfigMixin):
         skip: modules that stay as they are, with all in them: the start or end of a name, or a
             regular expression for its start, as in transformers' other configurations.
         head: also quantise the output layer.
-        smoothed: layers with an `input_scale`; set when a model is saved.
+        others: of a saved configuration; empty ones (`smoothed: []` of 2026) mean nothing.
+
+    Raises:
+        UserError: one of the others is set.
     """
 
     def __init__(
         self,
         skip: Sequence[str] = (),
         head: bool = False,
-        smoothed: Sequence[str] = (),
         quant_method: str = METHOD,
+        **others: Any,
     ):
+        unknown = {name: value for name, value in others.items() if value}
+        if unknown:
+            raise UserError(
+                f"The int8 configuration holds {unknown}, which this version does not know: the "
+                "weights would be read wrongly. Quantise the model anew from its float weights"
+            )
         self.quant_method: Any = quant_method
         self.skip = list(skip)
         self.head = head
-        self.smoothed = list(smoothed)
 
     def layers(self, model: PreTrainedModel) -> list[str]:
         """Names of the linear layers of a model that this covers and that are not yet int8."""
@@ -100,8 +109,6 @@ class Int8Quantiser(HfQuantizer):
         for name in self.quantization_config.layers(model):
             old = model.get_submodule(name)
             new = Int8Linear(old.in_features, old.out_features, old.bias is not None, "meta")
-            if name in self.quantization_config.smoothed:
-                new.input_scale = _frozen(torch.empty(old.in_features, device="meta").float())
             model.set_submodule(name, new)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -119,7 +126,6 @@ class Int8Quantiser(HfQuantizer):
         """Before a model is saved: what was made float since comes back as float."""
         config = self.quantization_config
         config.skip += config.layers(model)
-        config.smoothed = [n for n, m in int8_layers(model) if m.input_scale is not None]
         return None, {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

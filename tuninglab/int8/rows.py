@@ -1,7 +1,6 @@
 """Passes over the rows of a matrix: float to int8 with a scale a row, and back.
 
-Each pass is written once in torch and once in C (kernels/c). On GPUs the torch form is
-compiled, which makes one kernel of it.
+Each pass is written once in torch and once in C (kernels/c); kernels/dispatch.py chooses.
 """
 
 import threading
@@ -9,9 +8,13 @@ import threading
 import torch
 from torch import Tensor
 
-from tuninglab.kernels.compiled import FORMATS, call, has_kernels
-from tuninglab.kernels.fused import fused
+from tuninglab.kernels.dispatch import Kernel, run
 
+_QUANTISE = Kernel("quantise_rows(x: T[M~ K], column: f32[K]?) -> q: i8[M K], scale: f32[M]")
+_SCALE_INT8 = Kernel("scale_int8(q: i8[M N], row: f32[M], column: f32[N]?, dtype: T) -> y: T[M N]")
+_SCALE_SUMS = Kernel(
+    "scale_sums(sums: i32[M~ N~], row: f32[M], column: f32[N]?, dtype: T) -> y: T[M N]"
+)
 LIMIT = 127  # symmetric: -128 is not used, so that a row and its negative quantise alike
 TINIEST = torch.finfo(torch.float32).tiny  # what is smaller has no reciprocal in float32
 
@@ -21,13 +24,8 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
 
     A row that holds NaN or infinity gets the scale NaN, so that it never comes back as numbers.
     """
-    if not has_kernels(x, column_scale):
-        return fused(_quantise_rows, x)(x, column_scale)
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    q = torch.empty(x.shape, dtype=torch.int8)
-    scale = torch.empty(len(x))
-    call("quantise_rows", x.dtype, x, x.stride(0), column_scale, q, scale, *x.shape)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    q, scale = run(_QUANTISE, _quantise_rows, x, column_scale)
     return q, scale
 
 
@@ -38,16 +36,10 @@ def scale_rows(
 
     The numbers are int8, or the int32 sums of int8 products.
     """
-    if not has_kernels(numbers, row_scale, column_scale) or dtype not in FORMATS:
-        return fused(_scale_rows, numbers)(numbers, row_scale, column_scale, dtype)
-    scaled = torch.empty(numbers.shape, dtype=dtype)
     if numbers.dtype == torch.int8:
         numbers = numbers.contiguous()
-        call("scale_int8", dtype, numbers, row_scale, column_scale, scaled, *numbers.shape)
-    else:
-        strides = numbers.stride()
-        call("scale_sums", dtype, numbers, *strides, row_scale, column_scale, scaled, *scaled.shape)
-    return scaled
+        return run(_SCALE_INT8, _scale_rows, numbers, row_scale, column_scale, dtype)
+    return run(_SCALE_SUMS, _scale_rows, numbers, row_scale, column_scale, dtype)
 
 
 # Below so many rows, oneDNN is faster with the weight on the left, where it is not repacked:

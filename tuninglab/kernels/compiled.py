@@ -1,4 +1,4 @@
-"""Compiles the C kernels for this CPU on first use, keeps the result, and calls them.
+"""Compiles the C kernels for this CPU on first use, and keeps the result.
 
 C won over its rivals: on 2 cores with AVX-512 a pass over 2048 x 512 bfloat16 numbers takes
 0.08 ms and building a second, where torch.compile took 43 to 52 s to warm up on a busy machine.
@@ -14,10 +14,8 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 SOURCES = Path(__file__).parent / "c"
 # Of -ffast-math only what neither loses NaN and infinity nor changes the order of sums.
@@ -25,7 +23,6 @@ FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
-FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def library() -> ctypes.CDLL | None:
@@ -47,38 +44,20 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, "no C compiler (cc, gcc) was found; with one it would be faster"
     try:
-        return ctypes.CDLL(str(_built(compiler))), f"built once by {compiler} and kept"
+        folder = _cache_folder()
+        if folder:
+            return ctypes.CDLL(str(_built(compiler, folder))), f"built once by {compiler} and kept"
+        # A new folder of our own: one of a known name could be somebody else's, and is run. What is
+        # loaded stays when its file goes, so nothing is left behind.
+        with tempfile.TemporaryDirectory(prefix="tuninglab-") as own:
+            built = ctypes.CDLL(str(_built(compiler, Path(own))))
+        return built, f"built by {compiler} for this process: the cache folder cannot be written"
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         return None, f"{compiler} failed: {said.splitlines()[0]}"
 
 
-def has_kernels(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can take these tensors: on the CPU, in a known format, kernels built."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    fits = all(t.is_cpu and (t.dtype in FORMATS or not t.is_floating_point()) for t in given)
-    # A compiled graph fuses torch's own operations; a call out of it would split it.
-    return fits and not torch.compiler.is_compiling() and library() is not None
-
-
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel for numbers of `dtype`; tensors are passed by address, None as a null pointer.
-
-    The caller owes contiguous tensors of the formats that the kernel's source states.
-    """
-    kernel = getattr(library(), f"{name}_{FORMATS[dtype]}")
-    kernel(*[_argument(value) for value in arguments])
-
-
-def _argument(value: Tensor | int | float | None) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_void_p(None if value is None else value.data_ptr())
-
-
-def _built(compiler: str) -> Path:
+def _built(compiler: str, folder: Path) -> Path:
     """The shared library for these sources, this compiler and this CPU, built if it is not there.
 
     Raises:
@@ -88,11 +67,11 @@ def _built(compiler: str) -> Path:
     runtime = _openmp_of_torch()
     told = [compiler, *FLAGS, str(runtime), _cpu(), *(path.read_text("utf-8") for path in sources)]
     name = f"kernels-{hashlib.sha256('|'.join(told).encode()).hexdigest()[:16]}.so"
-    target = _cache_folder() / name
+    target = folder / name
     if target.exists():
         return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        code, made = Path(folder) / "kernels.o", Path(folder) / name
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        code, made = Path(beside) / "kernels.o", Path(beside) / name
         _run([compiler, *FLAGS, "-c", str(SOURCES / "kernels.c"), "-o", str(code)])
         # With its own runtime beside torch's, two pools of threads would fight for the cores.
         openmp = [str(runtime)] if runtime else ["-fopenmp"]
@@ -106,25 +85,35 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
-def _cache_folder() -> Path:
+def _cache_folder() -> Path | None:
+    """Where built kernels are kept; None where that cannot be written."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(home) / "tuninglab"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
     except OSError:
-        pass
-    # A new folder of our own: one of a known name could be somebody else's, and is run.
-    return Path(tempfile.mkdtemp(prefix="tuninglab-"))
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+class _Symbol(ctypes.Structure):
+    """What dladdr tells of an address (Dl_info in dlfcn.h)."""
+
+    _fields_ = [("file", ctypes.c_char_p), *((name, ctypes.c_void_p) for name in "abc")]
 
 
 def _openmp_of_torch() -> Path | None:
-    """The OpenMP runtime that torch has loaded, where the system tells."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    found = {line.split()[-1] for line in lines if "libgomp" in line or "libomp" in line}
-    return Path(min(found)) if found else None
+    """The OpenMP runtime that libtorch is linked with, whatever else the process has loaded.
+
+    Looked up through libtorch, because others bring one of their own: scikit-learn's was found
+    first in /proc/self/maps wherever it had been imported.
+    """
+    found = _Symbol()
+    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        function = getattr(ctypes.CDLL(str(library)), "omp_get_max_threads", None)
+        if function and ctypes.CDLL(None).dladdr(function, ctypes.byref(found)):
+            return Path(os.fsdecode(found.file))
+    return None
 
 
 def _cpu() -> str:

@@ -8,6 +8,14 @@ from torch import Tensor, nn
 
 from tuninglab.int8.cross_entropy import loss_and_grad_of
 
+# Of a loss in chunks, the gradient is made before a loss scaler can have multiplied the loss, and
+# in fp16 what is below 6e-8 would be 0 by then. So it is made so many times too large, which is
+# what a scale of 65536 is to each of 256 answer tokens in a plain loss, and brought back in
+# float32. No component can overflow while no weight of the head is beyond 65504 / (2 x 256) = 128.
+# A power of two: in formats of a wide range it changes no bit. The other way, a float32 gradient,
+# takes twice the memory and does not help: the logits' own gradient would still be made in fp16.
+FACTOR = 256.0
+
 
 def next_token_loss(
     logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None = None
@@ -68,7 +76,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad = torch.empty_like(hidden)
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            loss, grad[part] = loss_and_grad(hidden[part], targets[part])
+            loss, grad[part] = loss_and_grad(hidden[part], targets[part], FACTOR)
             total += loss
         ctx.save_for_backward(grad)
         return total
@@ -76,7 +84,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype), None, None, None
+        # In float32: 1 / N in bf16 is off by up to 0.4 %, and 65536 is beyond fp16.
+        return (grad.float() * (grads[0] / FACTOR)).to(grad.dtype), None, None, None
 
 
 def _divisor(targets: Tensor, count: int | Tensor | None, device: torch.device) -> Tensor:

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from tuninglab.kernels.compiled import call, has_kernels
+from tuninglab.kernels.dispatch import Kernel, in_c
 
 NAME = "tuninglab_savers"
+# The scores become probabilities, in place; `total` is the log of each row's sum of exponentials.
+_SOFTMAX = Kernel(
+    "softmax(scores: T[B H Q K], bias: T[H Q K]?, mask: bool[B~ Q~ K]?, causal: int,"
+    " scaling: float) -> total: f32[B H Q]"
+)
+# In place too: scores become probabilities, the gradient of those becomes that of q k^T.
+_SOFTMAX_GRAD = Kernel(
+    "softmax_grad(scores: T[B H Q K], bias: T[H Q K]?, mask: bool[B~ Q~ K]?, causal: int,"
+    " scaling: float, total: f32[B H Q], grad: T[B H Q K])"
+)
 SCORES_AT_A_TIME = 2**19  # 1 MiB of 16-bit numbers
 
 
@@ -30,15 +40,17 @@ class _BiasedAttention(torch.autograd.Function):
         causal: bool,
         scaling: float,
     ) -> Tensor:
+        # q, k, v: (B, heads, T or S, D); bias: (1, heads, T, S); mask: (B, T, S)
         batch, heads, queries, _ = query.shape
         total = torch.empty(batch, heads, queries)
         # Where it stands is where T5 wants it next: (B, T, heads, D).
         out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
         laid = _laid(bias, query)
         for rows in _groups(query, key):
-            scores = _product(query[rows], key[rows].transpose(2, 3))
-            told = _told(scores, laid, mask, rows, causal, scaling)
-            call("softmax", query.dtype, *told, total[rows], *scores.shape)
+            scores = _product(query[rows], key[rows].transpose(2, 3))  # (b, heads, T, S)
+            total[rows] = _SOFTMAX(
+                scores, laid, mask if mask is None else mask[rows], causal, scaling
+            )
             out[rows] = _product(scores, value[rows]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, bias, mask, total)
         ctx.causal, ctx.scaling = causal, scaling
@@ -47,14 +59,15 @@ class _BiasedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         query, key, value, bias, mask, total = ctx.saved_tensors
-        bias = _laid(bias, query)
+        laid = _laid(bias, query)
         dq, dk, dv = (torch.empty_like(t) for t in (query, key, value))
         for rows in _groups(query, key):
-            grad = grads[0][rows].transpose(1, 2)
+            grad = grads[0][rows].transpose(1, 2)  # (b, T, heads, D) -> (b, heads, T, D)
+            # Both (b, heads, T, S), alive for these rows of the batch only.
             scores = _product(query[rows], key[rows].transpose(2, 3))
             ds = _product(grad, value[rows].transpose(2, 3))
-            told = _told(scores, bias, mask, rows, ctx.causal, ctx.scaling)
-            call("softmax_grad", query.dtype, *told, total[rows], ds, *scores.shape)
+            told = (scores, laid, mask if mask is None else mask[rows], ctx.causal, ctx.scaling)
+            _SOFTMAX_GRAD(*told, total[rows], ds)
             dv[rows] = _product(scores.transpose(2, 3), grad)
             dq[rows] = _product(ds, key[rows])
             dk[rows] = _product(ds.transpose(2, 3), query[rows])
@@ -78,23 +91,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
-def _told(
-    scores: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    rows: slice,
-    causal: bool,
-    scale: float,
-) -> tuple:
-    """What the kernels take: scores, bias, mask and its steps, causal, scaling."""
-    across = down = 0
-    if mask is not None:
-        across = mask.stride(0) if len(mask) > 1 else 0
-        down = mask.stride(2) if mask.shape[2] > 1 else 0
-        mask = mask[rows] if across else mask
-    return scores, bias, mask, across, down, int(causal), scale
-
-
 def saving_attention(
     module: nn.Module,
     query: Tensor,
@@ -111,16 +107,24 @@ def saving_attention(
     `attention_mask` is boolean, (B or 1, 1, T or 1, keys), true where a query may look.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # As torch's own attention does. Else a product would come out in another format than the
+        # queries that it is made of.
+        to = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(to), key.to(to), value.to(to)
     # A bias that trains needs its gradient; one a batch row has another layout.
     bias = position_bias
     trained = bias is not None and (bias.requires_grad or len(bias) > 1)
     causal = attention_mask is None and query.shape[2] > 1 and bool(getattr(module, "is_causal", 0))
+    keeps = query.requires_grad or key.requires_grad or value.requires_grad
     # Generation is a query at a time; there is nothing to keep.
-    if trained or dropout or not (query.requires_grad or key.requires_grad or value.requires_grad):
+    if trained or dropout or not keeps or not in_c(query, key, value):
         return _plain(query, key, value, attention_mask, position_bias, causal, dropout, scaling)
-    if not has_kernels(query) or query.dtype != key.dtype:
-        return _plain(query, key, value, attention_mask, position_bias, causal, dropout, scaling)
-    mask = None if attention_mask is None else attention_mask.contiguous()
+    mask = attention_mask
+    if mask is not None:
+        # (B or 1, 1, T or 1, S) -> (B, T, S), with a step of 0 where one row stands for all.
+        mask = mask.contiguous()[:, 0].expand(len(query), query.shape[2], -1)
     return _BiasedAttention.apply(query, key, value, position_bias, mask, causal, scaling), None
 
 

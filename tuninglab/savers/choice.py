@@ -9,7 +9,7 @@ from torch import nn
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.savers import attention
-from tuninglab.savers.glu import SavingActivation, activation_of, saving_glu_of
+from tuninglab.savers.glu import SavingActivation, activation_of, gated_names, saving_glu_of
 from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
 
 # Tokens whose logits exist at a time: 128 x 32128 numbers of float32 are 16 MiB.
@@ -37,7 +37,7 @@ def add_savers(model: Any, names: Collection[str]) -> dict[str, str]:
         norms = {n: SavingRMSNorm(m) for n, m in text.named_modules() if is_rms_norm(m)}
         done["norm"] = f"{_replace(text, norms)} RMS norms"
     if "glu" in names:
-        done["glu"] = f"{_replace(text, _feed_forwards(text))} feed-forwards"
+        done["glu"] = _save_feed_forwards(text)
     if "attention" in names:
         biased = text.config.model_type == "t5"
         if biased:
@@ -59,16 +59,19 @@ def _replace(model: nn.Module, modules: dict[str, nn.Module]) -> int:
     return len(modules)
 
 
-def _feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
+def _save_feed_forwards(model: nn.Module) -> str:
     found: dict[str, nn.Module] = {}
+    others = set()
     for name, module in model.named_modules():
-        saving = saving_glu_of(module)
-        if saving is not None:
-            found[name] = saving
+        if gated_names(module):
+            saving = saving_glu_of(module)
+            found |= {name: saving} if saving else {}
+            others |= set() if saving else {type(module).__name__}
         # The gated blocks of a Flamingo have torch's own GELU between their linear layers.
         elif type(module) is nn.GELU and (activation := activation_of(module)) is not None:
             found[name] = SavingActivation(activation)
-    return found
+    said = f"{_replace(model, found)} feed-forwards"
+    return said + (f"; left as they are: {', '.join(sorted(others))}" if others else "")
 
 
 @torch.no_grad()
@@ -82,12 +85,16 @@ def _has_plain_head(model: Any) -> bool:
 
 def _shrink_embedding(model: Any) -> str:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(table, nn.Embedding) or table.weight.requires_grad:
-        return "left as it is"
+    tied = head is not None and head.weight is table.weight
+    # Subclasses do more than look up: Gemma 3's and XGLM's multiply rows by sqrt(width).
+    if type(table) is not nn.Embedding or table.max_norm or table.weight.requires_grad:
+        return f"left as it is: {type(table).__name__} does more than look up, or trains"
+    if tied and (type(head) is not nn.Linear or head.bias is not None):
+        return f"left as it is: its head is a {type(head).__name__} of another kind"
     small = Int8Embedding.of(table)
-    if head is not None and head.weight is table.weight:
-        tied = Int8Linear(table.embedding_dim, table.num_embeddings, device="meta")
-        tied.weight, tied.weight_scale = small.weight, small.weight_scale
-        model.set_output_embeddings(tied)
+    if tied:
+        layer = Int8Linear(table.embedding_dim, table.num_embeddings, device="meta")
+        layer.weight, layer.weight_scale = small.weight, small.weight_scale
+        model.set_output_embeddings(layer)
     model.set_input_embeddings(small)
     return f"{table.num_embeddings} rows of {table.embedding_dim}"

@@ -1,6 +1,6 @@
 /* RMS norm for one number format, forward and the gradient of its input. */
 
-void NAMED(rms_norm)(const T *x, const float *weight, T *y, float *inverse, float eps, long rows,
+void NAMED(rms_norm)(const T *x, const float *weight, float eps, T *y, float *inverse, long rows,
                      long columns) {
 #pragma omp parallel for if (rows * columns > ALONE)
     for (long i = 0; i < rows; i++) {

@@ -1,0 +1,143 @@
+"""The one way to a kernel: C where it can be had, else torch; every argument is checked for C.
+
+A kernel is declared once, beside its user, by a signature in the manner of torch's operators:
+
+    Kernel("quantise_rows(x: T[M~ K], column: f32[K]?) -> q: i8[M K], scale: f32[M]")
+
+Tensors have a format (T is that of the call, float32 or bfloat16) and named sizes, which are equal
+wherever a name stands again. Inputs lie without gaps, but along axes with a `~`, whose steps are
+passed. `?` marks what may be None, `if u` what is there where u is; int and float are numbers; a
+lone T names the format. What stands behind the arrow is made here. The C function takes all in
+this order, steps behind their tensor, and then the sizes as they first stand.
+"""
+
+import ctypes
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuninglab.kernels import compiled
+
+# The formats that kernels are compiled for, and how their names in C end.
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+OTHERS = {torch.float16, torch.float64}
+WHOLE = {"i8": torch.int8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
+DTYPES = {"f32": torch.float32, **WHOLE}
+_FLOAT, _LONG = ctypes.c_float, ctypes.c_long
+PART = re.compile(r"(\w+): (\w+)(?:\[([^]]+)\])?(\??)(?: if (\w+))?")
+
+
+def _parts(text: str) -> list[tuple[str, str, list[str], list[int], str, str]]:
+    """Name, format, names of the sizes, axes with a `~`, `?` or nothing, what it stands beside."""
+    return [
+        (name, kind, re.findall(r"\w+", shape), _stepped(shape.split()), optional, beside)
+        for name, kind, shape, optional, beside in PART.findall(text)
+    ]
+
+
+def _stepped(axes: list[str]) -> list[int]:
+    return [number for number, axis in enumerate(axes) if "~" in axis]
+
+
+class Kernel:
+    """A function in C, from its signature; calling it checks the arguments and runs it."""
+
+    def __init__(self, signature: str):
+        self.name, _, rest = signature.partition("(")
+        self.inputs, self.outputs = map(_parts, f"{rest} -> ".split(" -> ")[:2])
+
+    def __call__(self, *given: Any) -> Any:
+        """Run it on CPU tensors; returns its outputs, one alone as it is.
+
+        Raises:
+            ValueError: the C function would read or write past an argument, or misread it.
+        """
+        sizes: dict[str, int] = {}
+        absent, passed, dtype = set(), [], None
+        for (name, kind, names, steps, optional, beside), value in zip(
+            self.inputs, given, strict=True
+        ):
+            if value is None and (optional or beside in absent):
+                absent.add(name)
+                passed += [0, *(0 for _ in steps)]
+            elif names:
+                wanted = DTYPES.get(kind) or dtype
+                if wanted is None:
+                    known = getattr(value, "dtype", None) in SUFFIXES
+                    dtype = wanted = value.dtype if known else torch.float32
+                shape = value.shape if isinstance(value, Tensor) else ()
+                fits = len(shape) == len(names) and value.dtype is wanted and value.is_cpu
+                for axis, size in zip(names, shape, strict=False):
+                    fits = sizes.setdefault(axis, size) == size and fits
+                if not (fits and (value.is_contiguous() or _lies_right(value, steps))):
+                    wanted_sizes = ", ".join(f"{axis}={sizes.get(axis)}" for axis in names)
+                    raise ValueError(
+                        f"kernel {self.name}: {name} is {_told(value)}; expected {wanted} "
+                        f"({wanted_sizes}) without gaps on the CPU"
+                    )
+                passed += [value.data_ptr(), *(value.stride(axis) for axis in steps)]
+            elif kind == "T":
+                dtype = value
+            else:
+                passed.append(float(value) if kind == "float" else value)
+        dtype, made = dtype or torch.float32, []
+        for _, kind, names, _, _, beside in self.outputs:
+            shape, kind = [sizes[name] for name in names], DTYPES.get(kind, dtype)
+            made.append(None if beside in absent else torch.empty(shape, dtype=kind))
+            passed.append(0 if beside in absent else made[-1].data_ptr())
+        # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
+        wide = [_FLOAT(v) if type(v) is float else _LONG(v) for v in (*passed, *sizes.values())]
+        getattr(compiled.library(), f"{self.name}_{SUFFIXES[dtype]}")(*wide)
+        return made[0] if len(made) == 1 else made
+
+
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)}, strides {value.stride()}, on {value.device}"
+
+
+def _lies_right(tensor: Tensor, steps: list[int]) -> bool:
+    # Where an axis has steps, only the last one is read as lying without gaps.
+    last = tensor.ndim - 1
+    return bool(steps) and (last in steps or tensor.shape[last] < 2 or tensor.stride(last) == 1)
+
+
+def in_c(*given: Any) -> bool:
+    """Whether the C kernels can take these: on the CPU, in their formats, kernels built."""
+    # A compiled graph fuses torch's own operations; a call out of it would split it.
+    if torch.compiler.is_compiling() or compiled.library() is None:
+        return False
+    for value in given:
+        kind = value.dtype if isinstance(value, Tensor) else value
+        if kind in OTHERS or (kind is not value and not value.is_cpu):
+            return False
+    return True
+
+
+def run(kernel: Kernel, in_torch: Callable[..., Any], *given: Any) -> Any:
+    """What a kernel computes, in the way that is best for these arguments.
+
+    Args:
+        kernel: the function in C.
+        in_torch: the same in torch, for every device and format.
+        given: what both take.
+
+    Raises:
+        ValueError: the C function would run, and an argument does not fit its signature.
+    """
+    if in_c(*given):
+        return kernel(*given)
+    if not torch.compiler.is_compiling() and any(getattr(t, "is_cuda", False) for t in given):
+        # Compiling makes one kernel of it. One in Triton would be chosen here, as C is above.
+        in_torch = _compiled(in_torch)
+    return in_torch(*given)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
