@@ -7,7 +7,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-all lint
 
 # The stamp files are newer than what they were made from as long as the installation is current.
 install: .venv/installed
@@ -25,7 +25,11 @@ install: .venv/installed
 demo: install
 	.venv/bin/tuninglab demo
 
+# Without the slow ones: what to run while working.
 test: .venv/installed-dev
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: .venv/installed-dev
 	.venv/bin/python -m pytest
 
 lint: .venv/installed-dev

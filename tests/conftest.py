@@ -9,9 +9,6 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -20,10 +17,12 @@ from tests.tiny import (
     EOC,
     IMAGE,
     PAD,
-    SIDE,
     byte_tokenizer,
+    colour_flamingo,
+    flamingo,
     flamingo_config,
-    tiny_config,
+    processor_of,
+    speaking,
     tiny_tokenizer,
 )
 from tuninglab.adapters.lora import tune
@@ -32,9 +31,7 @@ from tuninglab.config import FinetuneConfig
 from tuninglab.config.yaml_file import config_yaml
 from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
-from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import load_flamingo
-from tuninglab.models.processing import FlamingoProcessor
 
 
 @pytest.fixture(autouse=True)
@@ -53,19 +50,11 @@ def second_process(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory):
     """Saved tiny Flamingos with open gates: directories by name, `plain` and `tied`."""
-    tokenizer = tiny_tokenizer()
-    size = {"height": 16, "width": 16}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size)
-    folders = {}
+    tokenizer, folders = tiny_tokenizer(), {}
     for name in ("plain", "tied"):
-        torch.manual_seed(0)
-        model = FlamingoForConditionalGeneration(tiny_config(tokenizer, tied=name == "tied"))
-        for block in model.gated_blocks:
-            block.attn_gate.data.fill_(0.6)
-            block.ff_gate.data.fill_(0.3)
         folders[name] = tmp_path_factory.mktemp(name)
-        model.save_pretrained(folders[name])
-        FlamingoProcessor(pictures, tokenizer).save_pretrained(folders[name])
+        colour_flamingo(tokenizer, tied=name == "tied").save_pretrained(folders[name])
+        processor_of(tokenizer).save_pretrained(folders[name])
     return folders
 
 
@@ -138,17 +127,7 @@ def make_flamingo():
     """A function (family, gate, **configuration) -> random model whose gates are open by `gate`."""
 
     def make(family: str = "llama", gate: float = 0.7, **options):
-        torch.manual_seed(0)
-        model = FlamingoForConditionalGeneration(flamingo_config(family, **options)).eval()
-        with torch.no_grad():
-            # The families initialise with 0.02, at which every token looks the same.
-            for name, parameter in model.lang_encoder.named_parameters():
-                if parameter.ndim == 2 and "gated" not in name:
-                    parameter.mul_(4)
-        for block in model.gated_blocks:
-            block.attn_gate.data.fill_(gate)
-            block.ff_gate.data.fill_(0.5 * gate)
-        return model
+        return flamingo(flamingo_config(family, **options), gate, 0.5 * gate, scale=4)
 
     return make
 
@@ -192,37 +171,15 @@ def make_tokenizer():
 def model_directory(tmp_path_factory):
     """A random Flamingo with open gates, which reads 200 tokens."""
     path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
     words = byte_tokenizer()
-    processor = FlamingoProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
-        words,
-    )
-    width = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    config = FlamingoConfig(
-        text_config=LlamaConfig(
-            **width,
-            num_hidden_layers=2,
-            vocab_size=len(words),
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-            max_position_embeddings=200,
-        ),
-        vision_config=CLIPVisionConfig(**width, num_hidden_layers=1, image_size=SIDE, patch_size=8),
-        cross_attn_every_n_layers=1,
-        perceiver_depth=1,
-        perceiver_latents=4,
-        image_token_id=processor.image_token_id,
-        eoc_token_id=processor.eoc_token_id,
-    )
-    model = FlamingoForConditionalGeneration(config)
-    for block in model.gated_blocks:
-        torch.nn.init.constant_(block.attn_gate, 1.0)
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text, tokens = speaking(words, num_hidden_layers=2, max_position_embeddings=200, **ends)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    bridge = {"cross_attn_every_n_layers": 1, "perceiver_depth": 1, "perceiver_latents": 4}
+    bridge |= {"perceiver_heads": 8, "perceiver_dim_head": 64}
+    bridge |= {"cross_attn_heads": 8, "cross_attn_dim_head": 64}
+    flamingo(flamingo_config("llama", text, vision, **bridge, **tokens), 1.0).save_pretrained(path)
+    processor_of(words).save_pretrained(path)
     return path
 
 

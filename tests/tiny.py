@@ -4,17 +4,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
 
-from tuninglab.models import FlamingoConfig
+from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import add_flamingo_tokens
+from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.text_to_text import TextToText
 
 VOCABULARY, EOC, IMAGE, PAD = 64, 60, 61, 62
+SIDE = 16  # of pictures, in pixels
 
 # Each architecture by its own names; gpt2, mpt and qwen2 with tied embeddings.
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -48,15 +50,9 @@ FAMILIES = {
 }
 
 
-def text_config(family: str):
-    return AutoConfig.for_model(
-        family,
-        vocab_size=VOCABULARY,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=PAD,
-        **FAMILIES[family],
-    )
+def text_config(family: str = "llama", **sizes):
+    usual = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
+    return AutoConfig.for_model(family, **{**usual, **FAMILIES[family], **sizes})
 
 
 def t5(**config) -> TextToText:
@@ -67,32 +63,51 @@ def t5(**config) -> TextToText:
     return TextToText(T5Config(**sizes, **settings)).requires_grad_(False)
 
 
-def vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
-    )
-
-
-def flamingo_config(family: str = "llama", **options) -> FlamingoConfig:
-    small = {
-        "cross_attn_every_n_layers": 2,
-        "perceiver_depth": 2,
-        "perceiver_latents": 5,
-        "perceiver_heads": 2,
-        "perceiver_dim_head": 8,
-        "cross_attn_heads": 2,
-        "cross_attn_dim_head": 8,
-        "image_token_id": IMAGE,
-        "eoc_token_id": EOC,
-    }
+def flamingo_config(
+    family: str = "llama", text: dict | None = None, vision: dict | None = None, **options
+) -> FlamingoConfig:
+    """Sizes by the names of each configuration, where they shall be others than the usual."""
+    tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 4, "image_size": SIDE, "patch_size": 8, **(vision or {})}
+    bridge = {"perceiver_depth": 2, "perceiver_latents": 5, "perceiver_heads": 2}
+    bridge |= {"perceiver_dim_head": 8, "cross_attn_heads": 2, "cross_attn_dim_head": 8}
+    usual = {"cross_attn_every_n_layers": 2, "image_token_id": IMAGE, "eoc_token_id": EOC}
     return FlamingoConfig(
-        text_config=text_config(family), vision_config=vision_config(), **{**small, **options}
+        text_config=text_config(family, **(text or {})),
+        vision_config=CLIPVisionConfig(**tower),
+        **{**bridge, **usual, **options},
     )
+
+
+def flamingo(config: FlamingoConfig, attn_gate: float, ff_gate: float = 0.0, scale: float = 1.0):
+    """A random model in evaluation mode whose gates are open by so much.
+
+    `scale` multiplies the language model's matrices: the families initialise with 0.02, at which
+    every token looks the same.
+    """
+    torch.manual_seed(0)
+    model = FlamingoForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.lang_encoder.named_parameters():
+            if parameter.ndim == 2 and "gated" not in name:
+                parameter.mul_(scale)
+    for block in model.gated_blocks:
+        block.attn_gate.data.fill_(attn_gate)
+        block.ff_gate.data.fill_(ff_gate)
+    return model
+
+
+def speaking(tokenizer: PreTrainedTokenizerFast, **text) -> tuple[dict, dict]:
+    """What a configuration needs to know of a tokenizer: (for its text part, for the whole)."""
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<|endofchunk|>")]
+    text |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return text, {"image_token_id": ids[0], "eoc_token_id": ids[1]}
+
+
+def processor_of(tokenizer: PreTrainedTokenizerFast) -> FlamingoProcessor:
+    size = {"height": SIDE, "width": SIDE}
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size)
+    return FlamingoProcessor(pictures, tokenizer)
 
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200)}
@@ -115,42 +130,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, tied: bool = False) -> FlamingoConfig:
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        attention_dropout=0.5,
-    )
-    return FlamingoConfig(
-        text_config=text,
-        vision_config=vision,
-        cross_attn_every_n_layers=2,
-        perceiver_depth=1,
-        perceiver_latents=4,
-        perceiver_heads=2,
-        perceiver_dim_head=8,
-        cross_attn_heads=2,
-        cross_attn_dim_head=8,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        eoc_token_id=tokenizer.convert_tokens_to_ids("<|endofchunk|>"),
-    )
-
-
-SIDE = 16
+def colour_flamingo(tokenizer: PreTrainedTokenizerFast, tied: bool = False):
+    """Two layers that read the words of the colours, with gates half open."""
+    sizes = {"num_hidden_layers": 2, "max_position_embeddings": 256, "tie_word_embeddings": tied}
+    text, tokens = speaking(tokenizer, **sizes)
+    # What a frozen tower's dropout would do shows at such a rate.
+    vision = {"num_attention_heads": 2, "attention_dropout": 0.5}
+    bridge = {"perceiver_depth": 1, "perceiver_latents": 4}
+    return flamingo(flamingo_config("llama", text, vision, **bridge, **tokens), 0.6, 0.3)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

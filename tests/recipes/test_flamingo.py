@@ -293,3 +293,31 @@ def test_int8_against_another_format_ends_with_2(config, capsys):
     words = command_line(config, "c", enable_int8=True, quantization="bnb-nf4")
     assert cli.main(["finetune", *words]) == 2
     assert "contradict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1"},
+        {"RANK": "3", "WORLD_SIZE": "1"},
+        {"RANK": "1", "SLURM_PROCID": "1"},
+        {"LOCAL_RANK": "0"},
+    ],
+)
+def test_a_process_alone_speaks_and_saves_whatever_a_job_template_left(
+    config, monkeypatch, capsys, environment
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    report = finetune(replace(config, max_steps=1))
+    run = Path(config.output_dir) / "a"
+    assert json.loads((run / "report.json").read_text()) == report
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert "Adapter: " in capsys.readouterr().err
+
+
+def test_processes_that_do_not_find_each_other_are_told_apart(config, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes, but .* they cannot train together"):
+        finetune(config)

@@ -22,6 +22,7 @@ from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats.layout import MEDIA_MODES
+from tuninglab.models.weights import whole
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -41,18 +42,22 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
         # What PEFT itself trains carries the adapter's name.
         if parameter.requires_grad and "default" not in name.split("."):
             state[name] = parameter
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    return whole(state)
 
 
-def save_adapter(model: PeftModel, directory: str | Path) -> None:
+def save_adapter(
+    model: PeftModel, directory: str | Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write the adapter folder beside its place, then rename it there.
 
     `PeftModel.from_pretrained(base, directory)` alone gives the same model back; the media mode
-    that a Flamingo was tuned in is kept for `load_adapter`.
+    that a Flamingo was tuned in is kept for `load_adapter`. `state` is that of `adapter_state`,
+    which all processes must make of sharded weights; None makes it here.
     """
     base: Any = model.get_base_model()
     media_mode = getattr(base.config, "media_mode", None)
-    _write(directory, model.peft_config["default"], adapter_state(model), type(base), media_mode)
+    state = adapter_state(model) if state is None else state
+    _write(directory, model.peft_config["default"], state, type(base), media_mode)
 
 
 def write_adapter(

@@ -39,6 +39,11 @@ class FinetuneConfig(TrainingConfig):
     """With --compare: how often each configuration is measured, in turns."""
     tuning_config: TuningConfig = field(default_factory=TuningConfig)
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether everything is the embedded default."""
+        return super().is_demo and self.lang_encoder is None
+
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.
 

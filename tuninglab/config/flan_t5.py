@@ -39,11 +39,6 @@ class FlanT5Config(TrainingConfig):
     """With --compare: how often each configuration is measured, in turns."""
     tuning_config: TextTuningConfig = field(default_factory=TextTuningConfig)
 
-    @property
-    def is_demo(self) -> bool:
-        """Whether everything is the embedded default."""
-        return self.model == "embedded" and self.data is None
-
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.
 

@@ -117,6 +117,11 @@ class TrainingConfig:
             self.tuning_config = tuning.from_dict(self.tuning_config)
 
     @property
+    def is_demo(self) -> bool:
+        """Whether everything is the embedded default."""
+        return self.model == "embedded" and self.data is None
+
+    @property
     def base_format(self) -> Quantization:
         """How the frozen base is held: what --quantization and --enable_int8 come to."""
         if self.quantization is not None:

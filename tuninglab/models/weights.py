@@ -1,8 +1,14 @@
-"""What the tensors of a model weigh: one account for trees, measurements and plans."""
+"""The tensors of a model: what they weigh, and how those spread over processes become whole.
 
-from collections.abc import Iterable
+One account of bytes for trees, measurements and plans. Sharded weights (FSDP2) are DTensors, of
+which each process holds a part: whoever saves needs them whole.
+"""
 
-from torch import Tensor
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -15,3 +21,23 @@ def bytes_held(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind some tensors, each storage once; on the meta device to be."""
     sizes = {storage_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(sizes.values())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether some weights of a model are spread over processes (FSDP2 makes DTensors of them)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, those of shards put together: all processes must ask, in one order."""
+    full = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in full.items()}
+
+
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter, or this process's part of it where it is sharded."""
+    if isinstance(parameter, DTensor):
+        mesh, places = parameter.device_mesh, parameter.placements
+        value = distribute_tensor(value.to(parameter.device), mesh, places)
+    parameter.copy_(value)

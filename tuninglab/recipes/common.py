@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
-from tuninglab.adapters.saving import save_adapter
+from tuninglab.adapters.saving import adapter_state, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.loading import make_loader
@@ -72,8 +72,9 @@ def run_recipe(recipe: Recipe, config: TrainingConfig, task: Task | None = None)
 
     progress = train_setup(setup)
     # Before the scores, which may fail: what was learned is then on disk.
+    state = adapter_state(setup.model)
     if is_main_process():
-        save_adapter(setup.model, run.adapter)
+        save_adapter(setup.model, run.adapter, state)
 
     if progress.val_loss is not None:
         evaluation["after"] = {"val_loss": progress.val_loss}

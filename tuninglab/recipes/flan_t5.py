@@ -6,24 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.config import FlanT5Config
-from tuninglab.config.yaml_file import read_recipe
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.pairs import Pair
 from tuninglab.data.splits import read_pair_splits
 from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
 from tuninglab.embedded import text_base_directory
-from tuninglab.errors import UserError
 from tuninglab.evaluation.task import Task, Unscored
 from tuninglab.evaluation.texts import generate_texts
 from tuninglab.models.text_to_text import load_text_to_text
 from tuninglab.recipes.common import run_recipe
+from tuninglab.recipes.embedded_runs import check_own, print_scores
 from tuninglab.recipes.recipe import Base, Recipe
-from tuninglab.reporting.tables import percent
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.hardware import DTYPES
 
@@ -65,11 +60,7 @@ def named(config: FlanT5Config) -> FlanT5Config:
     """
     if config.run_name is not None or not config.is_demo:
         return config
-    run = Path(config.output_dir) / DEMO_NAME
-    if (run / "config.yaml").is_file():
-        earlier = read_recipe(run / "config.yaml")
-        if not isinstance(earlier, FlanT5Config) or not earlier.is_demo:
-            raise UserError(f"{run} is no demonstration but a run of your own. Give a --run_name.")
+    check_own(Path(config.output_dir) / DEMO_NAME, FlanT5Config)
     return replace(config, run_name=DEMO_NAME, overwrite=True)
 
 
@@ -137,25 +128,9 @@ def measured(config: FlanT5Config) -> dict[str, Any]:
 
 def show(report: dict[str, Any], run: RunFolder) -> None:
     """Print the scores by spelling, what the run cost and where its report lies."""
-    scores, train = report["evaluation"], report["train"]
-    table = Table(title="Exact match on days not trained on", title_justify="left")
-    table.add_column("spelling of the date")
-    columns = {name: scores[name] for name in ("before", "after", "prior")}
-    for name in columns:
-        table.add_column(name, justify="right", style="bold" if name == "after" else None)
-    for kind in scores["after"]["by_type"]:
-        table.add_row(kind, *(percent(score["by_type"][kind]) for score in columns.values()))
-    table.add_section()
-    totals = [percent(score["exact_match"]) for score in columns.values()]
-    table.add_row(f"all {scores['after']['count']} dates", *totals, style="bold")
-    Console(stderr=True).print(table)
+    print_scores(report, "Exact match on days not trained on", "spelling of the date", "dates")
     say("prior: always the most frequent date of the training data.")
     say()
-    say(
-        f"Tuned {train['trainable_parameters']:,} parameters in {train['wall_s']:.0f} s at "
-        f"{train['peak_memory_mib']:,.0f} MiB;"
-    )
-    say(f"the adapter has {report['adapter_bytes'] / 1024:,.0f} KiB.")
     say(f"See what it wrote:              {run.path / 'report.html'}")
     say("Compare int8 with 16 bits:      tuninglab flan-t5 --compare")
 

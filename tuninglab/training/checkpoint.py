@@ -16,6 +16,7 @@ from torch import nn
 
 from tuninglab.disk import finish_replacing, remove_folder, whole_folder
 from tuninglab.errors import UserError
+from tuninglab.models.weights import put, whole
 from tuninglab.training.state import TrainState
 
 WEIGHTS_NAME = "trainable.safetensors"
@@ -30,13 +31,15 @@ def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator, k
     Raises:
         WorkError: the disk is full; earlier checkpoints stay whole.
     """
+    # On all processes: weights that are sharded are put together.
+    weights = trainable_weights(state.model)
     # Dropout differs between processes: each needs its own generators back.
     generators = gather_object([generator_state(accelerator.device)])
     path = folder / f"step-{state.progress.step:06d}"
     if not accelerator.is_main_process:
         return path
     with whole_folder(path) as beside:
-        save_file(trainable_weights(state.model), beside / WEIGHTS_NAME)
+        save_file(weights, beside / WEIGHTS_NAME)
         saved = {
             "optimizer": state.optimizer.state_dict(),
             "schedule": state.schedule.state_dict(),
@@ -119,11 +122,7 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trainable parameters by name, on the CPU."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    return whole({n: p for n, p in model.named_parameters() if p.requires_grad})
 
 
 def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -140,9 +139,8 @@ def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Pat
             f"{path} does not fit the model: {len(differing)} parameters differ, "
             f"e.g. {min(differing)}. Resume with the base model and tuning_config of the run."
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        put(parameter, weights[name])
 
 
 def generator_state(device: torch.device) -> dict[str, Any]:

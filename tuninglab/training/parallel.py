@@ -1,18 +1,17 @@
-"""What several processes change: sums over them, weights that are sharded, work shared out.
+"""What several processes change: sums over them, and work shared out.
 
-Sharded weights (FSDP2) are DTensors: each process holds a part. Whoever saves needs them whole, and
-whoever computes with them must do so on all processes at once.
+What sharded weights change beside that is in models/weights.py: adapters are saved from them too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import Subset
+
+from tuninglab.models.weights import is_sharded
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -21,29 +20,6 @@ def over_processes(value: Tensor, accelerator: Accelerator) -> Tensor:
     """The sum of a tensor over all processes, on each of them."""
     summed: Any = accelerator.reduce(value, "sum")
     return summed
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether some weights of a model are spread over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, those of shards put together: all processes must ask, in one order."""
-    return {name: _whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def put(parameter: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into a parameter, or this process's part of it where it is sharded."""
-    if isinstance(parameter, DTensor):
-        mesh, places = parameter.device_mesh, parameter.placements
-        value = distribute_tensor(value.to(parameter.device), mesh, places)
-    parameter.copy_(value)
 
 
 def shared_out(
