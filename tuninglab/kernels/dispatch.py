@@ -23,11 +23,11 @@ from torch import Tensor
 from tuninglab.kernels import compiled
 
 # The formats that kernels are compiled for, and how their names in C end.
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 OTHERS = {torch.float16, torch.float64}
 WHOLE = {"i8": torch.int8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
 DTYPES = {"f32": torch.float32, **WHOLE}
-C_NUMBERS: dict[str, Any] = {"int": ctypes.c_long, "float": ctypes.c_float}
+NUMBERS: dict[str, type] = {"int": int, "float": float}
 PART = re.compile(r"(\w+): (\w+)(?:\[([^]]+)\])?(\??)(?: if (\w+))?")
 
 
@@ -71,16 +71,20 @@ class Kernel:
             elif kind == "T":
                 dtype = value
             else:
-                passed.append(C_NUMBERS[kind](value))
+                passed.append(NUMBERS[kind](value))
         dtype, made = dtype or torch.float32, []
         for _, kind, names, _, _, beside in self.outputs:
-            shape, kind = [sizes[name] for name in names], DTYPES.get(kind, dtype)
-            output = None if beside in absent else torch.empty(shape, dtype=kind)
-            made.append(output)
-            passed.append(0 if output is None else output.data_ptr())
-        # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
-        wide = [ctypes.c_long(v) if type(v) is int else v for v in (*passed, *sizes.values())]
-        getattr(compiled.library(), f"{self.name}_{SUFFIXES[dtype]}")(*wide)
+            shape = [sizes[name] for name in names]
+            there = beside not in absent
+            made.append(torch.empty(shape, dtype=DTYPES.get(kind, dtype)) if there else None)
+            passed.append(made[-1].data_ptr() if there else 0)
+        passed += sizes.values()
+        function = getattr(compiled.library(), self.name + SUFFIXES[dtype])
+        if function.argtypes is None:
+            # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
+            kinds = [ctypes.c_float if type(v) is float else ctypes.c_long for v in passed]
+            function.argtypes = kinds
+        function(*passed)
         return made[0] if len(made) == 1 else made
 
     def _checked(self, argument: Any, tensor: Any, dtype: Any, sizes: dict) -> list[int]:
