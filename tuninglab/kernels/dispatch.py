@@ -23,11 +23,11 @@ from torch import Tensor
 from tuninglab.kernels import compiled
 
 # The formats that kernels are compiled for, and how their names in C end.
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 OTHERS = {torch.float16, torch.float64}
 WHOLE = {"i8": torch.int8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
 DTYPES = {"f32": torch.float32, **WHOLE}
-_FLOAT, _LONG = ctypes.c_float, ctypes.c_long
+NUMBERS: dict[str, type] = {"int": int, "float": float}
 PART = re.compile(r"(\w+): (\w+)(?:\[([^]]+)\])?(\??)(?: if (\w+))?")
 
 
@@ -58,41 +58,49 @@ class Kernel:
         """
         sizes: dict[str, int] = {}
         absent, passed, dtype = set(), [], None
-        for (name, kind, names, steps, optional, beside), value in zip(
-            self.inputs, given, strict=True
-        ):
+        for argument, value in zip(self.inputs, given, strict=True):
+            name, kind, names, steps, optional, beside = argument
             if value is None and (optional or beside in absent):
                 absent.add(name)
                 passed += [0, *(0 for _ in steps)]
             elif names:
-                wanted = DTYPES.get(kind) or dtype
-                if wanted is None:
-                    known = getattr(value, "dtype", None) in SUFFIXES
-                    dtype = wanted = value.dtype if known else torch.float32
-                shape = value.shape if isinstance(value, Tensor) else ()
-                fits = len(shape) == len(names) and value.dtype is wanted and value.is_cpu
-                for axis, size in zip(names, shape, strict=False):
-                    fits = sizes.setdefault(axis, size) == size and fits
-                if not (fits and (value.is_contiguous() or _lies_right(value, steps))):
-                    wanted_sizes = ", ".join(f"{axis}={sizes.get(axis)}" for axis in names)
-                    raise ValueError(
-                        f"kernel {self.name}: {name} is {_told(value)}; expected {wanted} "
-                        f"({wanted_sizes}) without gaps on the CPU"
-                    )
-                passed += [value.data_ptr(), *(value.stride(axis) for axis in steps)]
+                if kind == "T" and dtype is None:
+                    first = getattr(value, "dtype", None)
+                    dtype = first if first in SUFFIXES else torch.float32
+                passed += self._checked(argument, value, DTYPES.get(kind) or dtype, sizes)
             elif kind == "T":
                 dtype = value
             else:
-                passed.append(float(value) if kind == "float" else value)
+                passed.append(NUMBERS[kind](value))
         dtype, made = dtype or torch.float32, []
         for _, kind, names, _, _, beside in self.outputs:
-            shape, kind = [sizes[name] for name in names], DTYPES.get(kind, dtype)
-            made.append(None if beside in absent else torch.empty(shape, dtype=kind))
-            passed.append(0 if beside in absent else made[-1].data_ptr())
-        # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
-        wide = [_FLOAT(v) if type(v) is float else _LONG(v) for v in (*passed, *sizes.values())]
-        getattr(compiled.library(), f"{self.name}_{SUFFIXES[dtype]}")(*wide)
+            shape = [sizes[name] for name in names]
+            there = beside not in absent
+            made.append(torch.empty(shape, dtype=DTYPES.get(kind, dtype)) if there else None)
+            passed.append(made[-1].data_ptr() if there else 0)
+        passed += sizes.values()
+        function = getattr(compiled.library(), self.name + SUFFIXES[dtype])
+        if function.argtypes is None:
+            # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
+            kinds = [ctypes.c_float if type(v) is float else ctypes.c_long for v in passed]
+            function.argtypes = kinds
+        function(*passed)
         return made[0] if len(made) == 1 else made
+
+    def _checked(self, argument: Any, tensor: Any, dtype: Any, sizes: dict) -> list[int]:
+        """Its address and steps."""
+        name, _, names, steps, *_ = argument
+        shape = tensor.shape if isinstance(tensor, Tensor) else ()
+        fits = len(shape) == len(names) and tensor.dtype is dtype and tensor.is_cpu
+        for axis, size in zip(names, shape, strict=False):
+            fits = sizes.setdefault(axis, size) == size and fits
+        if not (fits and (tensor.is_contiguous() or _lies_right(tensor, steps))):
+            wanted = ", ".join(f"{axis}={sizes.get(axis)}" for axis in names)
+            raise ValueError(
+                f"kernel {self.name}: {name} is {_told(tensor)}; expected {dtype} ({wanted}) "
+                "without gaps on the CPU"
+            )
+        return [tensor.data_ptr(), *(tensor.stride(axis) for axis in steps)]
 
 
 def _told(value: Any) -> str:
