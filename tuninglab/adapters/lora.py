@@ -94,7 +94,7 @@ def tune(
     return peft_model
 
 
-def quietly(wrap: Callable[..., PeftModel], *args: Any, **kwargs: Any) -> PeftModel:
+def quietly(wrap: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function of PEFT without the warnings that no user can act on."""
     with warnings.catch_warnings():
         # peft 0.21 asks transformers by a name that 5.23 deprecates.

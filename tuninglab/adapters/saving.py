@@ -80,7 +80,7 @@ def write_adapter(
 
 def _write(
     directory: str | Path,
-    config: PeftConfig,
+    config: Any,
     tensors: dict[str, torch.Tensor],
     base: type,
     media_mode: str | None,
