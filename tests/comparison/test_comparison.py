@@ -128,15 +128,15 @@ def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
 def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):
     workload, folder = small_bases["text"]
     built = Variant("row", "bf16", "int8", SAVERS).build(workload, folder, 0, CPU)
-    layers = [m for m in built.model.modules() if isinstance(m, Int8Linear)]
+    layers = [m for m in built.state.model.modules() if isinstance(m, Int8Linear)]
     # Four in each attention (one in the encoder's layers, two in the decoder's), three beside.
     assert len(layers) >= 2 * (4 + 3) + 2 * (8 + 3)
-    named = built.model.named_parameters()
+    named = built.state.model.named_parameters()
     formats = {(p.requires_grad, p.dtype) for name, p in named if "scale" not in name}
     assert formats == {(True, torch.float32), (False, torch.bfloat16), (False, torch.int8)}
     weights = []
     for seed in (0, 0, 1):
-        model = Variant("row", "fp32").build(workload, folder, seed, CPU).model
+        model = Variant("row", "fp32").build(workload, folder, seed, CPU).state.model
         weights.append(torch.cat([p.flatten() for p in model.parameters() if p.requires_grad]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

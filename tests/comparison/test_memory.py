@@ -61,7 +61,7 @@ def test_the_split_counts_parameters_states_and_logits(small_bases):
     batch = workload.batch(0, CPU)
     training.step(batch)
     parts = split(training, batch, 100.0, workload.vocabulary)
-    named = dict(training.model.named_parameters())
+    named = dict(training.state.model.named_parameters())
     trained = sum(p.numel() for p in named.values() if p.requires_grad)
     # Weight, gradient and AdamW's two moments, all float32.
     assert parts["lora_gradients_optimizer"] == round(4 * 4 * trained / MIB, 1)

@@ -18,6 +18,7 @@ from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.splits import read_splits
 from tuninglab.errors import DataError, UserError
+from tuninglab.evaluation.answers import generate_answers
 from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes import flamingo
@@ -68,16 +69,14 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tm
 def test_a_task_of_its_own_is_scored_before_and_after(config, tmp_path):
     class Task:
         splits = read_splits(config.data)
-        gates = []
+        answers = []
 
-        def before(self, model, processor):
-            self.gates.append(
-                [block.attn_gate.item() for block in model.get_base_model().gated_blocks]
-            )
+        def before(self, answer):
+            self.answers.append(answer(self.splits.train, 4))
             return {"exact_match": 0.1}
 
-        def after(self, model, processor):
-            self.before(model, processor)
+        def after(self, answer):
+            self.before(answer)
             return {"after": {"exact_match": 0.9}, "controls": {"blank": {}}, "prior": {}}
 
         def write_cards(self, run_dir):
@@ -91,7 +90,12 @@ def test_a_task_of_its_own_is_scored_before_and_after(config, tmp_path):
         "controls": {"blank": {}},
         "prior": {},
     }
-    assert task.gates[0] == [pytest.approx(0.6)] and task.gates[1] != task.gates[0]
+    # Asked before and after training: by the base, then by what it was tuned to.
+    base, processor = load_flamingo(config.model)
+    for answers, adapter in zip(task.answers, (None, tmp_path / "a" / "adapter"), strict=True):
+        model = base if adapter is None else load_adapter(base, adapter).eval()
+        expected = generate_answers(model, processor, task.splits.train, max_new_tokens=4)
+        assert answers == expected and len(answers) == 12
     assert json.loads((tmp_path / "a" / "answers.json").read_text())[0]["question"] == "colour?"
 
 

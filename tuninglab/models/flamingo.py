@@ -252,9 +252,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         conditioning = self._condition(
             input_ids, pixel_values, image_features, media_key_values, text_time, past_key_values
         )
-        padded = attention_mask is not None and attention_mask.ndim == 2
-        if padded and position_ids is None and past_key_values is None:
-            position_ids = count_positions(attention_mask)
+        if position_ids is None and past_key_values is None and attention_mask is not None:
+            position_ids = count_positions(attention_mask) if attention_mask.ndim == 2 else None
         targets, chunked = None, False
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
@@ -276,9 +275,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             )
         logits, loss = None if chunked else outputs.logits, None
         if chunked:
-            hidden = outputs.last_hidden_state[logits_to_keep]
-            told = (self.get_output_embeddings(), targets, self.loss_chunk_tokens)
-            loss = chunked_loss(hidden, *told, num_items_in_batch)
+            hidden, head = outputs.last_hidden_state[logits_to_keep], self.get_output_embeddings()
+            loss = chunked_loss(hidden, head, targets, self.loss_chunk_tokens, num_items_in_batch)
         elif targets is not None:
             loss = next_token_loss(logits, targets, num_items_in_batch)
         return CausalLMOutputWithPast(

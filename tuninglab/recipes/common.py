@@ -47,12 +47,15 @@ class Setup:
     accelerator: Accelerator
 
 
-def run_recipe(recipe: Recipe, config: TrainingConfig, task: Task | None = None) -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task | None = None
+) -> dict[str, Any]:
     """Tune by a recipe and write the run folder; returns the figures of report.json.
 
     Args:
         recipe: whose data and model.
-        config: the settings; a resumed run takes those it was started with.
+        config: the settings of the run, from `open_run`.
+        run: its folder.
         task: data and scores to use instead of those the settings name.
 
     Raises:
@@ -60,8 +63,7 @@ def run_recipe(recipe: Recipe, config: TrainingConfig, task: Task | None = None)
         WorkError: training failed, or the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
-    config, run = open_run(config)
-    # Mistakes up to here, and in the data, are told before a model is loaded.
+    # Mistakes in settings and data are told before a model is loaded.
     task = task or recipe.data(config)
     setup = prepare(recipe, config, run, task.splits)
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}

@@ -16,7 +16,7 @@ from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.evaluation.task import Task, Unscored
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
-from tuninglab.recipes.common import run_recipe
+from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.hardware import DTYPES
@@ -38,7 +38,7 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
         from tuninglab.comparison import compare_flamingo
 
         return compare_flamingo(config)
-    return run_recipe(FLAMINGO, config, task)
+    return run_recipe(FLAMINGO, *open_run(config), task)
 
 
 def open_data(config: FinetuneConfig) -> Task:

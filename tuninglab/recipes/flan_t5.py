@@ -16,7 +16,7 @@ from tuninglab.embedded import text_base_directory
 from tuninglab.evaluation.task import Task, Unscored
 from tuninglab.evaluation.texts import generate_texts
 from tuninglab.models.text_to_text import load_text_to_text
-from tuninglab.recipes.common import run_recipe
+from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.embedded_runs import check_own, print_scores
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
@@ -42,10 +42,10 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         from tuninglab.comparison import compare
 
         return compare(config)
-    config = named(config)
-    report = run_recipe(FLAN_T5, config, task)
+    # A resumed run may be on data of one's own, which this call does not name again.
+    config, run = open_run(named(config))
+    report = run_recipe(FLAN_T5, config, run, task)
     if config.is_demo and is_main_process():
-        run = RunFolder(Path(config.output_dir) / report["run_name"])
         report["cost"] = measured(config)
         run.write("report.json", report)
         show(report, run)
