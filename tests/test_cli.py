@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -141,3 +142,11 @@ def test_the_module_and_the_torchrun_script_are_the_same_command():
         )
         assert done.returncode == 2
         assert done.stderr.startswith("--seed is -1;")
+
+
+def test_every_row_of_the_table_names_what_is_there():
+    from importlib import import_module
+
+    for verb in cli.VERBS.values():
+        work = getattr(import_module(f"tuninglab.{verb.room}"), verb.work)
+        assert list(get_type_hints(work).values())[0] is verb.settings()

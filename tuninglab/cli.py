@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from tuninglab.config.flags import parse, without_blanks
@@ -46,109 +47,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(words[0], words[1:])
 
 
-def _demo(config: Any) -> Any:
-    """Tune the embedded Flamingo and show its answers before and after."""
-    from tuninglab.recipes.demo import run_demo
-
-    return run_demo(config)
-
-
-def _finetune(config: Any) -> Any:
-    """Tune a Flamingo on your data or the embedded data."""
-    from tuninglab.recipes.flamingo import finetune
-
-    return finetune(config)
-
-
-def _flan_t5(config: Any) -> Any:
-    """Tune a T5 on text pairs, its base in int8; or compare int8 with 16 bits."""
-    from tuninglab.recipes.flan_t5 import flan_t5
-
-    return flan_t5(config)
-
-
-def _tree(config: Any) -> Any:
-    """Print the module tree of a model."""
-    from tuninglab.inspection.show_tree import tree_of
-
-    return tree_of(config)
-
-
-def _convert(config: Any) -> Any:
-    """Turn a released checkpoint into a model, or back, or inspect one."""
-    from tuninglab.conversion.convert import convert
-
-    return convert(config)
-
-
-def _chat(config: Any) -> Any:
-    """Talk to a run or a model about pictures."""
-    from tuninglab.serving.terminal import chat
-
-    return chat(config)
-
-
-def _report(config: Any) -> Any:
-    """Write the HTML report of a run anew."""
-    from tuninglab.reporting.report import read_figures, write_report
-
-    # Figures come after the page, so that a broken folder prints nothing on standard output.
-    page = write_report(config.run)
-    return page, read_figures(config.run)
-
-
-def _print_json(figures: Any, config: Any) -> None:
+def _print_json(result: Any, as_json: bool) -> None:
     # One document, not one for each process of torchrun.
-    if config.json and is_main_process():
-        print(json.dumps(figures, ensure_ascii=False, indent=2))
+    if as_json and is_main_process():
+        print(json.dumps(result, ensure_ascii=False, indent=2))
 
 
-def _print_tree(tree: str, config: Any) -> None:
-    print(tree)
+def _print_text(result: str, as_json: bool) -> None:
+    print(result)
 
 
-def _print_conversion(report: dict[str, Any], config: Any) -> None:
-    _print_json(report, config)
-    if config.inspect and not config.json:
+def _print_conversion(report: dict[str, Any], as_json: bool) -> None:
+    _print_json(report, as_json)
+    # An inspection wrote nothing: what it found is all there is to see.
+    if "out" not in report and not as_json:
         from tuninglab.conversion.report import page
 
         print(page(report))
 
 
-def _print_page(result: tuple[Any, Any], config: Any) -> None:
+def _print_page(result: tuple[Any, Any], as_json: bool) -> None:
     page, figures = result
-    _print_json(figures, config)
-    if not config.json:
+    _print_json(figures, as_json)
+    if not as_json:
         print(page)
 
 
-def _print_nothing(result: Any, config: Any) -> None:
-    """For what was printed as it came."""
-
-
 class Verb(NamedTuple):
-    """A row of the table of verbs; the help text is the docstring of `work`.
+    """A row of the table of verbs. What it names is imported when the verb is run, not before.
 
     Args:
-        config: name of its settings in tuninglab.config, which is imported when they are parsed.
-        work: from the settings to a result; what it needs is imported inside.
-        show: prints the result on standard output.
+        config: its settings, a class of tuninglab.config, whose docstring is its help.
+        room: the module of its work, below tuninglab.
+        work: the function there, from the settings to a result.
+        show: prints the result on standard output, as JSON if that was asked for.
     """
 
     config: str
-    work: Callable[[Any], Any]
-    show: Callable[[Any, Any], None] = _print_json
+    room: str
+    work: str
+    show: Callable[[Any, bool], None] = _print_json
+
+    def settings(self) -> Any:
+        """The class of its settings."""
+        return getattr(import_module("tuninglab.config"), self.config)
+
+    def run(self, config: Any) -> None:
+        """Do the work and print what came of it."""
+        work = getattr(import_module(f"tuninglab.{self.room}"), self.work)
+        self.show(work(config), getattr(config, "json", False))
 
 
 # The order is that of --help: first what a newcomer runs.
 VERBS = {
-    "demo": Verb("DemoConfig", _demo),
-    "finetune": Verb("FinetuneConfig", _finetune),
-    "flan-t5": Verb("FlanT5Config", _flan_t5),
-    "tree": Verb("TreeConfig", _tree, _print_tree),
-    "convert": Verb("ConvertConfig", _convert, _print_conversion),
-    "chat": Verb("ChatConfig", _chat, _print_nothing),
-    "report": Verb("ReportConfig", _report, _print_page),
+    "demo": Verb("DemoConfig", "recipes.demo", "run_demo"),
+    "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
+    "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
+    "tree": Verb("TreeConfig", "inspection.show_tree", "tree_of", _print_text),
+    "convert": Verb("ConvertConfig", "conversion.convert", "convert", _print_conversion),
+    "chat": Verb("ChatConfig", "serving.terminal", "chat"),
+    "report": Verb("ReportConfig", "reporting.report", "rewrite", _print_page),
 }
 
 
@@ -202,15 +160,13 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     verb = VERBS[name]
 
     def parse_and_work() -> None:
-        from tuninglab import config as settings
-
-        config = parse(f"tuninglab {name}", getattr(settings, verb.config), words)
+        config = parse(f"tuninglab {name}", verb.settings(), words)
         if getattr(config, "print_config", False):
             from tuninglab.config.yaml_file import config_yaml
 
             print(config_yaml(config), end="")
         else:
-            verb.show(verb.work(config), config)
+            verb.run(config)
 
     # Read by hand, because parsing itself may be what fails.
     debug = any(word in ("--debug", "--debug=true", "--debug=True") for word in words)
@@ -232,7 +188,7 @@ def flan_t5_main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {row.work.__doc__}" for verb, row in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {row.settings().__doc__}" for verb, row in VERBS.items()]
     return "\n".join(
         [
             "usage: tuninglab VERB [FLAGS]",

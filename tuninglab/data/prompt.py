@@ -1,7 +1,7 @@
 """Dialogues to token ids with an exact label mask, for training and for generation alike."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -122,9 +122,9 @@ def _reserved(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     length, reserved = _RESERVED.get(tokenizer, (-1, set()))
     if length != len(tokenizer):
         special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-        ours = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, EOC_TOKEN])
+        ours: Any = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, EOC_TOKEN])
         # <unk> is special too, but also what a rare character rightly becomes.
-        reserved = {*special, *ours} - {None, tokenizer.unk_token_id}
+        reserved = {*special, *ours} - {None, tokenizer.unk_token_id}  # pyright: ignore
         _RESERVED[tokenizer] = len(tokenizer), reserved
     return reserved
 

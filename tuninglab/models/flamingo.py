@@ -15,7 +15,7 @@ from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
 from tuninglab.models.generation import FlamingoGenerationMixin
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
-from tuninglab.models.perceiver import PerceiverResampler
+from tuninglab.models.perceiver import PerceiverResampler, with_frames
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
 
 # Images that a frozen tower encodes at a time: what it holds of them does not grow with a prompt's
@@ -120,7 +120,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         Raises:
             ValueError: the shape is another one.
         """
-        pixel_values = _with_frames(pixel_values)
+        pixel_values = with_frames(pixel_values)
         # Decided by the weights and not by a setting, so unfreezing a part of the tower is enough.
         trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
         flat = pixel_values.flatten(0, 2).to(self.vision_encoder.dtype)
@@ -137,7 +137,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
 
         Images that are not `seen` (B, M) are padding: they are not encoded and come out as 0.
         """
-        pixel_values = _with_frames(pixel_values)
+        pixel_values = with_frames(pixel_values)
         # Reading `seen` would break a compiled graph.
         if seen is None or torch.compiler.is_compiling():
             return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
@@ -206,7 +206,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             text_time = self.text_time(input_ids)
         # A batch without images may come as (B, 0, F, 3, H, W).
         if images is pixel_values and images is not None and images.shape[1]:
-            image_features = self.encode_seen(pixel_values, text_time)
+            image_features = self.encode_seen(images, text_time)
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
@@ -224,6 +224,17 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
     def _can_chunk(self) -> bool:
         # A frozen head, because a chunk makes the gradient of what goes into it alone.
         return bool(self.loss_chunk_tokens) and not trains(self.get_output_embeddings())
+
+    def _loss(
+        self, outputs: Any, targets: Any, keep: Any, chunked: bool, count: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Loss and logits of what the language model gave; chunks of a loss leave no logits."""
+        if not chunked:
+            loss = None if targets is None else next_token_loss(outputs.logits, targets, count)
+            return loss, outputs.logits
+        head: Any = self.get_output_embeddings()
+        hidden, chunk = outputs.last_hidden_state[keep], self.loss_chunk_tokens or 1
+        return chunked_loss(hidden, head, targets, chunk, count), None
 
     @can_return_tuple
     def forward(
@@ -273,12 +284,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
                 **{k: v for k, v in optional.items() if k in self._lang_arguments},
                 **kwargs,
             )
-        logits, loss = None if chunked else outputs.logits, None
-        if chunked:
-            hidden, head = outputs.last_hidden_state[logits_to_keep], self.get_output_embeddings()
-            loss = chunked_loss(hidden, head, targets, self.loss_chunk_tokens, num_items_in_batch)
-        elif targets is not None:
-            loss = next_token_loss(logits, targets, num_items_in_batch)
+        loss, logits = self._loss(outputs, targets, logits_to_keep, chunked, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=None if loss_only else logits,
@@ -286,12 +292,3 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _with_frames(pixel_values: Tensor) -> Tensor:
-    if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
-            "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
-        )
-    return pixel_values if pixel_values.ndim == 6 else pixel_values.unsqueeze(2)

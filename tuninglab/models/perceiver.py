@@ -20,6 +20,20 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def with_frames(pixel_values: Tensor) -> Tensor:
+    """Pixels (B, M, F, 3, H, W) of (B, M, 3, H, W), whose media are films of one frame.
+
+    Raises:
+        ValueError: the shape is another one.
+    """
+    if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
+            "(rows, images, frames, 3, height, width) or (rows, images, 3, height, width)"
+        )
+    return pixel_values if pixel_values.ndim == 6 else pixel_values.unsqueeze(2)
+
+
 class PerceiverAttention(nn.Module):
     """Latents attend to the patches of their image and to themselves."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tuninglab.config import ReportConfig
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError
 from tuninglab.reporting.page import page
@@ -19,6 +20,16 @@ Metrics = list[dict[str, Any]]
 
 # Steps averaged into the thick line: about 30 points remain, whatever the run's length.
 SMOOTHED_POINTS = 30
+
+
+def rewrite(config: ReportConfig) -> tuple[str, dict[str, Any]]:
+    """Write the report of a run anew; returns where the page is, and the figures.
+
+    Raises:
+        UserError: there is no such run, or a file in it is damaged.
+    """
+    # Figures come after the page, so that a broken folder prints nothing on standard output.
+    return str(write_report(config.run)), read_figures(config.run)
 
 
 def write_report(run_dir: str | Path) -> Path:

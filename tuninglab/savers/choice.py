@@ -1,6 +1,6 @@
 """Puts the memory savers into a model, by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def add_savers(model: Any, names: Collection[str]) -> dict[str, str]:
     return done
 
 
-def _replace(model: nn.Module, modules: dict[str, nn.Module]) -> int:
+def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> int:
     for name, module in modules.items():
         model.set_submodule(name, module.train(model.training))
     return len(modules)

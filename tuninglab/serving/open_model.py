@@ -40,7 +40,7 @@ def open_model(name: str) -> tuple[Any, Any]:
             f"{named.tuned_on}; its adapter fits both)"
         )
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
-    model = model.to(best_device(Choices()))
-    if named.adapter is not None:
-        model = load_adapter(model, named.adapter)
-    return model.eval(), processor
+    model.to(best_device(Choices()))  # pyright: ignore[reportArgumentType]
+    if named.adapter is None:
+        return model, processor
+    return load_adapter(model, named.adapter).eval(), processor

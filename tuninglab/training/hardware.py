@@ -4,11 +4,13 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from tuninglab.config.training import Precision
 from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
@@ -88,9 +90,10 @@ def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
     return choices.add("precision", "fp32", f"this {device_type} has no bf16 arithmetic we know of")
 
 
-def precision_of(accelerator: Accelerator) -> str:
+def precision_of(accelerator: Accelerator) -> Precision:
     """Name of the precision that an accelerator computes in: fp32, bf16 or fp16."""
-    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    named: Any = accelerator.mixed_precision
+    return "fp32" if named == "no" else named
 
 
 def reset_peak_memory(device: torch.device) -> bool:

@@ -13,7 +13,8 @@ from torch.utils.data import Subset
 
 from tuninglab.models.weights import is_sharded
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def over_processes(value: Tensor, accelerator: Accelerator) -> Tensor:
