@@ -63,11 +63,15 @@ def score_t5(adapter: Path, dtype: Any) -> float:
     from tuninglab.adapters.saving import load_adapter
     from tuninglab.embedded import text_base_directory
     from tuninglab.embedded.text_task import DateTask
+    from tuninglab.evaluation.answers import exact_match
+    from tuninglab.evaluation.texts import generate_texts
     from tuninglab.models.text_to_text import load_text_to_text
 
     model, tokenizer = load_text_to_text(text_base_directory(), dtype)
     tuned = load_adapter(model, adapter).eval()
-    return DateTask(8).after(tuned, tokenizer)["after"]["exact_match"]
+    task = DateTask(8)
+    answers = generate_texts(tuned, tokenizer, [pair.source for pair in task.scored])
+    return exact_match(answers, task.truths, task.kinds)["exact_match"]
 
 
 TASKS = {"flamingo": (tune_flamingo, score_flamingo), "t5": (tune_t5, score_t5)}

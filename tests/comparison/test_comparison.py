@@ -109,13 +109,12 @@ def test_finetune_settings_have_both_rows_too():
 
 @pytest.mark.parametrize("kind", ["text", "flamingo"])
 def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
-    workload, folder = small_bases[kind]
     rows = [
         Variant("plain", "fp32"),
         Variant("int8", "fp32", "int8"),
         Variant("savers", "fp32", "int8", SAVERS, 2),
     ]
-    measured = timing.take_turns(rows, workload, folder, 5, CPU)
+    measured = timing.take_turns(rows, small_bases[kind], 5)
     plain = measured[0].losses
     for row in measured:
         for seed, losses in row.losses.items():
@@ -126,8 +125,8 @@ def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
 
 
 def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):
-    workload, folder = small_bases["text"]
-    built = Variant("row", "bf16", "int8", SAVERS).build(workload, folder, 0, CPU)
+    bench = small_bases["text"]
+    built = Variant("row", "bf16", "int8", SAVERS).build(bench, 0)
     layers = [m for m in built.state.model.modules() if isinstance(m, Int8Linear)]
     # Four in each attention (one in the encoder's layers, two in the decoder's), three beside.
     assert len(layers) >= 2 * (4 + 3) + 2 * (8 + 3)
@@ -136,7 +135,7 @@ def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):
     assert formats == {(True, torch.float32), (False, torch.bfloat16), (False, torch.int8)}
     weights = []
     for seed in (0, 0, 1):
-        model = Variant("row", "fp32").build(workload, folder, seed, CPU).state.model
+        model = Variant("row", "fp32").build(bench, seed).state.model
         weights.append(torch.cat([p.flatten() for p in model.parameters() if p.requires_grad]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

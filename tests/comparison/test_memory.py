@@ -1,11 +1,12 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tuninglab.comparison.memory import measure_memory, saved_for_backward, split
 from tuninglab.comparison.variants import Variant
-from tuninglab.comparison.workloads import TextWorkload, save_random
+from tuninglab.comparison.workloads import Bench, TextWorkload, save_random
 from tuninglab.config.tuning import TextTuningConfig
 from tuninglab.errors import WorkError
 
@@ -24,7 +25,7 @@ def test_a_model_of_64_mib_more_is_measured_as_such(tmp_path):
         tuning = TextTuningConfig(lora_target_modules=["q"])
         workload = TextWorkload(**shape, **batch, vocabulary=rows, tuning=tuning)
         save_random(workload, tmp_path / str(rows))
-        found.append(measure_memory(PLAIN, workload, tmp_path / str(rows), CPU))
+        found.append(measure_memory(PLAIN, Bench(workload, tmp_path / str(rows), CPU)))
     # Token table and head, each 16,384 x 512 numbers of 4 bytes.
     assert found[1]["peak_memory_mib"] - found[0]["peak_memory_mib"] == pytest.approx(64, abs=4)
     parts = [figures["memory_split_mib"] for figures in found]
@@ -35,9 +36,9 @@ def test_a_model_of_64_mib_more_is_measured_as_such(tmp_path):
 
 
 def test_a_process_that_fails_is_told_with_its_reason(tmp_path, small_bases):
-    workload, _ = small_bases["text"]
+    bench = replace(small_bases["text"], base=tmp_path / "nowhere")
     with pytest.raises(WorkError, match=r"(?s)memory of 'plain' failed:\n.*nowhere"):
-        measure_memory(PLAIN, workload, tmp_path / "nowhere", CPU)
+        measure_memory(PLAIN, bench)
 
 
 def test_each_saved_storage_counts_once_and_known_ones_do_not():
@@ -56,9 +57,9 @@ def test_each_saved_storage_counts_once_and_known_ones_do_not():
 
 
 def test_the_split_counts_parameters_states_and_logits(small_bases):
-    workload, folder = small_bases["text"]
-    training = PLAIN.build(workload, folder, 0, CPU)
-    batch = workload.batch(0, CPU)
+    bench = small_bases["text"]
+    workload = bench.workload
+    training, batch = PLAIN.build(bench, 0), bench.batch(0)
     training.step(batch)
     parts = split(training, batch, 100.0, workload.vocabulary)
     named = dict(training.state.model.named_parameters())
@@ -77,11 +78,11 @@ def test_the_split_counts_parameters_states_and_logits(small_bases):
 
 
 def test_checkpointed_blocks_keep_less(small_bases):
-    workload, folder = small_bases["text"]
-    batch = workload.batch(0, CPU)
+    bench = small_bases["text"]
+    batch = bench.batch(0)
     kept = []
     for every in (None, 1):
-        training = Variant("row", "fp32", checkpoint_every=every).build(workload, folder, 0, CPU)
+        training = Variant("row", "fp32", checkpoint_every=every).build(bench, 0)
         training.step(batch)
-        kept.append(split(training, batch, 0.0, workload.vocabulary)["activations"])
+        kept.append(split(training, batch, 0.0, bench.workload.vocabulary)["activations"])
     assert kept[1] < 0.5 * kept[0]

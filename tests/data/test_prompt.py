@@ -58,7 +58,6 @@ def test_ids_and_labels_are_those_of_the_format_written_out(tokenizer):
     assert encoded.input_ids == [index for ids, _ in blocks for index in ids]
     expected = [index if learned else -100 for ids, learned in blocks for index in ids]
     assert encoded.labels == expected
-    assert encoded.image_count == 2
 
 
 def test_the_bytes_of_a_byte_level_prompt_are_the_documented_text(processor):
@@ -89,7 +88,6 @@ def test_only_our_own_marks_become_special(tokenizer, turns, system):
     assert sorted(found) == sorted(
         [*starts, *["<image>"] * images, *["<|endofchunk|>"] * len(turns)]
     )
-    assert encoded.image_count == images
     # Generation continues exactly where training's answer starts, at every turn.
     for last in range(len(messages)):
         if messages[last]["role"] != "user":

@@ -1,11 +1,13 @@
 import json
 import os
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tuninglab.data import readers
 from tuninglab.data.readers import read_samples
 from tuninglab.errors import DataError, UserError
 
@@ -199,10 +201,11 @@ def test_links_and_dots_that_stay_inside_are_followed(tmp_path, pics):
     assert sample.images == [pics / "a.png"] * 3
 
 
-def test_too_large_pictures_are_refused(tmp_path, pics):
+def test_too_large_pictures_are_refused(tmp_path, pics, monkeypatch):
+    monkeypatch.setattr(readers, "load_image", partial(readers.load_image, max_pixels=11))
     record = {"messages": [user("<image>?"), GOOD[1]], "images": ["a.png"]}
     with pytest.raises(UserError, match="4x3 pixels, too large: at most 11"):
-        read_samples(write(tmp_path, [record]), pics, max_pixels=11)
+        read_samples(write(tmp_path, [record]), pics)
 
 
 def test_all_problems_are_collected_in_the_files_order(tmp_path, pics, capsys):

@@ -24,7 +24,13 @@ from tuninglab.comparison.results import (
 )
 from tuninglab.comparison.timing import SEEDS, take_turns
 from tuninglab.comparison.variants import INT8, PLAIN, Variant, only_possible, standard_rows
-from tuninglab.comparison.workloads import FlamingoWorkload, TextWorkload, Workload, save_random
+from tuninglab.comparison.workloads import (
+    Bench,
+    FlamingoWorkload,
+    TextWorkload,
+    Workload,
+    save_random,
+)
 from tuninglab.config import FinetuneConfig, FlanT5Config, TrainingConfig
 from tuninglab.console import Choices, say
 from tuninglab.disk import whole_file, write_whole
@@ -43,9 +49,7 @@ def compare(config: FlanT5Config) -> dict[str, Any]:
         UserError: the precision asked for does not work here, or the folder cannot be written.
         WorkError: a measurement failed.
     """
-    return _compare(
-        config, TextWorkload(tuning=config.tuning_config), config.rounds, "flan_t5_comparison"
-    )
+    return _compare(config, TextWorkload(tuning=config.tuning_config), "flan_t5_comparison")
 
 
 def compare_flamingo(config: FinetuneConfig) -> dict[str, Any]:
@@ -54,8 +58,7 @@ def compare_flamingo(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         UserError, WorkError: as `compare`.
     """
-    workload = FlamingoWorkload(tuning=config.tuning_config)
-    return _compare(config, workload, config.rounds, "flamingo_comparison")
+    return _compare(config, FlamingoWorkload(tuning=config.tuning_config), "flamingo_comparison")
 
 
 def measure_alone(config: FlanT5Config) -> dict[str, Any]:
@@ -133,14 +136,14 @@ def measure(
     if is_busy(machine["load_before"]):
         say(f"Other work runs here (load {machine['load_before']}): times will be uncertain.")
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        parameters = save_random(workload, base)
+        bench = Bench(workload, Path(folder), device)
+        parameters = save_random(workload, bench.base)
         # First, and each alone: in a process that holds nothing yet, beside one that does nothing.
         memories = []
         for variant in possible:
-            memories.append(measure_memory(variant, workload, base, device))
+            memories.append(measure_memory(variant, bench))
             say(f"  memory of {variant.config}: {memories[-1]['peak_memory_mib']:.0f} MiB")
-        measured = take_turns(possible, workload, base, rounds, device, seeds)
+        measured = take_turns(possible, bench, rounds, seeds)
     machine["load_after"] = load_average()
     triples = zip(possible, measured, memories, strict=True)
     rows = [make_row(variant, workload, steps, memory) for variant, steps, memory in triples]
@@ -197,7 +200,7 @@ def _check_place(folder: Path, overwrite: bool) -> None:
 
 
 def _compare(
-    config: TrainingConfig, workload: Workload, rounds: int, usual_name: str
+    config: FlanT5Config | FinetuneConfig, workload: Workload, usual_name: str
 ) -> dict[str, Any]:
     folder = Path(config.output_dir) / (config.run_name or usual_name)
     _check_place(folder, config.overwrite or config.run_name is None)
@@ -208,7 +211,7 @@ def _compare(
         reason = error.strerror
         raise UserError(f"{folder} cannot be made: {reason}. Change --output_dir.") from error
     device = device_here()
-    result = compare_rows(rows_of(config, device), workload, rounds, device)
+    result = compare_rows(rows_of(config, device), workload, config.rounds, device)
     write_whole(folder / FIGURES, json.dumps(result, indent=2) + "\n")
     with whole_file(folder / PLOT) as beside:
         beside.write_bytes(draw_plot(result["rows"], f"{workload.name}, random weights"))

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tuninglab.comparison.variants import Training, Variant
-from tuninglab.comparison.workloads import Workload, save_random
+from tuninglab.comparison.workloads import Bench, save_random
 from tuninglab.data.batches import Batch
 from tuninglab.errors import WorkError
 from tuninglab.models.weights import bytes_held, storage_key
@@ -37,16 +37,12 @@ SAID_LINES = 5  # of a traceback: the error and where it was
 TABLES = ("shared", "embed_tokens", "lm_head")
 
 
-def measure_memory(
-    variant: Variant, workload: Workload, base: Path, device: torch.device
-) -> dict[str, Any]:
+def measure_memory(variant: Variant, bench: Bench) -> dict[str, Any]:
     """Peak of a step in MiB over the process before, and its split, from fresh processes.
 
     Args:
         variant: the row.
-        workload: the shape.
-        base: folder of the model that `save_random` saved.
-        device: of the measurement; the process has as many threads as this one.
+        bench: where; the process has as many threads as this one.
 
     Returns `peak_memory_mib`, `base_memory_mib` (what the process held before), `build_peak_mib`
     (None where the system does not tell), `memory_split_mib`, and on a CPU `peak_returned_mib`: the
@@ -55,28 +51,24 @@ def measure_memory(
     Raises:
         WorkError: a process failed.
     """
-    figures = _in_child(variant, workload, base, device, {})
-    if device.type == "cpu":
-        returned = _in_child(variant, workload, base, device, ALLOCATOR)
+    figures = _in_child(variant, bench, {})
+    if bench.device.type == "cpu":
+        returned = _in_child(variant, bench, ALLOCATOR)
         figures["peak_returned_mib"] = returned["peak_memory_mib"]
     return figures
 
 
-def _in_child(
-    variant: Variant,
-    workload: Workload,
-    base: Path,
-    device: torch.device,
-    environment: dict[str, str],
-) -> dict[str, Any]:
+def _in_child(variant: Variant, bench: Bench, environment: dict[str, str]) -> dict[str, Any]:
     # Where this package was found, it is found again, whatever the working directory.
     root = Path(__file__).resolve().parents[2]
+    # Not the base as it is: the process stands elsewhere.
+    bench = replace(bench, base=bench.base.resolve())
     command = [sys.executable, "-c", "from tuninglab.comparison.memory import child; child()"]
     done = subprocess.run(
         command,
         cwd=root,
         env={**os.environ, **environment},
-        input=pickle.dumps((variant, workload, base.resolve(), device, torch.get_num_threads())),
+        input=pickle.dumps((variant, bench, torch.get_num_threads())),
         capture_output=True,
     )
     if done.returncode:
@@ -88,24 +80,25 @@ def _in_child(
 
 def child() -> None:
     """In the fresh process: take the task from standard input, print the figures as JSON."""
-    variant, workload, base, device, threads = pickle.loads(sys.stdin.buffer.read())
+    variant, bench, threads = pickle.loads(sys.stdin.buffer.read())
     torch.set_num_threads(threads)
     # Loads libraries and kernels that only come with their first use, as an import would.
-    _train_small(variant, workload.small(), device)
+    with tempfile.TemporaryDirectory() as folder:
+        _train_small(variant, Bench(bench.workload.small(), Path(folder), bench.device))
     gc.collect()
-    meter = _Meter(device)
-    training = variant.build(workload, base, 0, device)
+    meter = _Meter(bench.device)
+    training = variant.build(bench, 0)
     gc.collect()
     figures: dict[str, Any] = {"base_memory_mib": round(meter.base, 1)}
     figures["build_peak_mib"] = round(meter.peak_mib(), 1) if meter.resets else None
-    batch = workload.batch(0, device)
+    batch = bench.batch(0)
     training.step(batch)
-    reset_peak_memory(device)
+    reset_peak_memory(bench.device)
     training.step(batch)
     training.step(batch)
     peak = meter.peak_mib()
     figures["peak_memory_mib"] = round(peak, 1)
-    figures["memory_split_mib"] = split(training, batch, peak, workload.vocabulary)
+    figures["memory_split_mib"] = split(training, batch, peak, bench.workload.vocabulary)
     print(json.dumps(figures))
 
 
@@ -181,11 +174,9 @@ class _Meter:
         return peak_memory_mib(self.device) - self.base
 
 
-def _train_small(variant: Variant, workload: Workload, device: torch.device) -> None:
-    batch = workload.batch(0, device)
-    with tempfile.TemporaryDirectory() as folder:
-        save_random(workload, Path(folder))
-        training = variant.build(workload, Path(folder), 0, device)
+def _train_small(variant: Variant, bench: Bench) -> None:
+    save_random(bench.workload, bench.base)
+    training, batch = variant.build(bench, 0), bench.batch(0)
     for _ in range(2):
         training.step(batch)
-    split(training, batch, 0.0, workload.vocabulary)
+    split(training, batch, 0.0, bench.workload.vocabulary)

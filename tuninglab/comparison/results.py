@@ -43,11 +43,8 @@ def make_row(
     """
     step_s = statistics.median(measured.times_s)
     return {
-        "config": variant.config,
-        "precision": variant.precision,
-        "quantization": variant.quantization,
+        **vars(variant),
         "savers": list(variant.savers),
-        "checkpoint_every": variant.checkpoint_every,
         **memory,
         "step_s": round(step_s, 4),
         "step_s_min": round(min(measured.times_s), 4),
@@ -143,9 +140,9 @@ def _print_cells(title: str, columns: Sequence[str], cells: Mapping[str, Sequenc
     Console(stderr=True).print(table)
 
 
-def row_called(rows: Sequence[Row], config: str) -> Row:
+def row_called(rows: Sequence[Row], name: str) -> Row:
     """The row of a name."""
-    return next(row for row in rows if row["config"] == config)
+    return next(row for row in rows if row["config"] == name)
 
 
 def notes(result: dict[str, Any]) -> list[str]:

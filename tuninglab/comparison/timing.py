@@ -4,14 +4,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-
-from tuninglab.comparison.variants import Training, Variant
-from tuninglab.comparison.workloads import Workload
+from tuninglab.comparison.variants import Variant
+from tuninglab.comparison.workloads import Bench
 from tuninglab.console import say
-from tuninglab.data.batches import Batch
 
 # Every seed has its own LoRA weights and its own data, the same in all rows.
 SEEDS = (0, 1)
@@ -35,12 +31,7 @@ class Measured:
 
 
 def take_turns(
-    variants: Sequence[Variant],
-    workload: Workload,
-    base: Path,
-    rounds: int,
-    device: torch.device,
-    seeds: Sequence[int] = SEEDS,
+    variants: Sequence[Variant], bench: Bench, rounds: int, seeds: Sequence[int] = SEEDS
 ) -> list[Measured]:
     """Train each variant for a warm-up step and `rounds` more, a step each in turn, for each seed.
 
@@ -50,35 +41,27 @@ def take_turns(
     measured = [Measured() for _ in variants]
     for seed in seeds:
         # Built and dropped in a call of its own, so that no two sets of models exist at a time.
-        _train_in_turns(variants, measured, workload, base, rounds, seed, device)
+        _train_in_turns(variants, measured, bench, rounds, seed)
     return measured
 
 
 def _train_in_turns(
     variants: Sequence[Variant],
     measured: Sequence[Measured],
-    workload: Workload,
-    base: Path,
+    bench: Bench,
     rounds: int,
     seed: int,
-    device: torch.device,
 ) -> None:
-    trainings = [variant.build(workload, base, seed, device) for variant in variants]
-    batches = [workload.batch(1000 * seed + number, device) for number in range(BATCHES)]
+    trainings = [variant.build(bench, seed) for variant in variants]
+    batches = [bench.batch(1000 * seed + number) for number in range(BATCHES)]
     pairs = list(zip(measured, trainings, strict=True))
     for turn in range(rounds + 1):
         for row, training in pairs[:: -1 if turn % 2 else 1]:
-            seconds, loss = timed_step(training, batches[turn % BATCHES])
-            row.losses.setdefault(seed, []).append(loss)
-            (row.times_s if turn else row.warm_up_s).append(seconds)
+            began = time.perf_counter()
+            # The loss is there when the whole step is done.
+            row.losses.setdefault(seed, []).append(training.step(batches[turn % BATCHES]))
+            (row.times_s if turn else row.warm_up_s).append(time.perf_counter() - began)
         say(f"  seed {seed}: {f'round {turn} of {rounds}' if turn else 'warm-up'}")
-
-
-def timed_step(training: Training, batch: Batch) -> tuple[float, float]:
-    """Seconds and loss of a step; the loss is there when the whole step is done."""
-    began = time.perf_counter()
-    loss = training.step(batch)
-    return time.perf_counter() - began, loss
 
 
 def ratio_of(times_s: Sequence[float], plain_s: Sequence[float]) -> tuple[float, float]:

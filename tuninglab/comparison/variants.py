@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.adapters.lora import tune
-from tuninglab.comparison.workloads import Workload
+from tuninglab.comparison.workloads import Bench
 from tuninglab.config import TrainingConfig
 from tuninglab.data.batches import Batch
 from tuninglab.data.sampler import StepSampler
@@ -46,21 +45,21 @@ class Variant:
     savers: tuple[str, ...] = ()
     checkpoint_every: int | None = None
 
-    def build(self, workload: Workload, base: Path, seed: int, device: torch.device) -> "Training":
-        """Load the saved `base` as the recipes do, with fresh LoRA of this seed.
+    def build(self, bench: Bench, seed: int) -> "Training":
+        """Load the saved base as the recipes do, with fresh LoRA of this seed.
 
         Raises:
             UserError: the variant needs a library that is not there.
         """
-        dtype = DTYPES[self.precision]
+        dtype, workload, base = DTYPES[self.precision], bench.workload, str(bench.base)
         in_float = left_in_float(workload.tuning, fresh_bridge=False)
         quantised = quantization_config(self.quantization, dtype, in_float)
         options = {} if quantised is None else {"quantization_config": quantised}
-        model = load_weights(workload.model_class, "model", str(base), True, dtype, **options)
+        model = load_weights(workload.model_class, "model", base, True, dtype, **options)
         model.requires_grad_(False)
         add_savers(model, self.savers)
         torch.manual_seed(seed)
-        tuned = tune(model, workload.tuning, scope=workload.scope).to(device)
+        tuned = tune(model, workload.tuning, scope=workload.scope).to(bench.device)
         if self.checkpoint_every:
             checkpoint_blocks(tuned, self.checkpoint_every)
         return Training(tuned, self.precision)

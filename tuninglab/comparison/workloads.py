@@ -49,23 +49,20 @@ class TextWorkload:
 
     def make(self) -> PreTrainedModel:
         """The model with random weights."""
-        settings: dict[str, Any] = {
-            "vocab_size": self.vocabulary,
-            "d_model": self.width,
-            "d_kv": self.head_width,
-            "d_ff": self.inner_width,
-            "num_layers": self.layers,
-            "num_decoder_layers": self.layers,
-            "num_heads": self.heads,
-            "feed_forward_proj": "gated-gelu",
-            "dropout_rate": 0.0,
+        model_config = T5Config(
+            vocab_size=self.vocabulary,
+            d_model=self.width,
+            d_kv=self.head_width,
+            d_ff=self.inner_width,
+            num_layers=self.layers,
+            num_heads=self.heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
             # Read by transformers 5 as: do not scale what goes into the head, as T5 v1.1 does.
-            "tie_word_embeddings": False,
-            "decoder_start_token_id": 0,
-            "pad_token_id": 0,
-        }
-        config = T5Config(**settings)
-        model = _with_random_weights(TextToText, config)
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+        )
+        model = _with_random_weights(TextToText, model_config)
         for name, parameter in model.named_parameters():
             if name.endswith(".q.weight"):
                 # T5 leaves out the usual division of scores by the root of the head's width.
@@ -75,16 +72,11 @@ class TextWorkload:
     def batch(self, seed: int, device: torch.device) -> Batch:
         """Random tokens."""
         random = torch.Generator().manual_seed(seed)
-        source = (self.batch_size, self.source_tokens)
-        target = (self.batch_size, self.target_tokens)
-        return _batch(
-            {
-                "input_ids": torch.randint(2, self.vocabulary, source, generator=random),
-                "attention_mask": torch.ones(source, dtype=torch.long),
-                "labels": torch.randint(2, self.vocabulary, target, generator=random),
-            },
-            device,
+        ids, labels = (
+            torch.randint(2, self.vocabulary, (self.batch_size, length), generator=random)
+            for length in (self.source_tokens, self.target_tokens)
         )
+        return _batch(ids, labels, device)
 
     def small(self) -> "TextWorkload":
         """A T5 of two layers a side."""
@@ -146,14 +138,14 @@ class FlamingoWorkload:
             image_size=self.image_size,
             patch_size=14,
         )
-        config = FlamingoConfig(
+        model_config = FlamingoConfig(
             text_config=text,
             vision_config=vision,
             cross_attn_every_n_layers=self.cross_attn_every_n_layers,
             image_token_id=image,
             eoc_token_id=eoc,
         )
-        return _with_random_weights(FlamingoForConditionalGeneration, config)
+        return _with_random_weights(FlamingoForConditionalGeneration, model_config)
 
     def batch(self, seed: int, device: torch.device) -> Batch:
         """Random tokens after an image mark, a random picture a row, loss on the last tokens."""
@@ -161,11 +153,10 @@ class FlamingoWorkload:
         eoc, image = self._marks
         ids = torch.randint(3, eoc, (self.batch_size, self.tokens), generator=random)
         ids[:, 1] = image
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, IGNORED)
         labels[:, -self.answer_tokens :] = ids[:, -self.answer_tokens :]
         size = (self.batch_size, 1, 1, 3, self.image_size, self.image_size)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        return _batch({**inputs, "pixel_values": torch.randn(size, generator=random)}, device)
+        return _batch(ids, labels, device, pixel_values=torch.randn(size, generator=random))
 
     def small(self) -> "FlamingoWorkload":
         """A Flamingo of two layers."""
@@ -179,11 +170,25 @@ class FlamingoWorkload:
 Workload = TextWorkload | FlamingoWorkload
 
 
-def _batch(inputs: dict[str, Tensor], device: torch.device) -> Batch:
+def _batch(ids: Tensor, labels: Tensor, device: torch.device, **pictures: Tensor) -> Batch:
     """On the device at once: what is measured is a step, not the bus."""
-    answers = int((inputs["labels"] != IGNORED).sum())
-    names = [f"random row {number}" for number in range(len(inputs["labels"]))]
-    return Batch(inputs, names, answers, inputs["input_ids"].numel(), len(names)).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    names = [f"random row {number}" for number in range(len(ids))]
+    answers = int((labels != IGNORED).sum())
+    return Batch(inputs | pictures, names, answers, ids.numel(), len(names)).to(device)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where rows are measured: the shape, the folder of its saved model, and the device."""
+
+    workload: Workload
+    base: Path
+    device: torch.device
+
+    def batch(self, seed: int) -> Batch:
+        """A batch of the shape, on the device."""
+        return self.workload.batch(seed, self.device)
 
 
 def save_random(workload: Workload, folder: Path) -> int:
@@ -196,10 +201,10 @@ def save_random(workload: Workload, folder: Path) -> int:
 
 
 @torch.no_grad()
-def _with_random_weights(model_class: type, config: Any) -> Any:
+def _with_random_weights(model_class: type, model_config: Any) -> Any:
     """Weights that a trained model could have: layers keep the size of what they pass on."""
     torch.manual_seed(0)
-    model: Any = model_class(config)
+    model: Any = model_class(model_config)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     for name, parameter in model.named_parameters():
         # Scales of norms are 1 and biases 0 already.

@@ -78,10 +78,9 @@ def flamingo_of(
     Raises:
         UserError: a part is missing, damaged, or not the one that the checkpoint was trained with.
     """
-    is_otter = layout.format == "otter"
     if sources.lang_encoder and sources.vision_encoder:
         return _with_parts(checkpoint, layout, sources, choices)
-    if is_otter:
+    if layout.format == "otter":
         return _whole(checkpoint, layout, sources, choices)
     gone = [f"--{n}" for n in ("lang_encoder", "vision_encoder") if not getattr(sources, n)]
     raise UserError(

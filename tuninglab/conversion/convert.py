@@ -1,7 +1,7 @@
 """The recipe behind `tuninglab convert`: a released checkpoint becomes a model, or back."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tuninglab.adapters.saving import write_adapter
 from tuninglab.config import ConvertConfig
 from tuninglab.console import Choices, say
 from tuninglab.conversion.building import Sources, flamingo_of
+from tuninglab.conversion.fitting import told
 from tuninglab.conversion.report import report_of, unexplained, write_summary
 from tuninglab.conversion.writing import write_open_flamingo
 from tuninglab.disk import whole_folder
@@ -47,7 +48,12 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     """
     if config.to is not None:
         return _back(config)
-    out = None if config.inspect else _free_place(Path(str(config.out)).expanduser(), config)
+    names = ("lang_encoder", "vision_encoder", "tokenizer", "dtype")
+    given = {name: getattr(config, name) for name in names}
+    read = {**given, "checkpoint": config.checkpoint, "model": config.model}
+    out = None if config.inspect else Path(str(config.out)).expanduser()
+    if out is not None:
+        _check_place(out, config.overwrite, read)
     checkpoint = read_checkpoint(str(config.checkpoint))
     for note in checkpoint.notes:
         say(note)
@@ -61,8 +67,17 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     _refuse_unexplained(layout, checkpoint)
     choices = Choices()
     choices.add("media_mode", layout.media_mode, layout.media_reason)
-    write = _write_adapter if kind == "multimodal_gpt" else _write_model
-    write(config, checkpoint, layout, out, report, choices)
+    if kind == "multimodal_gpt":
+        save = _adapter_of(checkpoint, layout, given, config.model, choices)
+    else:
+        sources = Sources(**given, trust_remote_code=config.trust_remote_code)
+        save = _model_of(checkpoint, layout, sources, choices)
+    parts = {name: source for name, source in read.items() if name not in ("checkpoint", "dtype")}
+    with whole_folder(out) as beside:
+        save(beside)
+        report |= {"out": str(out), "choices": choices.made, "parts": parts}
+        text = json.dumps(report, ensure_ascii=False, indent=1)
+        (beside / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     say(write_summary(report, out))
     return report
 
@@ -92,117 +107,86 @@ def _detect(checkpoint: Checkpoint) -> str:
 def _refuse_unexplained(layout: Layout, checkpoint: Checkpoint) -> None:
     keys = unexplained(layout)
     if keys:
-        listed = "; ".join(f"{key.fate}: {key.name} ({key.reason})" for key in keys[:8])
-        rest = f"; and {len(keys) - 8} more" if len(keys) > 8 else ""
+        listed = told([f"{key.fate}: {key.name} ({key.reason})" for key in keys])
         raise UserError(
-            f"{checkpoint.path}: {len(keys)} keys have no explanation: {listed}{rest}. A model "
+            f"{checkpoint.path}: {len(keys)} keys have no explanation: {listed}. A model "
             "made without them would answer wrongly. `tuninglab convert --inspect --checkpoint "
             f"{checkpoint.path}` shows all keys"
         )
 
 
-def _free_place(out: Path, config: ConvertConfig) -> Path:
-    """The place to write, refused if it is taken or if what is read lies in it."""
+def _check_place(out: Path, overwrite: bool, read: Mapping[str, str | None]) -> None:
+    """Refuse a place to write that is taken, or where something lies that is read."""
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return out
-    if not config.overwrite:
+        return
+    if not overwrite:
         raise UserError(f"--out {out} exists; give another place, or --overwrite to replace it")
     if not any((out / name).is_file() for name in OURS):
         raise UserError(
             f"--out {out} is no model or adapter (it has none of {', '.join(OURS)}), and "
             "--overwrite replaces nothing else. Give another place"
         )
-    names = ("checkpoint", "lang_encoder", "vision_encoder", "tokenizer", "model")
-    for name in names:
-        source = getattr(config, name)
+    for name, source in read.items():
         place = None if source is None else Path(source).expanduser().resolve()
         if place is not None and place.exists() and place.is_relative_to(out.resolve()):
             raise UserError(f"--out {out} holds --{name}, which is read: give another place")
-    return out
 
 
-def _write_model(
-    config: ConvertConfig,
-    checkpoint: Checkpoint,
-    layout: Layout,
-    out: Path,
-    report: dict[str, Any],
-    choices: Choices,
-) -> None:
-    sources = Sources(
-        config.lang_encoder,
-        config.vision_encoder,
-        config.tokenizer,
-        config.dtype,
-        config.trust_remote_code,
-    )
+def _model_of(
+    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+) -> Callable[[Path], None]:
+    """The model of a checkpoint, as what writes it into a folder."""
     model, processor = flamingo_of(checkpoint, layout, sources, choices)
     # A bar for a few seconds would stand between the notes.
     logging.disable_progress_bar()
-    with whole_folder(out) as beside:
-        model.save_pretrained(beside, max_shard_size=SHARD)
-        processor.save_pretrained(beside)
-        _complete(report, config, choices, out, beside)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        processor.save_pretrained(folder)
+
+    return save
 
 
-def _complete(
-    report: dict[str, Any], config: ConvertConfig, choices: Choices, out: Path, beside: Path
-) -> None:
-    """Add what was done to the report, and put it beside the weights."""
-    report["out"] = str(out)
-    report["choices"] = choices.made
-    names = ("lang_encoder", "vision_encoder", "tokenizer", "model")
-    report["parts"] = {name: getattr(config, name) for name in names}
-    text = json.dumps(report, ensure_ascii=False, indent=1)
-    (beside / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
-
-
-def _write_adapter(
-    config: ConvertConfig,
+def _adapter_of(
     checkpoint: Checkpoint,
     layout: Layout,
-    out: Path,
-    report: dict[str, Any],
+    given: Mapping[str, str | None],
+    model: str | None,
     choices: Choices,
-) -> None:
-    for name in ("lang_encoder", "vision_encoder", "tokenizer", "dtype"):
-        if getattr(config, name) is not None:
+) -> Callable[[Path], None]:
+    """The adapter of a LoRA checkpoint, likewise."""
+    for name, value in given.items():
+        if value is not None:
             raise UserError(
                 f"--{name} is of no use with a LoRA: convert the Flamingo it belongs to first, and "
                 "name that as --model"
             )
-    settings, tensors = multimodal_gpt.adapter(checkpoint, layout)
-    reason = multimodal_gpt.alpha_reason(checkpoint)
-    choices.add("lora_alpha", str(settings["lora_alpha"]), reason)
-    base = None
-    if config.model is not None:
-        embedded = config.model == "embedded"
-        base = "embedded" if embedded else str(Path(config.model).expanduser().resolve())
-        _check_adapter(tensors, config.model, layout)
-    else:
+    lora, tensors = multimodal_gpt.adapter(checkpoint, layout)
+    choices.add("lora_alpha", str(lora["lora_alpha"]), multimodal_gpt.alpha_reason(checkpoint))
+    base = model
+    if model is None:
         choices.add("base model", "not named", "no --model was given; chat and finetune need it")
-    with whole_folder(out) as beside:
-        write_adapter(
-            beside, {**settings, "base_model_name_or_path": base}, tensors, layout.media_mode
-        )
-        _complete(report, config, choices, out, beside)
+    else:
+        base = model if model == "embedded" else str(Path(model).expanduser().resolve())
+        _check_adapter(tensors, model, layout)
+    lora["base_model_name_or_path"] = base
+    return lambda folder: write_adapter(folder, lora, tensors, layout.media_mode)
 
 
 def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:
     where, local = resolve(base_directory() if name == "embedded" else name, "model")
     if not local:
         raise UserError(f"model: {name} is a hub id; download it (hf download) and name its folder")
-    config = read_config(where, local, "model")
-    if not isinstance(config, FlamingoConfig):
-        raise UserError(f"model: {where} holds a {config.model_type!r} model, not a Flamingo")
-    return config, Path(where)
+    found = read_config(where, local, "model")
+    if not isinstance(found, FlamingoConfig):
+        raise UserError(f"model: {where} holds a {found.model_type!r} model, not a Flamingo")
+    return found, Path(where)
 
 
 def _check_adapter(tensors: dict[str, torch.Tensor], model: str, layout: Layout) -> None:
     """Refuse a LoRA that does not fit the Flamingo it shall belong to, layer by layer."""
-    config, _ = _flamingo_config(model)
     with torch.device("meta"):
-        skeleton = FlamingoForConditionalGeneration(config)
+        skeleton = FlamingoForConditionalGeneration(_flamingo_config(model)[0])
     linear = {n: m.weight.shape for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
     problems = []
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """Whether a checkpoint and the parts given belong together, before any weights are loaded."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,25 +31,24 @@ def bridge_options(layout: Layout) -> dict[str, Any]:
     }
 
 
-def check_lang_config(config: Any, layout: Layout, name: str) -> None:
+def check_lang_config(lang_config: Any, layout: Layout, name: str) -> None:
     """Check the family and size of a language model.
 
     Raises:
         UserError: it is not the one of the checkpoint.
     """
-    text = config.get_text_config(decoder=True)
-    last, step = layout.gated_layers[-1] + 1, layout.interval or 1
+    text, kind = lang_config.get_text_config(decoder=True), lang_config.model_type
     problems = []
     families = {model.family for model in matching(layout)}
-    if families and config.model_type not in families:
-        problems.append(f"it is a {config.model_type}, not a {' or '.join(sorted(families))}")
-    elif config.model_type != layout.family and config.model_type in FAMILIES.values():
-        problems.append(f"it is a {config.model_type}, not a {layout.family}")
+    if not families and kind in FAMILIES.values():
+        # What has names of its own is asked about its layers later.
+        families = {layout.family}
+    if families and kind not in families:
+        problems.append(f"it is a {kind}, not a {' or '.join(sorted(families))}")
     if text.hidden_size != layout.width:
         problems.append(f"it is {text.hidden_size} wide, not {layout.width}")
-    if not last <= text.num_hidden_layers < last + step:
-        expected = f"{last}" if step == 1 else f"{last} to {last + step - 1}"
-        problems.append(f"it has {text.num_hidden_layers} layers, not {expected}")
+    if text.num_hidden_layers not in layout.layers:
+        problems.append(f"it has {text.num_hidden_layers} layers, not {layout.layers_told}")
     if problems:
         raise UserError(
             f"--lang_encoder {name} is not the language model of this checkpoint: "
@@ -112,11 +111,16 @@ def refuse_misfits(expected: Mapping[str, Tensor], checkpoint: Checkpoint, layou
         and (name.startswith(tuple(whole)) or ".gated_cross_attn_layer." in name)
     ]
     if problems:
-        rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(
-            f"{checkpoint.path} does not fit the parts given: {'; '.join(problems[:SHOWN])}{rest}. "
+            f"{checkpoint.path} does not fit the parts given: {told(problems)}. "
             f"{right_parts(layout)}"
         )
+
+
+def told(problems: Sequence[str]) -> str:
+    """The first of some problems, and how many more there are."""
+    rest = len(problems) - SHOWN
+    return "; ".join([*problems[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def holds_tower(targets: Iterable[str | None]) -> bool:

@@ -74,15 +74,9 @@ def write_summary(report: dict[str, Any], out: Path) -> str:
 
 def _key(checkpoint: Checkpoint, key: Key) -> dict[str, Any]:
     tensor = checkpoint.tensors.get(key.name)
-    return {
-        "name": key.name,
-        "fate": key.fate,
-        "target": key.target,
-        "reason": key.reason,
-        "part": key.part,
-        "shape": None if tensor is None else list(tensor.shape),
-        "dtype": None if tensor is None else str(tensor.dtype).removeprefix("torch."),
-    }
+    shape = None if tensor is None else list(tensor.shape)
+    dtype = None if tensor is None else str(tensor.dtype).removeprefix("torch.")
+    return {**vars(key), "shape": shape, "dtype": dtype}
 
 
 def _groups(keys: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,19 +85,9 @@ def _groups(keys: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for key in keys:
         # The number of a layer stands between a list's name and the rest; ff.1 keeps its number.
         kind, target = _starred(key["name"]), _starred(key["target"] or "")
-        same = (kind, key["fate"], target, key["reason"], str(key["shape"]))
-        group = groups.setdefault(
-            same,
-            {
-                "keys": kind,
-                "fate": key["fate"],
-                "count": 0,
-                "shape": key["shape"],
-                "target": target if target != kind else "",
-                "reason": key["reason"],
-            },
-        )
-        group["count"] += 1
+        told = {name: key[name] for name in ("fate", "shape", "reason")}
+        told |= {"keys": kind, "target": target if target != kind else "", "count": 0}
+        groups.setdefault(tuple(map(str, told.values())), told)["count"] += 1
     return sorted(groups.values(), key=lambda group: FATES.index(group["fate"]))
 
 

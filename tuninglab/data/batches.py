@@ -56,9 +56,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory; a DataLoader asks what it does not know for this method."""
-        return replace(
-            self, inputs={name: value.pin_memory() for name, value in self.inputs.items()}
-        )
+        return replace(self, inputs={n: value.pin_memory() for n, value in self.inputs.items()})
 
 
 class SampleDataset(Dataset[dict[str, Any]]):
@@ -70,12 +68,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         prompts_only: rows end where the last answer starts, for generation.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        processor: Any,
-        prompts_only: bool = False,
-    ):
+    def __init__(self, samples: Sequence[Sample], processor: Any, prompts_only: bool = False):
         self.samples = samples
         self.processor = processor
         self.prompts_only = prompts_only
@@ -100,7 +93,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
             # The dialogue as it stood when the last question was asked, earlier answers included.
             row["input_ids"] = encode_prompt(sample.messages[:-1], tokenizer)
         else:
-            row["input_ids"], labels, _ = encode_dialogue(sample.messages, tokenizer)
+            row["input_ids"], labels = encode_dialogue(sample.messages, tokenizer)
             row["labels"] = [IGNORED] * len(labels) if isinstance(index, MaskedRow) else labels
         try:
             row["pixel_values"] = image_pixels(sample.images, self.processor.image_processor)
@@ -131,7 +124,7 @@ class Collator:
 
     Args:
         pad_token_id: fills `input_ids`; masked out in `attention_mask` and `labels`.
-        image_size: of the blank pictures: pixels of a side, or (height, width).
+        image_size: of the blank pictures: pixels of a side.
         padding_side: "right" for training, "left" for prompts to be continued.
 
     Raises:
@@ -139,7 +132,7 @@ class Collator:
     """
 
     pad_token_id: int
-    image_size: int | tuple[int, int]
+    image_size: int
     padding_side: str = "right"
 
     def __post_init__(self):
@@ -160,7 +153,6 @@ class Collator:
         takes part in every step, so that DDP needs no search for unused ones. Where another row has
         a picture that is seen, the model does not encode the surplus.
         """
-        pictures = [row["pixel_values"] for row in rows]
         # Each row's are (M, F, 3, H, W), or None.
         given = [row for row in rows if row["pixel_values"] is not None]
         frames = {row["pixel_values"].shape[1]: row["sample_id"] for row in given} or {1: ""}
@@ -171,14 +163,12 @@ class Collator:
                 f"frames of a picture differ within a batch ({found}); make them equal"
             )
         media = max([1, *(len(row["pixel_values"]) for row in given)])
-        side = self.image_size
-        height, width = (side, side) if isinstance(side, int) else side
         # Zero is the mean colour after CLIP's normalisation.
-        batch = torch.zeros(len(rows), media, *frames, 3, height, width)
-        for index, row in enumerate(pictures):
+        batch = torch.zeros(len(rows), media, *frames, 3, self.image_size, self.image_size)
+        for place, row in zip(batch, rows, strict=True):
             # At the end, because marks take a row's pictures in order: the surplus has no mark.
-            if row is not None:
-                batch[index, : len(row)] = row
+            if row["pixel_values"] is not None:
+                place[: len(row["pixel_values"])] = row["pixel_values"]
         return batch
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.readers import settle, to_sample
+from tuninglab.data.readers import checked_object, settle, to_sample
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
@@ -62,10 +62,7 @@ def to_pair(record: Any, origin: str) -> Pair:
     Raises:
         ValueError: what is wrong with the record; a record that is itself a ValueError is raised.
     """
-    if isinstance(record, ValueError):
-        raise record
-    if not isinstance(record, dict):
-        raise ValueError(f"the record is {brief(record)}; expected an object")
+    record = checked_object(record)
     dialogue = record.get("messages") is not None or record.get("conversations") is not None
     if not any(key in record for key in KEYS):
         if dialogue:

@@ -19,11 +19,10 @@ _RESERVED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = We
 
 
 class Encoded(NamedTuple):
-    """A dialogue as ids, its labels (IGNORED outside the answers) and its number of pictures."""
+    """A dialogue as ids, and its labels (IGNORED outside the answers)."""
 
     input_ids: list[int]
     labels: list[int]
-    image_count: int
 
 
 def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -43,14 +42,12 @@ def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
     bos = tokenizer.bos_token_id
     ids = [bos] if isinstance(bos, int) else []
     labels = [IGNORED] * len(ids)
-    images = 0
     for kind, text in _spans(messages):
         # Only a piece of these two kinds can become a special token.
         piece = [special[kind]] if kind in special else text_ids(text, tokenizer)
         ids += piece
         labels += piece if kind in ("answer", "end") else [IGNORED] * len(piece)
-        images += kind == "image"
-    return Encoded(ids, labels, images)
+    return Encoded(ids, labels)
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:

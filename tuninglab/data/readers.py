@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuninglab.console import say
-from tuninglab.data.images import MAX_PIXELS, confined_path, load_image
+from tuninglab.data.images import confined_path, load_image
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.data.sources import Records
@@ -25,7 +25,6 @@ def read_samples(
     data: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None = None,
     skip_bad_records: bool = False,
-    max_pixels: int = MAX_PIXELS,
 ) -> Records:
     """All samples of a data file, every record and picture checked.
 
@@ -34,7 +33,6 @@ def read_samples(
         image_root: folder that the pictures' paths start from and may not leave; default: the data
             file's folder.
         skip_bad_records: leave wrong records out and say so, instead of failing.
-        max_pixels: pictures with more are refused before they are decoded.
 
     Raises:
         UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
@@ -50,7 +48,7 @@ def read_samples(
             samples.append((number, to_sample(record, origin)))
         except ValueError as error:
             problems.append((number, f"{origin}: {error}"))
-    pictures = _checked_pictures((sample for _, sample in samples), root, max_pixels)
+    pictures = _checked_pictures((sample for _, sample in samples), root)
     for number, sample in samples:
         found = [pictures[str(name)] for name in sample.images]
         problems += [(number, f"{sample.origin}: {bad}") for bad in found if isinstance(bad, str)]
@@ -86,10 +84,7 @@ def to_sample(record: Any, origin: str) -> Sample:
     Raises:
         ValueError: what is wrong with the record; a record that is itself a ValueError is raised.
     """
-    if isinstance(record, ValueError):
-        raise record
-    if not isinstance(record, dict):
-        raise ValueError(f"the record is {brief(record)}; expected an object")
+    record = checked_object(record)
     formats = [key for key in ("conversations", "messages") if record.get(key) is not None]
     if len(formats) != 1:
         given = "conversations" in record or "messages" in record
@@ -106,6 +101,19 @@ def to_sample(record: Any, origin: str) -> Sample:
     if listed and own:
         raise ValueError('pictures stand both in "images" and in the parts; keep one of the two')
     return Sample(messages, list(listed or own), origin)
+
+
+def checked_object(record: Any) -> dict[str, Any]:
+    """A record, if it is an object at all.
+
+    Raises:
+        ValueError: it is none; a record that is itself a ValueError is raised.
+    """
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError(f"the record is {brief(record)}; expected an object")
+    return record
 
 
 def _llava_message(turn: Any) -> Any:
@@ -168,15 +176,13 @@ def _checked_root(root: Path) -> Path:
     raise UserError(f"the image root {shown(root)} is no folder; --image_root names the folder")
 
 
-def _checked_pictures(
-    samples: Iterable[Sample], root: Path, max_pixels: int
-) -> dict[str, Path | str]:
+def _checked_pictures(samples: Iterable[Sample], root: Path) -> dict[str, Path | str]:
     """Every picture's resolved path, or what is wrong with it, by its name in the file."""
 
     def check(name: str) -> Path | str:
         try:
             path = confined_path(name, root)
-            load_image(path, max_pixels=max_pixels)
+            load_image(path)
         except UserError as error:
             return str(error)
         return path

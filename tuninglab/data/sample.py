@@ -10,13 +10,8 @@ from tuninglab.special_tokens import IMAGE_TOKEN
 
 MISSING = object()  # what an absent key holds: in a message it is told apart from null
 # LLaVA and ShareGPT say human and gpt; some tools mix both vocabularies in one file.
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+ROLES = {"system": "system", "user": "user", "human": "user"}
+ROLES |= {"assistant": "assistant", "gpt": "assistant"}
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 Part: TypeAlias = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}

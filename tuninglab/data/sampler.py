@@ -110,14 +110,8 @@ class StepSampler(Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it depends on; the number of processes is no part of it."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "seed": self.seed,
-            "length": self.length,
-            "rows_per_step": self.rows_per_step,
-            "shuffle": self.shuffle,
-        }
+        names = ("epoch", "step", "seed", "length", "rows_per_step", "shuffle")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a saved position.

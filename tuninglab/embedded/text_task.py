@@ -8,19 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tuninglab.console import say
 from tuninglab.data.pairs import Pair
 from tuninglab.data.sources import Records
 from tuninglab.data.splits import Splits
 from tuninglab.embedded.dates import SPELLINGS, draw_day, spell
-from tuninglab.evaluation.answers import exact_match
-from tuninglab.evaluation.task import Answer
+from tuninglab.evaluation.task import Answer, ExactMatchTask
 
 INSTRUCTION = "write as ISO date: "
 SEEDS = {"train": 21, "val": 22, "test": 23}
 VAL_PAIRS, TEST_PAIRS = 250, 1000
-# An ISO date has ten characters, and the model a token for each; whoever writes more is wrong.
-ANSWER_TOKENS = 16
 SHOWN_PAIRS = 20
 
 
@@ -36,7 +32,7 @@ def embedded_pairs(split: str, count: int) -> list[Pair]:
     return pairs
 
 
-class DateTask:
+class DateTask(ExactMatchTask):
     """Dates to ISO dates, scored by exact match.
 
     Args:
@@ -44,15 +40,23 @@ class DateTask:
         scored: the split to score on; "val" is for choosing settings, "test" for reporting.
     """
 
+    NOUN = "dates"
+    ANSWER_TOKENS = 16  # an ISO date has ten characters, and the model a token for each
+
     def __init__(self, train_pairs: int, scored: str = "test"):
         train, val = embedded_pairs("train", train_pairs), embedded_pairs("val", VAL_PAIRS)
-        self.splits = Splits("embedded dates", Records(train), Records(val))
+        super().__init__(Splits("embedded dates", Records(train), Records(val)))
         self.scored = embedded_pairs(scored, TEST_PAIRS)
-        self.answers: dict[str, list[str]] = {}
 
-    def before(self, answer: Answer) -> dict[str, Any]:
-        """Score the untuned model, for `evaluation.before` of the report."""
-        return self._score("before", answer(self.scored, ANSWER_TOKENS))
+    @property
+    def truths(self) -> list[str]:
+        """The dates as they are to be written."""
+        return [pair.target for pair in self.scored]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Their spellings."""
+        return [str(pair.kind) for pair in self.scored]
 
     def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model, and the `prior`: the most frequent date of the training."""
@@ -60,26 +64,11 @@ class DateTask:
         # Of dates equally frequent it is the first one.
         prior = min(counts, key=lambda target: (-counts[target], target))
         return {
-            "after": self._score("after", answer(self.scored, ANSWER_TOKENS)),
-            "prior": self._score("prior", [prior] * len(self.scored)),
+            "after": self.score("after", answer(self.scored, self.ANSWER_TOKENS)),
+            "prior": self.score("prior", [prior] * len(self.scored)),
         }
-
-    def _score(self, name: str, answers: list[str]) -> dict[str, Any]:
-        """Exact match over all and by spelling; the answers are kept."""
-        self.answers[name] = answers
-        kinds = [str(pair.kind) for pair in self.scored]
-        score = exact_match(answers, [pair.target for pair in self.scored], kinds)
-        say(f"exact match, {name}: {score['exact_match']:.3f} of {score['count']} dates")
-        return score
 
     def write_cards(self, run_dir: Path) -> list[dict[str, Any]]:
         """The first dates scored, whatever was written for them; nothing is put into the folder."""
-        return [
-            {
-                "question": pair.source,
-                "type": pair.kind,
-                "truth": pair.target,
-                **{when: self.answers[when][number] for when in ("before", "after")},
-            }
-            for number, pair in enumerate(self.scored[:SHOWN_PAIRS])
-        ]
+        shown = enumerate(self.scored[:SHOWN_PAIRS])
+        return [self.card(number, question=pair.source) for number, pair in shown]

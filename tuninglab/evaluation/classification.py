@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from tuninglab.data.batches import padded
 from tuninglab.data.prompt import IGNORED
 from tuninglab.evaluation.answers import evaluation_mode
 from tuninglab.models.conditioning import count_positions
@@ -193,8 +193,8 @@ class _Prompts:
         device, length = self.input_ids.device, self.input_ids.shape[1]
         which = torch.tensor(rows, device=device)
         # An end token as padding, because the mark of an image would count as one.
-        new_ids = _padded([c[:-1] for c in candidates], model.config.eoc_token_id, device)
-        targets = _padded([c[1:] for c in candidates], IGNORED, device)
+        new_ids = padded([c[:-1] for c in candidates], model.config.eoc_token_id).to(device)
+        targets = padded([c[1:] for c in candidates], IGNORED).to(device)
         ids = torch.cat([self.input_ids[which], new_ids], dim=1)
         # Causal attention alone would hide the padding; but masked, its positions stay within
         # what a table of learned positions has.
@@ -219,8 +219,3 @@ class _Prompts:
             reduction="none",
         )
         return -losses.sum(-1)
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> Tensor:
-    tensors = [torch.tensor(row, device=device) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=fill)

@@ -3,47 +3,66 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
+from tuninglab.console import say
 from tuninglab.data.splits import Splits
+from tuninglab.evaluation.answers import exact_match
 
 # What the model answers to samples, as it is at the time: (samples, most new tokens) -> texts.
 # All processes must ask, for the same samples: each then answers a share of them.
 Answer = Callable[[Sequence[Any], int], list[str]]
 
 
-class Task(Protocol):
-    """Data with scores of its own besides the loss; the embedded ones are such."""
+@dataclass
+class Task:
+    """Data, with scores of its own besides the loss where a class below says so."""
 
     splits: Splits
 
     def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
-        ...
+        return {}
 
     def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model, as entries of `evaluation`: `after`, `controls`, `prior`."""
-        ...
+        return {}
 
     def write_cards(self, run_dir: Path) -> list[dict[str, Any]]:
         """Write what is shown into the run folder; returns some questions and answers."""
-        ...
+        return []
 
 
-@dataclass
-class Unscored:
+class Unscored(Task):
     """Data that only has a loss."""
 
-    splits: Splits
+
+class ExactMatchTask(Task):
+    """Data whose answers are compared with true ones, `truths`, over all and by type, `kinds`."""
+
+    NOUN: ClassVar[str]  # what it asks about, for people
+    ANSWER_TOKENS: ClassVar[int]  # whoever writes more is wrong
+    scored: Sequence[Any]
+    truths: Sequence[str]
+    kinds: Sequence[str]
+
+    def __init__(self, splits: Splits):
+        super().__init__(splits)
+        self.answers: dict[str, list[str]] = {}
 
     def before(self, answer: Answer) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """Score the untuned model, for `evaluation.before` of the report."""
+        return self.score("before", answer(self.scored, self.ANSWER_TOKENS))
 
-    def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
-        """Nothing."""
-        return {}
+    def score(self, name: str, answers: list[str]) -> dict[str, Any]:
+        """Exact match, said; the answers are kept."""
+        self.answers[name] = answers
+        score = exact_match(answers, self.truths, self.kinds)
+        say(f"exact match, {name}: {score['exact_match']:.3f} of {score['count']} {self.NOUN}")
+        return score
 
-    def write_cards(self, run_dir: Path) -> list[dict[str, Any]]:
-        """Nothing."""
-        return []
+    def card(self, number: int, **shown: Any) -> dict[str, Any]:
+        """What was asked, and answered before and after, as answers.json holds it."""
+        answered = {when: self.answers[when][number] for when in ("before", "after")}
+        truth = {"type": self.kinds[number], "truth": self.truths[number]}
+        return {**shown, **truth, **answered}

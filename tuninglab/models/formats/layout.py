@@ -70,10 +70,10 @@ class Layout:
     width: int
     media_width: int | None
     gated_layers: list[int]
-    rows: int | None
-    perceiver: dict[str, int]
-    media_mode: str
-    media_reason: str
+    rows: int | None = None
+    perceiver: dict[str, int] = field(default_factory=dict)
+    media_mode: str = "previous"
+    media_reason: str = ""
     released: str | None = None
     keys: list[Key] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
@@ -82,6 +82,18 @@ class Layout:
     def interval(self) -> int | None:
         """A gated block before every n-th layer; None if there are none."""
         return self.gated_layers[0] + 1 if self.gated_layers else None
+
+    @property
+    def layers(self) -> range:
+        """How many decoder layers the language model may have: no gated block comes after them."""
+        last = self.gated_layers[-1] + 1
+        return range(last, last + (self.interval or 1))
+
+    @property
+    def layers_told(self) -> str:
+        """The same in words."""
+        first, last = self.layers[0], self.layers[-1]
+        return f"{first}" if first == last else f"{first} to {last}"
 
     def with_fate(self, fate: Fate) -> list[Key]:
         """The keys of one fate, in the order of the file."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint, Key, Layout
 from tuninglab.models.formats.open_clip import clip_keys, third
-from tuninglab.models.formats.released import matching
+from tuninglab.models.formats.released import released_as
 
 # Multimodal-GPT, builder.py: PEFT wraps the language model alone, and the Flamingo is around it;
 # here PEFT wraps the whole Flamingo.
@@ -60,8 +61,6 @@ def describe(checkpoint: Checkpoint) -> Layout:
         width=width or 0,
         media_width=media,
         gated_layers=sorted({int(b[1]) for b in blocks if "gated_cross_attn" in b[0]}),
-        rows=None,
-        perceiver={},
         media_mode="next-v1",
         media_reason=MEDIA_REASON,
         keys=_keys(tensors, modules),
@@ -69,7 +68,7 @@ def describe(checkpoint: Checkpoint) -> Layout:
     size = len(lora), sum(tensors[name].numel() for name in lora)
     # A LoRA of another rank on the same model has the same widths.
     if size == RELEASED_SIZE:
-        layout.released = " or ".join(model.name for model in matching(layout)) or None
+        layout.released = released_as(layout)
     layout.facts = [
         f"LoRA of rank {ranks.pop()} on {len(modules)} layers ({', '.join(_ends(modules))}): "
         f"{size[0]} tensors, {size[1]:,} parameters",
@@ -122,17 +121,13 @@ def _tuning(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _keys(tensors: Mapping[str, Tensor], modules: Collection[str]) -> list[Key]:
-    tower = _tower(tensors)
-    others = [name for name in tensors if not name.startswith("vision_encoder.")]
-    return [*tower, *(_fate(name, modules) for name in others)]
-
-
-def _tower(tensors: Mapping[str, Tensor]) -> list[Key]:
-    """Keys of an unfrozen vision tower, with targets as the adapter names them."""
-    return [
-        Key(key.name, key.fate, key.target and OUTER + key.target, key.reason, key.part)
+    # Of an unfrozen vision tower, with targets as the adapter names them.
+    tower = [
+        replace(key, target=key.target and OUTER + key.target)
         for key in clip_keys(tensors, "vision_encoder.")
     ]
+    others = [name for name in tensors if not name.startswith("vision_encoder.")]
+    return [*tower, *(_fate(name, modules) for name in others)]
 
 
 def _fate(name: str, modules: Collection[str]) -> Key:

@@ -1,6 +1,5 @@
 """OpenCLIP's vision towers: the names of their weights, their configuration, and loading one."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Key
-from tuninglab.models.formats.reading import read_checkpoint
+from tuninglab.models.formats.reading import read_checkpoint, read_object
 
 CONFIG_NAME = "open_clip_config.json"
 # Names that open_clip's push_to_hub and the released repositories use.
@@ -138,7 +137,7 @@ def load_tower(
     path = Path(path)
     file = _weights_file(path) if path.is_dir() else path
     beside = file.parent / CONFIG_NAME
-    settings = _settings(beside) if beside.is_file() else None
+    settings = read_object(beside) if beside.is_file() else None
     _refuse_archive(file)
     tensors = read_checkpoint(file).tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
@@ -226,16 +225,6 @@ def _weights_file(directory: Path) -> Path:
         f"{directory} holds no OpenCLIP weights; expected {' or '.join(WEIGHT_NAMES)}. "
         "A file of another name can be given itself"
     )
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} holds no JSON object; copy or download it again")
-    return settings
 
 
 def _refuse_archive(file: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import MEDIA_MODES, Checkpoint, Key, Layout
 from tuninglab.models.formats.open_flamingo_keys import GATED_ALIAS, LANG, LAYER, fates, missing
-from tuninglab.models.formats.released import matching
+from tuninglab.models.formats.released import released_as
 
 # Where a language model keeps its decoder layers (OpenFlamingo 2.0.1, factory.py) tells its family;
 # other architectures share these names, which is for the conversion to settle.
@@ -29,6 +29,7 @@ TABLES = {
 # 8 heads in both modules (OpenFlamingo 2.0.1, helpers.py): shapes tell their product with the width
 # of a head only.
 HEADS = 8
+LATENTS = "perceiver.latents"
 
 
 def describe(checkpoint: Checkpoint) -> Layout:
@@ -38,43 +39,61 @@ def describe(checkpoint: Checkpoint) -> Layout:
         UserError: it is no OpenFlamingo, essential weights are missing, or two copies of a weight
             differ.
     """
-    tensors, where = checkpoint.tensors, checkpoint.path
-    path = _layers_path(tensors, where)
-    family, keys = FAMILIES[path], fates(tensors, path)
-    layers = gated_layers(keys, path, where)
-    source = {key.target: tensors[key.name] for key in keys if key.target and key.part is None}
-    first = f"{LANG}{path}.{layers[0]}.gated_cross_attn_layer."
-    norm = sized(source, f"{first}attn.norm.weight", 1)
-    latents = sized(source, "perceiver.latents", 2)
-    if norm is None or latents is None:
-        gone = "perceiver.latents" if latents is None else f"{first}attn.norm.weight"
-        raise UserError(
-            f"{where} is incomplete: {gone} is not there, which tells a width of the model. Use "
-            "the whole checkpoint"
-        )
-    table = sized(source, LANG + TABLES[family], 2)
-    if table is None:
-        table = sized(source, f"{LANG}lm_head.weight", 2)
+    tensors = checkpoint.tensors
+    path = _layers_path(tensors, checkpoint.path)
     kept = _metadata(checkpoint)
-    layout = Layout(
-        format="open_flamingo v2",
-        family=family,
-        width=norm.shape[0],
-        media_width=latents.shape[1],
-        gated_layers=layers,
-        rows=None if table is None else table.shape[0],
-        perceiver=bridge_numbers(source, first, kept),
-        media_mode="previous",
-        media_reason="",
-        keys=keys + missing(source, path, layers),
-    )
+    layout, source = layout_of(checkpoint, "open_flamingo v2", path, fates(tensors, path), kept)
+    layout.keys += missing(source, path, layout.gated_layers)
     _set_version(layout, tensors, kept)
-    layout.released = " or ".join(model.name for model in matching(layout)) or None
+    layout.released = released_as(layout)
     layout.facts = _facts(layout, source)
     return layout
 
 
-def sized(source: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor | None:
+def layout_of(
+    checkpoint: Checkpoint, kind: str, path: str, keys: list[Key], kept: Mapping[str, Any]
+) -> tuple[Layout, dict[str, Tensor]]:
+    """What the shapes of a whole Flamingo tell, in any format, and its tensors by our names.
+
+    Args:
+        checkpoint: as read.
+        kind: its format.
+        path: of the decoder layers.
+        keys: their fates.
+        kept: numbers of heads, where the file tells them.
+
+    Raises:
+        UserError: weights that tell a width are missing or of another shape, or gated blocks are.
+    """
+    where = checkpoint.path
+    layers, family = _gated_layers(keys, path, where), FAMILIES[path]
+    source = {
+        key.target: checkpoint.tensors[key.name] for key in keys if key.target and key.part is None
+    }
+    first = f"{LANG}{path}.{layers[0]}.gated_cross_attn_layer."
+    norm, latents = _sized(source, f"{first}attn.norm.weight", 1), _sized(source, LATENTS, 2)
+    tables = (_sized(source, LANG + name, 2) for name in (TABLES[family], "lm_head.weight"))
+    table = next((found for found in tables if found is not None), None)
+    if latents is None or norm is None and table is None:
+        gone = LATENTS if latents is None else f"{first}attn.norm.weight"
+        raise UserError(
+            f"{where} is incomplete: {gone} is not there, which tells a width of the model. Use "
+            "the whole checkpoint"
+        )
+    layout = Layout(
+        format=kind,
+        family=family,
+        width=table.shape[1] if norm is None else norm.shape[0],
+        media_width=latents.shape[1],
+        gated_layers=layers,
+        rows=None if table is None else table.shape[0],
+        perceiver=_bridge_numbers(source, first, kept),
+        keys=keys,
+    )
+    return layout, source
+
+
+def _sized(source: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor | None:
     """A tensor that tells a number of the model, if it is there.
 
     Raises:
@@ -123,7 +142,7 @@ def _layers_path(tensors: Mapping[str, Tensor], where: str) -> str:
     return paths.pop()
 
 
-def gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
+def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
     """Numbers of the decoder layers at `path` that have a gated block, in any format.
 
     Raises:
@@ -147,7 +166,7 @@ def gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
     return layers
 
 
-def bridge_numbers(
+def _bridge_numbers(
     source: Mapping[str, Tensor], first: str, kept: Mapping[str, Any]
 ) -> dict[str, int]:
     """Fields of `FlamingoConfig` that the shapes tell.
@@ -161,17 +180,17 @@ def bridge_numbers(
     depths = [int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")]
     numbers = {
         "perceiver_depth": max(depths, default=-1) + 1,
-        "perceiver_latents": source["perceiver.latents"].shape[0],
+        "perceiver_latents": source[LATENTS].shape[0],
     }
     queries = {"perceiver": "perceiver.layers.0.0.to_q", "cross_attn": f"{first}attn.to_q"}
     for part, name in queries.items():
-        tensor = sized(source, f"{name}.weight", 2)
+        tensor = _sized(source, f"{name}.weight", 2)
         if tensor is not None:
             heads = kept.get(f"{part}_heads", HEADS)
             numbers |= {f"{part}_heads": heads, f"{part}_dim_head": tensor.shape[0] // heads}
     # One ratio for Perceiver and gated blocks.
     for name in (f"{first}ff.1", "perceiver.layers.0.1.1"):
-        wide = sized(source, f"{name}.weight", 2)
+        wide = _sized(source, f"{name}.weight", 2)
         if wide is not None:
             numbers["ff_mult"] = wide.shape[0] // wide.shape[1]
     return numbers
@@ -180,10 +199,8 @@ def bridge_numbers(
 def _set_version(layout: Layout, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> None:
     """Which version saved it, and so which image its text sees, with the reason."""
     if kept.get("media_mode"):
-        layout.media_mode, layout.media_reason = (
-            kept["media_mode"],
-            "noted in the file by tuninglab",
-        )
+        layout.media_mode = kept["media_mode"]
+        layout.media_reason = "noted in the file by tuninglab"
         return
     clip = [name for name in tensors if name.startswith("vision_encoder.")]
     alias = [name for name in tensors if GATED_ALIAS.fullmatch(name.removeprefix(LANG))]

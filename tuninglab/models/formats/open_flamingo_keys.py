@@ -137,11 +137,9 @@ def _tower(tensors: Mapping[str, Tensor]) -> list[Key]:
     if _is_whole(key.target for key in keys if key.target):
         return keys
     reason = "a part of a vision tower, which --vision_encoder gives as a whole"
-    partial = {key.name for key in keys if key.fate == "used"}
-    return [
-        *(Key(name, "dropped", reason=reason) for name in partial),
-        *(key for key in keys if key.name not in partial),
-    ]
+    # A fused weight was three keys, and is dropped as one.
+    dropped = (Key(k.name, "dropped", reason=reason) if k.fate == "used" else k for k in keys)
+    return list(dict.fromkeys(dropped))
 
 
 def _is_whole(targets: Iterable[str]) -> bool:

@@ -8,14 +8,14 @@ from transformers import GenerationConfig
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint, Key, Layout
-from tuninglab.models.formats.open_flamingo import FAMILIES, TABLES, bridge_numbers, gated_layers
+from tuninglab.models.formats.open_flamingo import FAMILIES, LATENTS, TABLES, layout_of
 from tuninglab.models.formats.open_flamingo_keys import (
     BUFFER,
     LANG,
     in_language_model,
     in_perceiver,
 )
-from tuninglab.models.formats.released import matching
+from tuninglab.models.formats.released import released_as
 
 # The language models of Otter that transformers knows: the usual one of each family.
 USUAL = {"llama": "LLaMA-7B", "mpt": "mosaicml/mpt-7b-instruct"}
@@ -42,34 +42,19 @@ def describe(checkpoint: Checkpoint) -> Layout:
     tensors = checkpoint.tensors
     family = next((name for name in USUAL if LANG + TABLES[name] in tensors), None)
     perceiver = [f"perceiver.layers.0.{level}norm_media.weight" for level in ("", "0.")]
-    if family is None or "perceiver.latents" not in tensors:
+    if family is None or LATENTS not in tensors:
         raise UserError(
-            f"{checkpoint.path} is no whole Otter: it needs perceiver.latents and a token table "
+            f"{checkpoint.path} is no whole Otter: it needs {LATENTS} and a token table "
             f"({' or '.join(LANG + TABLES[name] for name in USUAL)}). Give the "
             "directory with config.json and all weight files"
         )
     if not any(name in tensors for name in perceiver):
         raise UserError(f"{checkpoint.path} holds no perceiver.layers; the file is incomplete")
-    table = tensors[LANG + TABLES[family]]
-    mode, reason = _media_mode(_config(checkpoint))
     keys = [_fate(name, LAYERS[family]) for name in tensors]
-    source = {key.target: tensors[key.name] for key in keys if key.target}
-    layers = gated_layers(keys, LAYERS[family], checkpoint.path)
     # Otter's config.json names no heads: 8 wherever, as in OpenFlamingo.
-    first = f"{LANG}{LAYERS[family]}.{layers[0]}.gated_cross_attn_layer."
-    layout = Layout(
-        format="otter",
-        family=family,
-        width=table.shape[1],
-        media_width=tensors["perceiver.latents"].shape[1],
-        gated_layers=layers,
-        rows=table.shape[0],
-        perceiver=bridge_numbers(source, first, {}),
-        media_mode=mode,
-        media_reason=reason,
-        keys=keys,
-    )
-    layout.released = " or ".join(model.name for model in matching(layout)) or None
+    layout, _ = layout_of(checkpoint, "otter", LAYERS[family], keys, {})
+    layout.media_mode, layout.media_reason = _media_mode(_config(checkpoint))
+    layout.released = released_as(layout)
     layout.facts = _facts(checkpoint, layout)
     return layout
 

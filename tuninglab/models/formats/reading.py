@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if metadata:
             read.extras["_metadata"] = metadata
     if where.is_dir() and (where / "config.json").is_file():
-        read.extras["config"] = _read_json(where / "config.json")
+        read.extras["config"] = read_object(where / "config.json")
     read.tensors = _sorted_out(content, read)
     if not read.tensors:
         held = ", ".join(sorted(map(str, content))[:6]) or "nothing"
@@ -119,19 +119,26 @@ def _plain_or_note(name: str, value: Any, notes: list[str]) -> Any:
     return kept
 
 
-def _read_json(path: Path) -> Any:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        UserError: it holds none.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}). {AGAIN}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object. {AGAIN}")
+    return content
 
 
 def _files(folder: Path) -> list[Path]:
     """The weight files of a directory, by its index where there is one."""
     for name in INDEX_NAMES:
         if (folder / name).is_file():
-            index = _read_json(folder / name)
-            table = index.get("weight_map") if isinstance(index, dict) else None
+            table = read_object(folder / name).get("weight_map")
             if not isinstance(table, dict) or not table:
                 raise UserError(f"{folder / name} has no weight_map. {AGAIN}")
             files = [folder / shard for shard in sorted(set(map(str, table.values())))]
