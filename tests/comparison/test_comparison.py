@@ -141,6 +141,48 @@ def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):
     assert not torch.equal(weights[0], weights[2])
 
 
+GIVEN = {
+    "model": ["--model", "mine"],
+    "data": ["--data", "mine.json"],
+    "resume": ["--resume", "--run_name", "a"],
+    "max_steps": ["--max_steps", "3"],
+    "embedded_pictures": ["--embedded_pictures", "5"],
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_comparison_would_pass_over_is_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "compare_rows", lambda *a, **k: pytest.fail("measured"))
+    words = ["--compare", "--output_dir", str(tmp_path), *GIVEN[name]]
+    assert cli.main(["finetune", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"it has no use for --{name}" in said and "leave --compare out to tune" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_writes_into_no_run_and_over_none_that_was_named(tmp_path, monkeypatch):
+    kept = {"rows": [], "ratio": {}}
+    monkeypatch.setattr(comparison, "compare_rows", lambda *args: kept)
+    monkeypatch.setattr(comparison, "draw_plot", lambda *args: b"png")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("batch_size: 2\n")
+    config = FinetuneConfig(compare=True, output_dir=str(tmp_path))
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is no comparison: it holds config.yaml"):
+            comparison.compare_flamingo(replace(config, run_name="a", overwrite=overwrite))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["config.yaml"]
+    comparison.compare_flamingo(replace(config, run_name="b"))
+    (tmp_path / "b" / "comparison.json").write_text("mine")
+    with pytest.raises(UserError, match="b exists. Replace it: --overwrite"):
+        comparison.compare_flamingo(replace(config, run_name="b"))
+    assert (tmp_path / "b" / "comparison.json").read_text() == "mine"
+    comparison.compare_flamingo(replace(config, run_name="b", overwrite=True))
+    assert json.loads((tmp_path / "b" / "comparison.json").read_text()) == kept
+    # The usual name is for the latest one.
+    for _ in range(2):
+        comparison.compare_flamingo(config)
+
+
 def test_a_folder_that_cannot_be_made_is_told_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     config = FlanT5Config(output_dir=str(tmp_path / "file"))

@@ -39,6 +39,23 @@ def test_shuffled_gives_everybody_anothers_picture_of_the_group(groups, seed):
     assert all(groups[s] == groups[k] and s != k for k, s in enumerate(shuffled.source))
 
 
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12), st.integers(0, 5))
+def test_nobody_keeps_the_own_picture_not_even_one_alone_in_its_group(groups, seed):
+    shuffled = Shuffled(list(groups), groups, seed)
+    assert sorted(shuffled.source) == list(range(len(groups)))
+    assert all(source != k for k, source in enumerate(shuffled.source))
+    # Who has company stays with it, but where a single one must join somebody.
+    alone = [k for k, group in enumerate(groups) if groups.count(group) == 1]
+    crossing = [k for k, s in enumerate(shuffled.source) if groups[k] != groups[s]]
+    assert set(crossing) <= set(alone) if len(alone) != 1 else len(crossing) == 2
+
+
+def test_one_sample_has_nobody_to_exchange_with():
+    with pytest.raises(ValueError, match="at least 2"):
+        Shuffled(["only"], ["a"])
+    assert len(Shuffled([], [])) == 0
+
+
 def test_controls_keep_the_question_and_change_the_picture():
     samples = EmbeddedSamples("val", 8)
     groups = [item.group for item in samples.items]

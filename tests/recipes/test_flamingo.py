@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
@@ -23,8 +24,10 @@ from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes import flamingo
 from tuninglab.recipes.flamingo import finetune
+from tuninglab.reporting.report import write_report
 from tuninglab.run_folder import RunFolder
 from tuninglab.serving.open_model import open_model
+from tuninglab.training import hardware
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +129,55 @@ def test_parts_train_their_new_bridge_and_leave_a_whole_base(config, tiny_bases,
     names = ("batch_size", "learning_rate", "precision")
     resumed = replace(resumed, **{name: getattr(defaults, name) for name in names})
     assert finetune(resumed)["train"]["steps"] == 3
+
+
+def test_a_resumed_run_keeps_its_decisions_and_adds_its_start(config, tmp_path):
+    """`auto` is asked of the machine once; what each start ran on stays."""
+    finetune(replace(config, precision="auto", max_steps=1))
+    decided = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["precision"]
+    (first,) = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert decided != "auto"
+    assert decided in {c["value"] for c in first["choices"] if c["choice"] == "precision"}
+    go_on = FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=2)
+    report = finetune(go_on)
+    assert (report["precision"], report["train"]["steps"]) == (decided, 2)
+    starts = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert starts[0] == first and len(starts) == 2
+    asked = [c for c in starts[1]["choices"] if c["choice"] == "precision"]
+    assert asked == [{"choice": "precision", "value": decided, "reason": "asked for"}]
+
+
+@pytest.mark.parametrize("savers", [["norm", "loss"], []])
+def test_a_run_of_version_0_1_goes_on_answers_and_reports(config, tmp_path, savers):
+    """Its config.yaml has `lean` and `precision: auto`, its environment.json is one object."""
+    config = replace(config, memory_savers=savers, max_steps=2, lr_scheduler="constant")
+    finetune(replace(config, run_name="whole", max_steps=3))
+    finetune(config)
+    run = tmp_path / "a"
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("memory_savers", "keep_checkpoints"):
+        settings.pop(name)
+    settings |= {"precision": "auto", "lean": savers}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (start,) = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(start))
+
+    assert not open_model(str(run))[0].training
+    write_report(run)
+    assert start["versions"]["torch"] in (run / "report.html").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        # As on the machine that it was started on.
+        patch.setattr(hardware, "_has_bf16", lambda device: False)
+        go_on = FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=3)
+        finetune(go_on)
+    starts = json.loads((run / "environment.json").read_text())
+    assert starts[0] == start and len(starts) == 2
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert (settings["precision"], settings["memory_savers"]) == ("fp32", savers)
+    adapters = [
+        load_file(p / "adapter" / "adapter_model.safetensors") for p in (run, tmp_path / "whole")
+    ]
+    assert all(torch.equal(adapters[0][name], weight) for name, weight in adapters[1].items())
 
 
 def test_wrong_data_is_told_before_a_model_is_loaded(config, monkeypatch):

@@ -53,6 +53,44 @@ def test_what_is_missing_is_said(run_folder, tmp_path):
 
 
 @pytest.fixture
+def other_device(monkeypatch):
+    """A machine with an accelerator; torch's device without storage stands for it."""
+    device = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    return device
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_a_model_is_put_on_the_accelerator_which_is_told(
+    model_directory, run_folder, other_device, capsys
+):
+    for name in (model_directory, run_folder):
+        model, _ = open_model(str(name))
+        assert {weight.device for weight in model.parameters()} == {other_device}, name
+        assert "device: meta (the GPU that torch can use)" in capsys.readouterr().err
+
+
+def test_without_an_accelerator_a_model_stays_on_the_cpu_which_is_told(
+    model_directory, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    model, _ = open_model(str(model_directory))
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    threads = torch.get_num_threads()
+    assert f"device: cpu ({threads} threads) (torch can use no GPU here)" in capsys.readouterr().err
+
+
+def test_a_run_opens_from_within_its_folder_and_by_any_spelling(run_folder, monkeypatch):
+    expected = logits(open_model(str(run_folder))[0])
+    before = {path: path.stat().st_mtime_ns for path in sorted(run_folder.rglob("*"))}
+    for place, name in ((run_folder, "."), (run_folder, "adapter"), (run_folder.parent, "tuned/")):
+        monkeypatch.chdir(place)
+        assert torch.equal(logits(open_model(name)[0]), expected), name
+    # To look at a run changes nothing in it.
+    assert {path: path.stat().st_mtime_ns for path in sorted(run_folder.rglob("*"))} == before
+
+
+@pytest.fixture
 def adapter(run_folder, model_directory, tmp_path):
     """The run's adapter on its own, elsewhere, naming its base."""
     return named_base(shutil.copytree(run_folder / "adapter", tmp_path / "lora"), model_directory)

@@ -3,6 +3,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,6 +198,37 @@ def test_a_gradient_that_is_not_finite_stops_too(config, monkeypatch):
     monkeypatch.setattr(step_module, "batch_loss", steep)
     with pytest.raises(WorkError, match="Step 1: loss 5.*gradient norm nan.*not finite"):
         trained(config)
+
+
+class Rank:
+    """An accelerator as a process of another rank has it."""
+
+    def __init__(self, accelerator, rank: int):
+        self.accelerator, self.process_index = accelerator, rank
+
+    def __getattr__(self, name):
+        return getattr(self.accelerator, name)
+
+
+def test_ranks_start_from_the_same_weights_but_not_with_the_same_dropout(config):
+    tuning = TuningConfig(lora_dropout=0.5)
+    losses, weights = [], []
+    for number, rank in enumerate((0, 0, 1)):
+        setup = opened(replace(config, run_name=f"r{number}", tuning_config=tuning))
+        weights.append(trainable_weights(setup.model))
+        for name, parameter in setup.model.named_parameters():
+            if "lora_B" in name:
+                # At its start of 0 nothing that is dropped would show.
+                parameter.data.fill_(0.1)
+        accelerator: Any = Rank(setup.accelerator, rank)
+        batches = setup.train_loader.batch_sampler
+        state = train_module.start(setup.model, batches, setup.config, accelerator)
+        (batch, *_) = setup.train_loader
+        losses.append(step_module.batch_loss(state.model, batch, 1, accelerator).item())
+    for other in weights[1:]:
+        assert all(torch.equal(tensor, weights[0][name]) for name, tensor in other.items())
+    # The same rank drops the same, another one does not.
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_bf16_trains_float32_weights_on_a_bf16_base(config):

@@ -110,16 +110,28 @@ class Shuffled(Sequence[Sample]):
 
     Args:
         samples: each with the same number of pictures.
-        groups: pictures are exchanged within a group only, so that they stay plausible.
+        groups: pictures are exchanged within a group only, so that they stay plausible. Samples
+            alone in their group exchange among themselves; a single one joins the first group.
         seed: of the exchange.
+
+    Raises:
+        ValueError: there is one sample only, whose picture nothing can take the place of.
     """
 
     def __init__(self, samples: Sequence[Sample], groups: Sequence[str], seed: int = 0):
+        if len(groups) == 1:
+            raise ValueError("1 sample; at least 2 are needed to exchange pictures")
         self.samples = samples
         self.source = list(range(len(samples)))
+        by_group = [[k for k, g in enumerate(groups) if g == name] for name in sorted(set(groups))]
+        rings = [members for members in by_group if len(members) > 1]
+        alone = [k for members in by_group if len(members) == 1 for k in members]
+        if len(alone) > 1:
+            rings.append(alone)
+        elif alone:
+            rings[0] += alone
         rng = random.Random(seed)
-        for group in sorted(set(groups)):
-            members = [k for k, g in enumerate(groups) if g == group]
+        for members in rings:
             rng.shuffle(members)
             # One cycle through the shuffled members: nobody keeps the own picture.
             for k, other in zip(members, members[1:] + members[:1], strict=True):
