@@ -37,8 +37,6 @@ FLAGS = {
     "torchrun": f"{FEW} --embedded_pictures 8",
     "tuninglab flan-t5 --enable_int8": f"{FEW} --embedded_pairs 64",
     "tuninglab finetune --enable_int8": f"{FEW} --embedded_pictures 8",
-    "tuninglab flan-t5 --compare": "--rounds 1",
-    "tuninglab finetune --compare": "--rounds 1",
     "tuninglab finetune --run_name mine": f"{FEW} --model my_flamingo",
     "tuninglab chat": "--max_new_tokens 4",
     "tuninglab convert --inspect": "",
@@ -46,8 +44,13 @@ FLAGS = {
     # The checkpoint that the other commands read lies there already.
     "tuninglab convert --to open_flamingo": "--overwrite",
 }
-# Cannot run here, and why.
-CANNOT = {"conda env create -f environment.yml": "needs conda, which downloads a Python"}
+# Do not run here, and why.
+MINUTES = "ten processes measure memory: minutes; tests/comparison runs it on small shapes"
+CANNOT = {
+    "conda env create -f environment.yml": "needs conda, which downloads a Python",
+    "tuninglab flan-t5 --compare": MINUTES,
+    "tuninglab finetune --compare": MINUTES,
+}
 
 
 @pytest.fixture
