@@ -1,0 +1,161 @@
+"""The numbers of README and docs are those of benchmarks/results, rounded as the pages write them."""
+
+import json
+import re
+
+import pytest
+
+from tests.documents import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INT8 = (ROOT / "docs" / "int8.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def tables(page: str, head: str) -> list[list[list[str]]]:
+    """The rows of all tables of a page whose head begins so, their bold taken out."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE):
+        if block.startswith(f"| {head}"):
+            rows = block.replace("**", "").splitlines()[2:]
+            found.append([[cell.strip() for cell in row.strip("|").split("|")] for row in rows])
+    assert found, head
+    return found
+
+
+def costs(rows: list[dict]) -> list[list[str]]:
+    """Rows of a comparison as the pages write them."""
+    return [
+        [
+            row["config"],
+            row["precision"],
+            f"{row['peak_memory_mib']:.0f} MiB",
+            f"{row['memory_ratio']:.2f}",
+            f"{row['time_ratio']:.2f} ({row['time_ratio_min']:.2f})",
+        ]
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("page", [README, INT8], ids=["README", "int8.md"])
+def test_the_int8_table_of_the_text_model(page):
+    assert costs(result("flan_t5")["rows"]) == tables(page, "config | precision")[0]
+
+
+def test_the_int8_table_of_the_flamingo():
+    assert costs(result("flamingo_int8")["rows"]) == tables(INT8, "config | precision")[1]
+
+
+def test_what_the_peak_is_made_of():
+    parts = ["weights", "embeddings_head", "lora_gradients_optimizer", "activations", "logits"]
+    expected = [
+        [row["config"], *(f"{row['memory_split_mib'][part]:.0f}" for part in [*parts, "rest"])]
+        for row in result("flan_t5")["rows"]
+    ]
+    assert expected == tables(INT8, "config | weights")[0]
+
+
+FORMS = {
+    "fp32": "fp32",
+    "bf16, LoRA gradients by hand": "bf16, own backward",
+    "bitsandbytes int8": "bitsandbytes int8",
+    "int8 weights made float at each use": "dequantise at each use",
+    "int8 (ours)": "int8",
+}
+
+
+def test_the_table_of_single_layers():
+    rows = result("int8_layers")["rows"]
+    (shown,) = tables(INT8, "out x in, tokens")
+    assert [row[0] for row in shown] == list(FORMS)
+    for name, *cells in shown:
+        ratios = [f"{row['time_ratio']:.2f}" for row in rows if row["form"] == FORMS[name]]
+        assert cells == ratios
+
+
+def test_the_table_of_quality():
+    summary = result("int8_quality")["summary"]
+    (shown,) = tables(INT8, "tuned, seed 0 / seed 1")
+    for kind, (_, exact, int8_exact, _, loss, int8_loss, gap, spread) in zip(
+        ("flamingo", "t5"), shown, strict=True
+    ):
+        scores, losses = summary[kind]["exact_match"], summary[kind]["val_loss"]
+        for cell, values, digits in (
+            (exact, scores["16-bit"], 3),
+            (int8_exact, scores["int8"], 3),
+            (loss, losses["16-bit"], 4),
+            (int8_loss, losses["int8"], 4),
+        ):
+            assert cell == " / ".join(f"{value:.{digits}f}" for value in values)
+        assert (gap, spread) == (f"{losses['gap']:.4f}", f"{losses['seed_spread_16_bit']:.4f}")
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_the_table_of_the_demo():
+    found = result("demo")
+    scores = [run["report"]["evaluation"] for run in found["runs"]]
+
+    def expected(pick) -> list[str]:
+        """Of before, after with its spread, both controls and prior; `pick` takes one figure."""
+        parts = [[s["before"] for s in scores], [s["after"] for s in scores]]
+        parts += [[s["controls"][name] for s in scores] for name in ("blank", "shuffled")]
+        cells = [[100 * pick(score) for score in part] for part in parts]
+        cells.append([100 * pick(s["prior"]) for s in scores])
+        text = [f"{mean(cell):.1f}" for cell in cells]
+        text[1] += f" ({min(cells[1]):.1f}–{max(cells[1]):.1f})"
+        return text
+
+    (rows,) = tables(README, "exact match on 1,000")
+    for name, *cells in rows:
+        if name == "all questions":
+            assert cells == expected(lambda score: score["exact_match"])
+            continue
+        split = "by_group" if name in scores[0]["after"]["by_group"] else "by_type"
+        assert cells == expected(lambda score, n=name, s=split: score[s][n])
+    # "the others reach 92 to 100", "the two hardest types are shown".
+    shown = {row[0] for row in rows}
+    by_type = found["summary"]["after_by_type"].items()
+    others = [100 * values["mean"] for kind, values in by_type if kind not in shown]
+    assert f"the others reach {min(others):.0f} to {max(others):.0f}" in README
+    assert len(others) == len(by_type) - 2 and min(others) > max(
+        100 * values["mean"] for kind, values in by_type if kind in shown
+    )
+
+
+def test_what_the_demo_costs():
+    summary = result("demo")["summary"]
+    said = [
+        f"{values['mean']:.0f} s ({values['min']:.0f}–{values['max']:.0f})"
+        for values in (summary["tuning_s"], summary["command_s"])
+    ]
+    text = " ".join(README.split())
+    assert f"tuning took {said[0]}" in text
+    assert f"the whole command {said[1]}" in text
+    assert f"the adapter has {summary['adapter_kib']['mean']:.0f} KiB" in text
+
+
+def test_the_paragraph_on_open_flamingo():
+    images = result("against_open_flamingo")["images"].values()
+
+    def spread(rows: str, name: str) -> tuple[float, float]:
+        values = [shape[rows][name] for shape in images]
+        return min(values), max(values)
+
+    def said(low: float, high: float) -> str:
+        return f"{low:.2f}–{high:.2f}"
+
+    text = " ".join(README.split())
+    assert f"takes {said(*spread('ours', 'step_ratio_median'))} of its time" in text
+    given = spread("ours, features given", "step_ratio_median")
+    assert f"({said(*given)} with image features given)" in text
+    memory = said(*spread("ours", "memory_ratio"))
+    low, high = spread("ours", "gen_ratio_median")
+    assert f"and {memory} of its memory" in text
+    # The ratio is of times; the page tells of speed.
+    assert f"generation is {said(1 / high, 1 / low)} times as fast" in text
