@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tuninglab.models.configuration import FlamingoConfig
     from tuninglab.models.flamingo import FlamingoForConditionalGeneration
     from tuninglab.models.processing import FlamingoProcessor
+    from tuninglab.serving.open_model import open_model
 
 __all__ = [
     "FlamingoConfig",
@@ -18,6 +19,7 @@ __all__ = [
     "FlamingoProcessor",
     "TuningConfig",
     "__version__",
+    "open_model",
 ]
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ _HOMES = {
     "FlamingoForConditionalGeneration": "tuninglab.models.flamingo",
     "FlamingoProcessor": "tuninglab.models.processing",
     "TuningConfig": "tuninglab.config.tuning",
+    "open_model": "tuninglab.serving.open_model",
 }
 
 
