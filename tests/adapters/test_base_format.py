@@ -22,7 +22,7 @@ from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
-from tuninglab.int8.quantiser import Int8Config, int8_layers, quantise_linears
+from tuninglab.int8.quantiser import Int8Config, Int8Quantiser, int8_layers, mark_quantised
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
 from tuninglab.savers import checkpoint_blocks
 
@@ -216,7 +216,7 @@ def test_choices_say_what_is_held_how(tiny_bases, tiny_flamingo, capsys):
     assert choices.made[0]["value"] == "int8 in 19 linear layers, else bfloat16"
     assert "int8 in 19" in capsys.readouterr().err
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
-    quantise_linears(gpt2, Int8Config())
+    mark_quantised(gpt2, Int8Quantiser(Int8Config(), pre_quantized=False))
     with pytest.raises(UserError, match="GPT2LMHeadModel has no linear layer.*Conv1D"):
         tell_base_format(gpt2, choices, CPU)
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from tuninglab.adapters.lora import tune
@@ -111,7 +111,8 @@ def test_a_converted_adapter_is_written_like_a_tuned_one(tiny_flamingo, tmp_path
     given = ("r", "lora_alpha", "target_modules", "exclude_modules", "peft_type")
     given += ("base_model_name_or_path",)
     tensors = load_file(tmp_path / "tuned" / "adapter_model.safetensors")
-    write_adapter(tmp_path / "written", {name: config[name] for name in given}, tensors, "previous")
+    lora = LoraConfig(**{name: config[name] for name in given})
+    write_adapter(tmp_path / "written", lora, tensors, "previous")
     assert json.loads((tmp_path / "written" / "adapter_config.json").read_text()) == config
     assert torch.equal(logits(load_adapter(tiny_flamingo(), tmp_path / "written")), logits(model))
 

@@ -12,6 +12,8 @@ from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
 from tests.tiny import t5, text_config
 from tuninglab.int8.embedding import Int8Embedding
+from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.quantiser import Int8Config
 from tuninglab.savers import add_savers
 from tuninglab.savers.attention import saving_attention
 from tuninglab.savers.glu import saving_glu_of
@@ -159,11 +161,10 @@ def test_a_tied_head_of_another_kind_leaves_the_table_alone(make_flamingo):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("linears", ["float", "int8"])
 def test_a_model_keeps_its_format_with_an_int8_table(make_flamingo, make_batch, family, linears):
-    from tuninglab.int8.quantiser import Int8Config, quantise_linears
-
     model = make_flamingo(family).bfloat16().requires_grad_(False)
     if linears == "int8":
-        quantise_linears(model, Int8Config(["vision_encoder", "perceiver"]))
+        for name in Int8Config(["vision_encoder", "perceiver"]).layers(model):
+            model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))
     add_savers(model, ["embedding"])
     assert isinstance(model.get_input_embeddings(), Int8Embedding)
     assert model.lang_encoder.dtype == torch.bfloat16

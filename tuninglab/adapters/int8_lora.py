@@ -61,7 +61,7 @@ def _passes(dropout: nn.Module) -> bool:
     return isinstance(dropout, nn.Identity) or not dropout.training
 
 
-def know_int8(config: LoraConfig) -> LoraConfig:
+def know_int8(lora: LoraConfig) -> LoraConfig:
     """Tell a LoRA configuration which layer stands on Int8Linear; returns it."""
-    config._register_custom_module({Int8Linear: Int8LoraLinear})
-    return config
+    lora._register_custom_module({Int8Linear: Int8LoraLinear})
+    return lora

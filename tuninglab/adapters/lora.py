@@ -27,27 +27,27 @@ FRESH_REASON = (
 )
 
 
-def train_fresh_bridge(config: TuningConfig, choices: Choices) -> TuningConfig:
+def train_fresh_bridge(tuning: TuningConfig, choices: Choices) -> TuningConfig:
     """Turn on what a new Perceiver and new gated blocks need: training in full, said aloud."""
     choices.add("trained in full", "perceiver, gated cross-attention blocks", FRESH_REASON)
-    return replace(config, train_gates=True, train_perceiver=True, train_cross_attention=True)
+    return replace(tuning, train_gates=True, train_perceiver=True, train_cross_attention=True)
 
 
-def check_patterns(model: nn.Module, config: LoraTuning, scope: str = SCOPE) -> None:
+def check_patterns(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> None:
     """Check that `tune` could wrap this model, without changing it.
 
     Raises:
         UserError: a pattern hits nothing, or only a frozen part.
     """
-    direct = direct_modules(model, config, scope)
-    _lora_places(model, config, direct, scope)
+    direct = direct_modules(model, tuning, scope)
+    _lora_places(model, tuning, direct, scope)
     _check_trainable(model, direct)
-    if config.train_new_tokens:
+    if tuning.train_new_tokens:
         _token_rows(model)
 
 
 def tune(
-    model: nn.Module, config: LoraTuning, base: str | None = None, scope: str = SCOPE
+    model: nn.Module, tuning: LoraTuning, base: str | None = None, scope: str = SCOPE
 ) -> PeftModel:
     """Wrap a model for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
 
@@ -55,28 +55,28 @@ def tune(
 
     Args:
         model: a Flamingo or a text-to-text model; it is changed in place.
-        config: what to tune.
+        tuning: what to tune.
         base: what the user named as the base model, for adapter_config.json.
         scope: the part that is tuned; "" for all of it.
 
     Raises:
         UserError: a pattern hits nothing, or only a frozen part.
     """
-    direct = direct_modules(model, config, scope)
+    direct = direct_modules(model, tuning, scope)
     _check_trainable(model, direct)
     lora = LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        **_lora_places(model, config, direct, scope),
-        lora_dropout=config.lora_dropout,
-        bias=config.bias,
+        r=tuning.r,
+        lora_alpha=tuning.lora_alpha,
+        **_lora_places(model, tuning, direct, scope),
+        lora_dropout=tuning.lora_dropout,
+        bias=tuning.bias,
         # PEFT refuses "VL" since 0.14; no task type means its generic wrapper.
-        task_type=None if config.task_type == "VL" else config.task_type,
-        trainable_token_indices=_token_rows(model) if config.train_new_tokens else None,
+        task_type=None if tuning.task_type == "VL" else tuning.task_type,
+        trainable_token_indices=_token_rows(model) if tuning.train_new_tokens else None,
     )
     peft_model = quietly(get_peft_model, model, know_int8(lora))
     peft_model.peft_config["default"].base_model_name_or_path = base
-    _unfreeze(model, config, direct, scope)
+    _unfreeze(model, tuning, direct, scope)
     module: Any
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -148,7 +148,7 @@ def _inside(name: str, scope: str) -> bool:
 
 
 def _lora_places(
-    model: nn.Module, config: LoraTuning, direct: list[str], scope: str
+    model: nn.Module, tuning: LoraTuning, direct: list[str], scope: str
 ) -> dict[str, Any]:
     """Where PEFT puts LoRA: the ends of names as they were asked for, and what is left out.
 
@@ -156,7 +156,7 @@ def _lora_places(
         UserError: a pattern hits nothing, or only what is left out.
     """
     problems = []
-    for pattern in config.lora_target_modules:
+    for pattern in tuning.lora_target_modules:
         hits = matching_modules(model, pattern)
         if not any(_inside(name, scope) for name in hits):
             problems.append(_pattern_problem(model, pattern, hits, scope))
@@ -169,13 +169,13 @@ def _lora_places(
     # The tower and the Perceiver have layers of the same names.
     left_out += [rf"(?!{scope}\.).*"] * bool(scope)
     exclude = "|".join(left_out)
-    hits = [name for end in config.lora_target_modules for name in matching_modules(model, end)]
+    hits = [name for end in tuning.lora_target_modules for name in matching_modules(model, end)]
     if all(re.fullmatch(exclude, name) for name in hits):
         raise UserError(
             "lora_target_modules names only layers that train in full here; "
             f"name one that does not, of: {', '.join(_suffixes(model, scope))}."
         )
-    return {"target_modules": config.lora_target_modules, "exclude_modules": exclude or None}
+    return {"target_modules": tuning.lora_target_modules, "exclude_modules": exclude or None}
 
 
 def _pattern_problem(model: nn.Module, pattern: str, hits: list[str], scope: str) -> str:
@@ -198,16 +198,16 @@ def _suffixes(model: nn.Module, scope: str) -> list[str]:
     return list(ends)
 
 
-def direct_modules(model: nn.Module, config: LoraTuning, scope: str) -> list[str]:
+def direct_modules(model: nn.Module, tuning: LoraTuning, scope: str) -> list[str]:
     """Full names of the modules that train in full, in place.
 
     PEFT's own modules_to_save would train a copy and match by bare string ends ("norm" also hits
     CLIP's layer norms); the keys in the adapter file are the same.
     """
     known = [name for name, _ in model.named_modules() if name]
-    wanted = list(config.modules_to_save)
-    wanted += ["perceiver"] * config.train_perceiver
-    wanted += [GATED_BLOCK] * config.train_cross_attention
+    wanted = list(tuning.modules_to_save)
+    wanted += ["perceiver"] * tuning.train_perceiver
+    wanted += [GATED_BLOCK] * tuning.train_cross_attention
     direct: dict[str, None] = {}
     for end in wanted:
         inside = (name for name in known if _inside(name, scope) and _ends_with(name, end))
@@ -259,12 +259,12 @@ def _token_rows(model: Any) -> dict[str, list[int]]:
     return rows
 
 
-def _unfreeze(model: nn.Module, config: LoraTuning, direct: list[str], scope: str) -> None:
+def _unfreeze(model: nn.Module, tuning: LoraTuning, direct: list[str], scope: str) -> None:
     for name, parameter in model.named_parameters():
         if any(name.startswith(module + ".") for module in direct):
             parameter.requires_grad = True
         elif name.split(".")[-1] in GATES:
-            parameter.requires_grad = config.train_gates
+            parameter.requires_grad = tuning.train_gates
         elif not _inside(name, scope):
             # bias="all" unfreezes the tower's and the Perceiver's biases too.
             parameter.requires_grad = False

@@ -1,8 +1,10 @@
 """Adapters on disk, in PEFT's layout, with what was tuned besides LoRA in the same file."""
 
+import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,60 +59,61 @@ def save_adapter(
     base: Any = model.get_base_model()
     media_mode = getattr(base.config, "media_mode", None)
     state = adapter_state(model) if state is None else state
-    _write(directory, model.peft_config["default"], state, type(base), media_mode)
+    write_adapter(directory, model.peft_config["default"], state, media_mode, type(base))
 
 
 def write_adapter(
     directory: str | Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    media_mode: str,
+    lora: PeftConfig,
+    tensors: dict[str, torch.Tensor],
+    media_mode: str | None,
+    base: type = FlamingoForConditionalGeneration,
 ) -> None:
-    """Write a converted adapter as `save_adapter` writes a tuned one.
+    """Write the files of an adapter beside their place, then rename the folder there.
 
     Args:
         directory: the folder to write or replace.
-        config: what adapter_config.json should hold, `base_model_name_or_path` included.
+        lora: what adapter_config.json should hold, the name of the base included.
         tensors: by the keys from which PEFT loads them.
-        media_mode: the one that it was tuned in.
+        media_mode: the one that it was tuned in; None where there are no images.
+        base: class of the model that it belongs to.
     """
-    base = FlamingoForConditionalGeneration
-    _write(directory, LoraConfig(**config), dict(tensors), base, media_mode)
-
-
-def _write(
-    directory: str | Path,
-    config: Any,
-    tensors: dict[str, torch.Tensor],
-    base: type,
-    media_mode: str | None,
-) -> None:
+    # For inference; PEFT makes a set of the names, whose order would change from one process to
+    # the next.
+    kept: Any = copy.copy(lora)
+    kept.inference_mode = True
+    if isinstance(kept.target_modules, set):
+        kept.target_modules = sorted(kept.target_modules)
     with whole_folder(Path(directory)) as beside:
         save_file(tensors, beside / WEIGHTS_NAME, metadata={"format": "pt"})
-        training, config.inference_mode = config.inference_mode, True
         # PEFT's AutoPeftModel finds the base class by these where there is no task type.
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
-        # PEFT makes a set of the names, whose order would change from one process to the next.
-        if isinstance(config.target_modules, set):
-            config.target_modules = sorted(config.target_modules)
-        config.save_pretrained(str(beside), auto_mapping_dict=mapping)
-        config.inference_mode = training
+        kept.save_pretrained(str(beside), auto_mapping_dict=mapping)
         if media_mode is not None:
             settings = json.dumps({"media_mode": media_mode})
             (beside / SETTINGS_NAME).write_text(settings + "\n", "utf-8")
 
 
-def check_adapter(directory: Path) -> None:
-    """Check that a folder holds the files of an adapter.
+@contextmanager
+def adapter_file(directory: Path) -> Iterator[Any]:
+    """The open weights of an adapter that is put on a base inside.
 
     Raises:
-        UserError: one is missing.
+        UserError: a file is missing or damaged, or they do not fit the base.
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
             )
+    try:
+        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
+            yield file
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{directory} does not fit this base model, or is broken: {reason}"
+        ) from error
 
 
 def load_adapter(model: nn.Module, directory: str | Path, name: str = "default") -> PeftModel:
@@ -129,7 +132,6 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
         ValueError: the name is taken, or the model got an adapter otherwise.
     """
     directory = Path(directory)
-    check_adapter(directory)
     adapters, media_mode = switching.adapters_of(model), _media_mode(directory)
     if name in adapters.held:
         raise ValueError(f"there is an adapter {name!r} already")
@@ -164,21 +166,15 @@ def _load(
     Raises:
         UserError: the file is damaged, or the adapter was made for another base.
     """
-    try:
-        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
-            # By plain names: LoRA of another may stand around what this one trained in place.
-            stored = {switching.plain_name(key): key for key in file.keys()}
-            places = switching.places_of(model)
-            direct = [key for key in stored if key in places]
-            switching.set_aside(adapters, places, direct)
-            peft_model = _with_lora(model, directory, name)
-            for key in direct:
-                places[key].data.copy_(file.get_tensor(stored[key]))
-    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{directory} does not fit this base model, or is broken: {reason}"
-        ) from error
+    with adapter_file(directory) as file:
+        # By plain names: LoRA of another may stand around what this one trained in place.
+        stored = {switching.plain_name(key): key for key in file.keys()}
+        places = switching.places_of(model)
+        direct = [key for key in stored if key in places]
+        switching.set_aside(adapters, places, direct)
+        peft_model = _with_lora(model, directory, name)
+        for key in direct:
+            places[key].data.copy_(file.get_tensor(stored[key]))
     own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
     known = {switching.plain_name(own.sub("", key)) for key in peft_model.state_dict()}
     strange = sorted(stored.keys() - known)
@@ -191,12 +187,12 @@ def _load(
 
 
 def _with_lora(model: nn.Module, directory: Path, name: str) -> PeftModel:
-    config = PeftConfig.from_pretrained(str(directory))
-    if isinstance(config, LoraConfig):
-        know_int8(config)
+    kept = PeftConfig.from_pretrained(str(directory))
+    if isinstance(kept, LoraConfig):
+        know_int8(kept)
     if not isinstance(model, PeftModel):
-        return quietly(PeftModel.from_pretrained, model, str(directory), name, config=config)
-    quietly(model.add_adapter, name, config)
+        return quietly(PeftModel.from_pretrained, model, str(directory), name, config=kept)
+    quietly(model.add_adapter, name, kept)
     state = load_file(directory / WEIGHTS_NAME)
     for path, module in model.named_modules():
         if isinstance(module, TrainableTokensWrapper):

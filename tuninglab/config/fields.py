@@ -42,11 +42,11 @@ def settings_of(config_class: Any) -> list[Field]:
     return [field for field in fields(config_class) if field.compare]
 
 
-def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
     """All settings by name, those inside another as `tuning_config.r`."""
     found: dict[str, Any] = {}
-    for name in (field.name for field in settings_of(config)):
-        value = getattr(config, name)
+    for name in (field.name for field in settings_of(settings)):
+        value = getattr(settings, name)
         inner = leaves(value, f"{prefix}{name}.") if is_dataclass(value) else {prefix + name: value}
         found |= inner
     return found
@@ -94,15 +94,15 @@ def build(settings: object, config_class: type[Config], where: str, prefix: str 
     return config_class(**values)
 
 
-def settle_types(config: Any, where: str) -> None:
+def settle_types(settings: Any, where: str) -> None:
     """Give every setting the type of its field, in place: what was set in Python is not checked.
 
     Raises:
         UserError: a value is of another type, or none of the choices.
     """
-    hints = get_type_hints(type(config))
-    for name in (field.name for field in settings_of(config)):
-        setattr(config, name, _convert(getattr(config, name), hints[name], where, name))
+    hints = get_type_hints(type(settings))
+    for name in (field.name for field in settings_of(settings)):
+        setattr(settings, name, _convert(getattr(settings, name), hints[name], where, name))
 
 
 def _marks(config_class: type) -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,8 @@ REMEDY = "Correct it there: settings are `name: value`, one a line."
 def config_yaml(config: Any) -> str:
     """Write a config as YAML, in the order of its fields, without what only concerns one call."""
     call = marked(type(config), Mark.CALL)
-    names = [field.name for field in settings_of(config) if field.name not in call]
     values = asdict(config)
-    settings = {name: values[name] for name in names}
+    settings = {f.name: values[f.name] for f in settings_of(config) if f.name not in call}
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
 
 

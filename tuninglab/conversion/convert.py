@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers.utils import logging
 
@@ -170,7 +171,7 @@ def _adapter_of(
         base = model if model == "embedded" else str(Path(model).expanduser().resolve())
         _check_adapter(tensors, model, layout)
     lora["base_model_name_or_path"] = base
-    return lambda folder: write_adapter(folder, lora, tensors, layout.media_mode)
+    return lambda folder: write_adapter(folder, LoraConfig(**lora), tensors, layout.media_mode)
 
 
 def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:

@@ -30,12 +30,12 @@ FIXED = {
 
 
 def write_open_flamingo(
-    config: FlamingoConfig, tensors: Mapping[str, Tensor], out: Path
+    model_config: FlamingoConfig, tensors: Mapping[str, Tensor], out: Path
 ) -> dict[str, Any]:
     """Write checkpoint.pt: a flat state dict that `load_state_dict(..., strict=False)` takes.
 
     Args:
-        config: of the Flamingo.
+        model_config: of the Flamingo.
         tensors: its weights by name, memory-mapped: each is read as it is written.
         out: the file; it appears when it is whole.
 
@@ -45,8 +45,8 @@ def write_open_flamingo(
     state = OrderedDict(_released_names(tensors))
     # torch's own place for facts about modules: load_state_dict passes over what it does not know.
     # Shapes tell neither the number of heads nor the media mode.
-    facts = {name: getattr(config, name) for name in ("perceiver_heads", "cross_attn_heads")}
-    state._metadata = {"tuninglab": {**facts, "media_mode": config.media_mode}}  # pyright: ignore
+    facts = {name: getattr(model_config, name) for name in ("perceiver_heads", "cross_attn_heads")}
+    state._metadata = {"tuninglab": {**facts, "media_mode": model_config.media_mode}}  # pyright: ignore
     with whole_file(out) as beside:
         torch.save(state, beside)
     weights = {id(tensor): tensor.numel() for tensor in state.values()}
@@ -54,7 +54,7 @@ def write_open_flamingo(
         "out": str(out),
         "keys": sorted(state),
         "parameters": sum(weights.values()),
-        "notes": _notes(config, state),
+        "notes": _notes(model_config, state),
     }
 
 
@@ -76,27 +76,27 @@ def _released_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor
             yield name, tensor
 
 
-def _notes(config: FlamingoConfig, state: Mapping[str, Tensor]) -> list[str]:
-    text = config.text_config
+def _notes(model_config: FlamingoConfig, state: Mapping[str, Tensor]) -> list[str]:
+    text, every = model_config.text_config, model_config.cross_attn_every_n_layers
     notes = [
         "open_flamingo takes the language model's own layers and CLIP from what its factory is "
         f"given: the {text.model_type} and the tower of this Flamingo, with "
-        f"cross_attn_every_n_layers={config.cross_attn_every_n_layers}. Changes to them (a merged "
+        f"cross_attn_every_n_layers={every}. Changes to them (a merged "
         "LoRA) are not in the file",
     ]
     strange = [
-        f"{name} {getattr(config, name)} (there {usual})"
+        f"{name} {getattr(model_config, name)} (there {usual})"
         for name, usual in FIXED.items()
-        if getattr(config, name) != usual
+        if getattr(model_config, name) != usual
     ]
     if strange:
         notes.append(
             f"open_flamingo 2.0.1 builds one bridge only and will not take this one: "
             f"{', '.join(strange)}; tuninglab convert reads the file back"
         )
-    if config.media_mode != "previous":
+    if model_config.media_mode != "previous":
         notes.append(
-            f"media_mode is {config.media_mode}; open_flamingo 2.0.1 computes `previous` only"
+            f"media_mode is {model_config.media_mode}; open_flamingo 2.0.1 computes `previous` only"
         )
     layers = next(f[1] for n in state if (f := LAYER.fullmatch(n.removeprefix(LANG))))
     if text.model_type not in ("llama", "mpt", "gpt_neox", "opt", "gptj"):

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
-from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from tuninglab.adapters.lora import quietly
-from tuninglab.adapters.saving import WEIGHTS_NAME, check_adapter
+from tuninglab.adapters.saving import adapter_file
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
@@ -91,21 +90,12 @@ def _refuse_foreign_code(folder: Path) -> None:
 
 def _with_adapter(model: PreTrainedModel, directory: Path) -> Any:
     """A model on the meta device under a saved adapter; of the adapter's weights only the names."""
-    check_adapter(directory)
-    try:
-        config = PeftConfig.from_pretrained(str(directory))
-        config.inference_mode = False
+    with adapter_file(directory) as file, torch.device("meta"):
+        lora = PeftConfig.from_pretrained(str(directory))
+        lora.inference_mode = False
         # PEFT would warn that the base is called otherwise here.
-        config.base_model_name_or_path = None
-        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
-            stored = set(file.keys())
-        with torch.device("meta"):
-            tuned = quietly(get_peft_model, model, config)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{directory} does not fit this base model, or is broken: {reason}"
-        ) from error
+        lora.base_model_name_or_path = None
+        stored, tuned = set(file.keys()), quietly(get_peft_model, model, lora)
     # Gates and whole modules that were trained stand in the same file: see adapters/saving.py.
     for name, parameter in tuned.named_parameters():
         parameter.requires_grad = name.replace(".default", "") in stored

@@ -113,29 +113,29 @@ def build_preset(name: str) -> PreTrainedModel:
     return model_on_meta(preset_config(name))
 
 
-def model_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+def model_on_meta(model_config: PreTrainedConfig) -> PreTrainedModel:
     """The model that a configuration describes, on the meta device, in the format it names.
 
     Raises:
         ValueError: transformers has no model for this configuration.
     """
     with torch.device("meta"):
-        return _model_class(config)(config)
+        return _model_class(model_config)(model_config)
 
 
-def _model_class(config: PreTrainedConfig) -> Any:
+def _model_class(model_config: PreTrainedConfig) -> Any:
     """The constructor, from a configuration, of the class that was saved, or else the usual one."""
     # Whatever its configuration says, transformers 5.23 ties the head of every T5: flan-t5-small
     # would have 60.5 M parameters, not 77 M.
-    if type(config) is T5Config and (config.architectures or [T5]) == [T5]:
+    if type(model_config) is T5Config and (model_config.architectures or [T5]) == [T5]:
         return TextToText._from_config
-    for name in config.architectures or ():
+    for name in model_config.architectures or ():
         saved = getattr(transformers, name, None)
         if saved is not None:
             # Unlike the class itself, this heeds the number format of the configuration.
             return saved._from_config
     usual = (AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoModelForCausalLM)
     return next(
-        (auto.from_config for auto in usual if type(config) in auto._model_mapping),
+        (auto.from_config for auto in usual if type(model_config) in auto._model_mapping),
         AutoModel.from_config,
     )

@@ -41,7 +41,7 @@ def tree_of(config: TreeConfig) -> str:
     elif config.lora:
         # The source document printed the language model wrapped on its own.
         alone = config.part == SCOPE and isinstance(whole, FlamingoForConditionalGeneration)
-        whole = _with_lora(whole, config, alone)
+        whole = _with_lora(whole, config.lora_target_modules, alone)
         root = whole if alone else _part(whole, config.part)
     census = Census(whole, lora_patterns(whole))
     if config.json:
@@ -102,7 +102,7 @@ def _part(model: Any, name: str | None) -> nn.Module:
     raise UserError(f"--part is {name!r}; there is no such module.{hint} Parts: {top}.")
 
 
-def _with_lora(model: Any, config: TreeConfig, alone: bool) -> Any:
+def _with_lora(model: Any, patterns: list[str] | None, alone: bool) -> Any:
     """The model under LoRA as tuning puts it, or the language model of a Flamingo alone."""
     part, scope = model, ""
     tuning: LoraTuning
@@ -118,8 +118,8 @@ def _with_lora(model: Any, config: TreeConfig, alone: bool) -> Any:
         hits = [name for name in tuning.lora_target_modules if matching_modules(model, name)]
         # Without any, tuning's own message lists what there is.
         tuning.lora_target_modules = hits or tuning.lora_target_modules
-    if config.lora_target_modules is not None:
-        tuning.lora_target_modules, reason = config.lora_target_modules, "as asked"
+    if patterns is not None:
+        tuning.lora_target_modules, reason = patterns, "as asked"
     # On the meta device the new matrices take neither memory nor the time to fill them.
     with torch.device("meta"):
         tuned = tune(part, tuning, scope=scope)

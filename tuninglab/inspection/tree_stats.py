@@ -103,8 +103,8 @@ class Census:
 def lora_patterns(model: Any) -> list[str]:
     """The patterns that PEFT's LoRA of a model was made with; none for a model without."""
     patterns = []
-    for config in getattr(model, "peft_config", {}).values():
-        targets = getattr(config, "target_modules", None) or ()
+    for lora in getattr(model, "peft_config", {}).values():
+        targets = getattr(lora, "target_modules", None) or ()
         patterns += [targets] if isinstance(targets, str) else targets
     return patterns
 
@@ -134,18 +134,13 @@ def number_format(tensor: Tensor) -> str:
 
 def human_count(count: int) -> str:
     """139476994 -> `139.5 M`."""
-    for size, unit, digits in _POWERS:
-        if count >= size:
-            return f"{count / size:.{digits}f} {unit}"
-    return str(count)
+    found = [f"{count / size:.{digits}f} {unit}" for size, unit, digits in _POWERS if count >= size]
+    return found[0] if found else str(count)
 
 
 def human_bytes(count: int) -> str:
     """278953988 -> `266.0 MiB`."""
-    for size, unit in _BYTES:
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return next((f"{count / n:.1f} {unit}" for n, unit in _BYTES if count >= n), f"{count} B")
 
 
 def columns(stats: Stats) -> tuple[str, ...]:
@@ -194,9 +189,7 @@ def totals(stats: Stats) -> str:
 
 def tree_json(root: nn.Module, branches: tuple[Branch, ...], census: Census) -> dict[str, Any]:
     """A tree as one nested object, for `json.dumps`."""
-    kind = type(root).__name__
-    whole = Branch((("root", kind),), (), branches, (root,))
-    return _as_json(whole, census)
+    return _as_json(Branch((("root", type(root).__name__),), (), branches, (root,)), census)
 
 
 def _as_json(branch: Branch, census: Census) -> dict[str, Any]:

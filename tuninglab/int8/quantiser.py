@@ -148,21 +148,6 @@ register_quantization_config(METHOD)(Int8Config)
 register_quantizer(METHOD)(Int8Quantiser)
 
 
-def quantise_linears(model: PreTrainedModel, config: Int8Config) -> None:
-    """Quantise a model that is in memory already, in place, layer by layer.
-
-    Float weights are freed as it goes, unless something else holds them.
-
-    Args:
-        model: its linear layers become Int8Linear; it saves and loads as one read that way.
-        config: which layers.
-    """
-    for name in config.layers(model):
-        model.set_submodule(name, Int8Linear.of(_linear(model, name)))
-        return_freed_memory()
-    mark_quantised(model, Int8Quantiser(config, pre_quantized=False))
-
-
 def mark_quantised(model: PreTrainedModel, quantiser: Any) -> None:
     """Let transformers and PEFT know of a model that its parts are quantised."""
     marked: Any = model
@@ -201,12 +186,6 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -61,7 +61,7 @@ def test_peft_gives_the_model_that_multimodal_gpt_had(tiny_flamingo, tmp_path, s
     assert {key.fate for key in layout.keys} == {"used"}
     assert [key.name for key in layout.keys] == list(checkpoint.tensors)
     config, tensors = adapter(checkpoint, layout)
-    write_adapter(tmp_path / "adapter", config, tensors, layout.media_mode)
+    write_adapter(tmp_path / "adapter", LoraConfig(**config), tensors, layout.media_mode)
     # PEFT alone, then our loader on a base whose media mode is another one.
     loaded = quietly(PeftModel.from_pretrained, copy.deepcopy(base), str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(loaded), expected, atol=1e-6, rtol=1e-6)

@@ -237,13 +237,13 @@ def _refuse_archive(file: Path) -> None:
 
 
 def _fill(
-    config: CLIPVisionConfig, keys: list[Key], tensors: Mapping[str, Tensor], where: str
+    vision_config: CLIPVisionConfig, keys: list[Key], tensors: Mapping[str, Tensor], where: str
 ) -> CLIPVisionModel:
     state = {
         key.target.removeprefix(TARGET): third(tensors[key.name], key) for key in keys if key.target
     }
     with torch.device("meta"):
-        expected = CLIPVisionModel(config).state_dict()
+        expected = CLIPVisionModel(vision_config).state_dict()
     problems = [f"{key.name} is not known" for key in keys if key.fate == "unexpected"]
     for name, tensor in expected.items():
         if name not in state:
@@ -260,16 +260,16 @@ def _fill(
     logging.disable_progress_bar()
     dtype = next(iter(state.values())).dtype
     return CLIPVisionModel.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype
+        None, config=vision_config, state_dict=state, dtype=dtype
     ).eval()
 
 
 def _image_processor(
-    config: CLIPVisionConfig, settings: Mapping[str, Any] | None
+    vision_config: CLIPVisionConfig, settings: Mapping[str, Any] | None
 ) -> CLIPImageProcessorPil:
     """CLIP's preprocessing at the tower's size, with what preprocess_cfg says of it."""
     said = (settings or {}).get("preprocess_cfg", {})
-    side = config.image_size
+    side = vision_config.image_size
     square = {"height": side, "width": side}
     options: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": square}
     mode = said.get("resize_mode", "shortest")

@@ -120,9 +120,9 @@ def _refuse(checkpoint: Checkpoint) -> None:
             )
 
 
-def _media_mode(config: Mapping[str, Any]) -> tuple[str, str]:
+def _media_mode(settings: Mapping[str, Any]) -> tuple[str, str]:
     # Only the intermediate "flamingo" classes of the Otter project read this setting.
-    if config.get("model_type") == "flamingo" and config.get("only_attend_previous") is False:
+    if settings.get("model_type") == "flamingo" and settings.get("only_attend_previous") is False:
         return "next-v1", "only_attend_previous is false in config.json"
     return "previous", "Otter attends to the image before each token, whatever config.json says"
 
