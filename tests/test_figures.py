@@ -1,4 +1,4 @@
-"""The numbers of README and docs are those of benchmarks/results, rounded as the pages write them."""
+"""The numbers of README and docs are those of benchmarks/results, rounded as they are shown."""
 
 import json
 import re

@@ -10,6 +10,8 @@ from transformers import (
     T5Config,
 )
 
+from tuninglab.data.splits import read_splits
+from tuninglab.evaluation.answers import exact_match
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import add_flamingo_tokens
 from tuninglab.models.processing import FlamingoProcessor
@@ -138,6 +140,24 @@ def colour_flamingo(tokenizer: PreTrainedTokenizerFast, tied: bool = False):
     vision = {"num_attention_heads": 2, "attention_dropout": 0.5}
     bridge = {"perceiver_depth": 1, "perceiver_latents": 4}
     return flamingo(flamingo_config("llama", text, vision, **bridge, **tokens), 0.6, 0.3)
+
+
+class Colours:
+    """A task on a file of questions for a colour: its answers, and how many name the true one."""
+
+    def __init__(self, data: str):
+        self.splits = read_splits(data)
+
+    def before(self, answer):
+        answers = answer(self.splits.train, 4)
+        truths = [s.messages[-1]["content"][0]["text"] for s in self.splits.train]
+        return {"answers": answers, **exact_match(answers, truths, ["colour"] * len(truths))}
+
+    def after(self, answer):
+        return {"after": self.before(answer)}
+
+    def write_cards(self, run_dir):
+        return []
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

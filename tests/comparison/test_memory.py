@@ -15,6 +15,7 @@ PLAIN = Variant("plain", "fp32")
 MIB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot reset its peak")
 def test_a_model_of_64_mib_more_is_measured_as_such(tmp_path):
     # Two target tokens: the logits of the larger table are next to nothing.

@@ -213,6 +213,7 @@ def test_compare_measures_instead_of_training(monkeypatch, capsys):
     assert (seen[0].compare, seen[0].rounds) == (True, 2)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_document(config):
     words = f"--run_name exp --output_dir {config.output_dir} --model {config.model}".split()
     words += f"--data {config.data} --max_steps 1 --enable_int8 false --precision fp32".split()
