@@ -1,0 +1,19 @@
+"""The settings of a short run on the tiny Flamingo and its data."""
+
+import pytest
+
+from tuninglab.config import FinetuneConfig
+
+
+@pytest.fixture
+def config(tiny_bases, tiny_data, tmp_path) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(tiny_bases["plain"]),
+        data=str(tiny_data),
+        output_dir=str(tmp_path),
+        run_name="a",
+        precision="fp32",
+        max_steps=3,
+        batch_size=4,
+        learning_rate=3e-3,
+    )
