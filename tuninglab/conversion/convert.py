@@ -49,12 +49,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     """
     if config.to is not None:
         return _back(config)
-    names = ("lang_encoder", "vision_encoder", "tokenizer", "dtype")
-    given = {name: getattr(config, name) for name in names}
-    read = {**given, "checkpoint": config.checkpoint, "model": config.model}
+    names = ("lang_encoder", "vision_encoder", "tokenizer", "model")
+    parts = {name: getattr(config, name) for name in names}
     out = None if config.inspect else Path(str(config.out)).expanduser()
     if out is not None:
-        _check_place(out, config.overwrite, read)
+        _check_place(out, config.overwrite, {**parts, "checkpoint": config.checkpoint})
     checkpoint = read_checkpoint(str(config.checkpoint))
     for note in checkpoint.notes:
         say(note)
@@ -69,11 +68,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     choices = Choices()
     choices.add("media_mode", layout.media_mode, layout.media_reason)
     if kind == "multimodal_gpt":
-        save = _adapter_of(checkpoint, layout, given, config.model, choices)
+        save = _adapter_of(checkpoint, layout, {**parts, "dtype": config.dtype}, choices)
     else:
-        sources = Sources(**given, trust_remote_code=config.trust_remote_code)
+        own = (config.lang_encoder, config.vision_encoder, config.tokenizer)
+        sources = Sources(*own, config.dtype, config.trust_remote_code)
         save = _model_of(checkpoint, layout, sources, choices)
-    parts = {name: source for name, source in read.items() if name not in ("checkpoint", "dtype")}
     with whole_folder(out) as beside:
         save(beside)
         report |= {"out": str(out), "choices": choices.made, "parts": parts}
@@ -149,15 +148,12 @@ def _model_of(
 
 
 def _adapter_of(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    given: Mapping[str, str | None],
-    model: str | None,
-    choices: Choices,
+    checkpoint: Checkpoint, layout: Layout, given: Mapping[str, str | None], choices: Choices
 ) -> Callable[[Path], None]:
     """The adapter of a LoRA checkpoint, likewise."""
+    model = given["model"]
     for name, value in given.items():
-        if value is not None:
+        if value is not None and name != "model":
             raise UserError(
                 f"--{name} is of no use with a LoRA: convert the Flamingo it belongs to first, and "
                 "name that as --model"
