@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
+from tuninglab.adapters import saving
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter, write_adapter
 from tuninglab.config.tuning import TuningConfig
@@ -136,3 +137,25 @@ def test_damaged_or_foreign_adapters_are_errors(tiny_flamingo, tmp_path):
     weights.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="does not fit this base model, or is broken"):
         load_adapter(tiny_flamingo(), tmp_path)
+
+
+def test_what_is_no_fault_of_the_adapter_is_not_told_as_one(tiny_flamingo, tmp_path, monkeypatch):
+    save_adapter(tune(tiny_flamingo(), TuningConfig()), tmp_path / "adapter")
+
+    def no_memory(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 GB")
+
+    monkeypatch.setattr(saving, "_with_lora", no_memory)
+    with pytest.raises(UserError, match="(?s)can't allocate memory.*close other programs"):
+        load_adapter(tiny_flamingo(), tmp_path / "adapter")
+
+    def say_nothing(*args, **kwargs):
+        raise ValueError
+
+    monkeypatch.setattr(saving, "_with_lora", say_nothing)
+    with pytest.raises(UserError, match="is broken: ValueError"):
+        load_adapter(tiny_flamingo(), tmp_path / "adapter")
+    # A mistake in this package keeps its class and its traceback.
+    monkeypatch.setattr(saving.switching, "places_of", lambda model: None)
+    with pytest.raises(TypeError):
+        load_adapter(tiny_flamingo(), tmp_path / "adapter")

@@ -24,6 +24,13 @@ from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats.layout import MEDIA_MODES
+from tuninglab.models.parts import (
+    MEMORY_HINT,
+    MISTAKEN,
+    first_lines,
+    is_ours,
+    is_out_of_memory,
+)
 from tuninglab.models.weights import whole
 
 CONFIG_NAME = "adapter_config.json"
@@ -99,7 +106,7 @@ def adapter_file(directory: Path) -> Iterator[Any]:
     """The open weights of an adapter that is put on a base inside.
 
     Raises:
-        UserError: a file is missing or damaged, or they do not fit the base.
+        UserError: a file is missing or damaged, they do not fit the base, or memory ran out.
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (directory / name).is_file():
@@ -109,8 +116,13 @@ def adapter_file(directory: Path) -> Iterator[Any]:
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             yield file
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        reason = first_lines(error)
+        if is_out_of_memory(error):
+            raise UserError(f"{directory}: {reason}\n{MEMORY_HINT}") from error
+        # A mistake of this package keeps its traceback.
+        if isinstance(error, MISTAKEN) and is_ours(error):
+            raise
         raise UserError(
             f"{directory} does not fit this base model, or is broken: {reason}"
         ) from error

@@ -41,7 +41,7 @@ MEMORY_HINT = (
 # configuration classes alike. Of the second kind are our own mistakes too.
 DAMAGED = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
 MISTAKEN = (RuntimeError, LookupError, TypeError, AttributeError)
-READERS = ("transformers", "safetensors", "tokenizers", "huggingface_hub", "json")
+READERS = ("transformers", "peft", "safetensors", "tokenizers", "huggingface_hub", "json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -204,9 +204,9 @@ def explained(what: str, where: str) -> Iterator[None]:
     try:
         yield
     except (*DAMAGED, *MISTAKEN, MemoryError) as error:
-        if _is_out_of_memory(error):
-            raise UserError(f"{what} {where}: {_first_lines(error)}\n{MEMORY_HINT}") from error
-        if isinstance(error, MISTAKEN) and _is_ours(error):
+        if is_out_of_memory(error):
+            raise UserError(f"{what} {where}: {first_lines(error)}\n{MEMORY_HINT}") from error
+        if isinstance(error, MISTAKEN) and is_ours(error):
             raise
         help_text = (
             "The directory is incomplete or damaged: copy or download it again"
@@ -221,14 +221,15 @@ def explained(what: str, where: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, by whatever class or words it was told."""
     # On a CPU torch has no class for it: "DefaultCPUAllocator: can't allocate memory"; the system
     # says "Cannot allocate memory", also of a file that is mapped.
     named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return named or bool(re.search("can(not|'t) allocate memory", str(error), re.IGNORECASE))
 
 
-def _is_ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
     """Whether this package raised it, itself or through torch, and no reader of files did."""
     frames = (str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__))
     rooms = [name.partition(".")[0] for name in frames]
@@ -240,14 +241,15 @@ def _reason(error: Exception, what: str, folder: Path) -> str:
     tokenizes = what in ("tokenizer", "processor") and folder.is_dir()
     if tokenizes and not (folder / "tokenizer.json").exists():
         return "tokenizer.json is missing"
-    text = _first_lines(error)
+    text = first_lines(error)
     if isinstance(error, SafetensorError) and folder.is_dir():
         names = sorted(path.name for path in folder.glob("*.safetensors"))
         return f"{', '.join(names)}: {text}"
     return text
 
 
-def _first_lines(error: Exception) -> str:
+def first_lines(error: Exception) -> str:
+    """What an error says, in a few lines; its class if it says nothing."""
     lines = (str(error) or type(error).__name__).strip().splitlines()
     return "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
 
