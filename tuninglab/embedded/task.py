@@ -90,19 +90,6 @@ def dialogue(questions: Sequence[Question]) -> list[Message]:
     return messages
 
 
-def most_frequent_answers(train: EmbeddedSamples) -> dict[str, str]:
-    """The prior: for every question type its most frequent answer in training.
-
-    Of answers equally frequent it is the first by alphabet.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    for item in train.items:
-        for question in item.questions:
-            of_type = counts.setdefault(question.type, {})
-            of_type[question.answer] = of_type.get(question.answer, 0) + 1
-    return {kind: min(of_type, key=lambda a: (-of_type[a], a)) for kind, of_type in counts.items()}
-
-
 def write_data(folder: Path, train_pictures: int) -> None:
     """Write the three splits as messages JSONL with PNG pictures, as `finetune --data` reads them.
 
