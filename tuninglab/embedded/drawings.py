@@ -18,6 +18,12 @@ from tuninglab.embedded.scenes import SIDE_PX, background
 
 SHEET_PX, COLUMNS = 64, 40
 HALF_PX = SIDE_PX // 2
+# Most kinds have rather few drawings, others (flags, people, faces) names that nobody uses.
+ASKED_KINDS = (
+    *("fruit", "vegetable", "dish", "sweet", "drink", "mammal", "bird", "sea animal", "bug"),
+    *("flower", "plant", "land vehicle", "air vehicle", "water vehicle", "building", "clothing"),
+    *("instrument", "sport", "tool", "device", "household item", "reptile"),
+)
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 # A drawing alone is large or small; among others each has a quarter of the picture.
 ALONE_PX, QUARTER_PX = (44, 92), (36, 47)
@@ -112,6 +118,16 @@ def drawings() -> tuple[Drawing, ...]:
         entry["keywords"] = tuple(entry["keywords"])
         entry["number"] = number
     return tuple(Drawing(**entry) for entry in entries)
+
+
+@cache
+def asked_about(held_out: bool) -> tuple[Drawing, ...]:
+    """The drawings of the task: things that a person would name as they are named here."""
+    return tuple(
+        d
+        for d in drawings()
+        if d.kind in ASKED_KINDS and d.held_out == held_out and len(d.name.split()) <= 2
+    )
 
 
 def place(chosen: list[Drawing], rng: random.Random) -> DrawingScene:
