@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from rich import progress as rich_progress
@@ -40,24 +39,16 @@ class TrainingLog:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar:
             self.bar.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl."""
+        """Show a line of metrics.jsonl, of a training step or of a validation."""
         if "val_loss" in line:
-            self.validation(line)
-        else:
-            self.step(line)
-
-    def step(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a training step."""
+            write = self.bar.console.print if self.bar else say
+            write(f"step {line['step']}: val_loss {line['val_loss']:.4f}")
+            return
         note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=line["step"], note=note)
@@ -68,14 +59,6 @@ class TrainingLog:
             self.last_line = now
             left = self._seconds_left(line["step"], now)
             say(f"step {line['step']}/{self.total_steps}: {note}, {left:.0f} s left")
-
-    def validation(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a validation."""
-        text = f"step {line['step']}: val_loss {line['val_loss']:.4f}"
-        if self.bar:
-            self.bar.console.print(text)
-        else:
-            say(text)
 
     def _seconds_left(self, step: int, now: float) -> float:
         done = max(step - self.first_step, 1)
