@@ -1,6 +1,5 @@
 """A Flamingo from a released checkpoint and the parts that it was trained with."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from transformers import AutoConfig, CLIPImageProcessorPil
 from transformers.initialization import no_init_weights
 
+from tuninglab.config import ConvertConfig
 from tuninglab.console import Choices
 from tuninglab.conversion.fitting import (
     bridge_options,
@@ -44,25 +44,8 @@ from tuninglab.models.processing import FlamingoProcessor
 OTTER_TOKENS = ("<answer>",)  # Otter 2024-03, modeling_otter.py: after the two of OpenFlamingo
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the parts are that a checkpoint does not hold, and what the user wants of them.
-
-    Attributes:
-        lang_encoder, vision_encoder, tokenizer: directories or hub ids; None where not given.
-        dtype: "fp32", "bf16" or "fp16"; None is that of the language model.
-        trust_remote_code: whether model code beside the language model may run.
-    """
-
-    lang_encoder: str | None
-    vision_encoder: str | None
-    tokenizer: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
-
-
 def flamingo_of(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The model of a checkpoint, in evaluation mode, with its processor.
 
@@ -72,7 +55,7 @@ def flamingo_of(
     Args:
         checkpoint: as read; every key of it is explained.
         layout: what it says of its model.
-        sources: the parts.
+        sources: where the parts are that the checkpoint does not hold, and what is wanted of them.
         choices: where to say what was decided.
 
     Raises:
@@ -90,7 +73,7 @@ def flamingo_of(
 
 
 def _with_parts(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     lang_encoder, vision_encoder = str(sources.lang_encoder), str(sources.vision_encoder)
     trust = sources.trust_remote_code
@@ -120,7 +103,7 @@ def _with_parts(
 
 
 def _add_tokens(
-    tokenizer: Any, own_rows: int, layout: Layout, sources: Sources, choices: Choices
+    tokenizer: Any, own_rows: int, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> int:
     """Add the tokens as the rows of the checkpoint demand; returns the rows of the tables."""
     more = OTTER_TOKENS if layout.format == "otter" else ()
@@ -140,14 +123,13 @@ def _add_tokens(
 
 
 def _say_new_rows(lang: Any, layout: Layout, rows: int, added: int, choices: Choices) -> None:
-    targets = {key.target for key in layout.with_fate("used")}
     head = lang.get_output_embeddings()
     tied = head is None or head.weight is lang.get_input_embeddings().weight
     mean = f"mean of the other {rows - added} rows"
     where = f"{added} new rows of the"
     if layout.rows is None:
         choices.add(f"{where} token table", mean, "the checkpoint does not hold the table")
-    if tied or "lang_encoder.lm_head.weight" in targets:
+    if tied or "lang_encoder.lm_head.weight" in layout.targets:
         return
     # PEFT trains single rows of layers without a bias only.
     remedy = (
@@ -168,7 +150,7 @@ def _filled(
     layout: Layout,
     choices: Choices,
 ) -> FlamingoForConditionalGeneration:
-    if holds_tower({key.target for key in layout.with_fate("used")}):
+    if holds_tower(layout.targets):
         choices.add("vision tower", "that in the checkpoint", "it holds one, whole")
     rounding = fill(model, checkpoint.tensors, layout.keys)
     dtype = str(model.config.dtype).removeprefix("torch.")
@@ -183,7 +165,7 @@ def _filled(
 
 
 def _whole(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A model whose directory holds all of it, tokenizer aside."""
     folder = Path(checkpoint.path).expanduser()
@@ -212,7 +194,7 @@ def _whole(
     return _filled(model, checkpoint, layout, choices), processor
 
 
-def _own_tokenizer(folder: Path, sources: Sources, layout: Layout) -> Any:
+def _own_tokenizer(folder: Path, sources: ConvertConfig, layout: Layout) -> Any:
     given = sources.tokenizer or sources.lang_encoder
     if given is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} holds no tokenizer: give --tokenizer. {right_parts(layout)}")

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from tuninglab.adapters.saving import write_adapter
 from tuninglab.config import ConvertConfig
 from tuninglab.console import Choices, say
-from tuninglab.conversion.building import Sources, flamingo_of
+from tuninglab.conversion.building import flamingo_of
 from tuninglab.conversion.fitting import told
 from tuninglab.conversion.report import report_of, unexplained, write_summary
 from tuninglab.conversion.writing import write_open_flamingo
@@ -68,11 +68,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     choices = Choices()
     choices.add("media_mode", layout.media_mode, layout.media_reason)
     if kind == "multimodal_gpt":
-        save = _adapter_of(checkpoint, layout, {**parts, "dtype": config.dtype}, choices)
+        save = _adapter_of(checkpoint, layout, config, choices)
     else:
-        own = (config.lang_encoder, config.vision_encoder, config.tokenizer)
-        sources = Sources(*own, config.dtype, config.trust_remote_code)
-        save = _model_of(checkpoint, layout, sources, choices)
+        save = _model_of(checkpoint, layout, config, choices)
     with whole_folder(out) as beside:
         save(beside)
         report |= {"out": str(out), "choices": choices.made, "parts": parts}
@@ -133,10 +131,10 @@ def _check_place(out: Path, overwrite: bool, read: Mapping[str, str | None]) -> 
 
 
 def _model_of(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, config: ConvertConfig, choices: Choices
 ) -> Callable[[Path], None]:
     """The model of a checkpoint, as what writes it into a folder."""
-    model, processor = flamingo_of(checkpoint, layout, sources, choices)
+    model, processor = flamingo_of(checkpoint, layout, config, choices)
     # A bar for a few seconds would stand between the notes.
     logging.disable_progress_bar()
 
@@ -148,19 +146,18 @@ def _model_of(
 
 
 def _adapter_of(
-    checkpoint: Checkpoint, layout: Layout, given: Mapping[str, str | None], choices: Choices
+    checkpoint: Checkpoint, layout: Layout, config: ConvertConfig, choices: Choices
 ) -> Callable[[Path], None]:
     """The adapter of a LoRA checkpoint, likewise."""
-    model = given["model"]
-    for name, value in given.items():
-        if value is not None and name != "model":
+    for name in ("lang_encoder", "vision_encoder", "tokenizer", "dtype"):
+        if getattr(config, name) is not None:
             raise UserError(
                 f"--{name} is of no use with a LoRA: convert the Flamingo it belongs to first, and "
                 "name that as --model"
             )
     lora, tensors = multimodal_gpt.adapter(checkpoint, layout)
     choices.add("lora_alpha", str(lora["lora_alpha"]), multimodal_gpt.alpha_reason(checkpoint))
-    base = model
+    base = model = config.model
     if model is None:
         choices.add("base model", "not named", "no --model was given; chat and finetune need it")
     else:

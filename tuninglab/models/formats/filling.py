@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Key
-from tuninglab.models.formats.open_clip import third
 
 
 @dataclass
@@ -42,9 +41,9 @@ def misfits(
     """
     problems = []
     for key in keys:
-        if key.fate != "used" or not key.target:
+        if key.target is None:
             continue
-        tensor = third(tensors[key.name], key)
+        tensor = key.rows(tensors)
         if key.target not in expected:
             problems.append(f"{key.name}: the model has no {key.target}")
         elif tensor.shape != expected[key.target].shape:
@@ -68,12 +67,12 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -
     state, rounding = model.state_dict(), Rounding()
     filled: dict[int, Key] = {}
     for key in keys:
-        if key.fate != "used" or not key.target:
+        if key.target is None:
             continue
-        target, source = state[key.target], third(tensors[key.name], key)
+        target, source = state[key.target], key.rows(tensors)
         before = filled.setdefault(target.data_ptr(), key)
         # Tied tables: two names of the model for one weight.
-        if before is not key and not same_bits(source, third(tensors[before.name], before)):
+        if before is not key and not same_bits(source, before.rows(tensors)):
             raise UserError(
                 f"{before.name} and {key.name} differ in the file, but the language model ties "
                 "them to one weight (tie_word_embeddings in its config.json). Use the language "

@@ -130,38 +130,28 @@ def _media_mode(settings: Mapping[str, Any]) -> tuple[str, str]:
 def _fate(name: str, path: str) -> Key:
     """The fate of one key of an Otter whose decoder layers are at `path`."""
     part, _, own = name.partition(".")
+    known, reason = False, "no such part in an Otter"
+    if BUFFER.fullmatch(own):
+        return Key(name, "dropped", reason="a buffer that is computed")
     if part == "vision_encoder":
         # transformers 5 has no such level; Otters were saved with 4.
-        return _vision(name, own.removeprefix("vision_model."))
-    if part == "perceiver":
+        own = own.removeprefix("vision_model.")
+        known, reason = VISION.fullmatch(own), "no such weight in a CLIP vision tower"
+    elif part == "perceiver":
         # Attention and feed-forward are one module in Otter, and two in a list here.
         own = re.sub(r"^(layers\.\d+)\.feed_forward\.", r"\1.1.", own)
         own = re.sub(r"^(layers\.\d+)\.(norm_|to_)", r"\1.0.\2", own)
-        if in_perceiver(own):
-            return Key(name, "used", f"perceiver.{own}")
-    if part == "lang_encoder":
-        return _lang(name, own, path)
-    return Key(name, "unexpected", reason="no such weight in an Otter")
-
-
-def _vision(name: str, own: str) -> Key:
-    if own == "embeddings.position_ids":
-        return Key(name, "dropped", reason="a buffer that is computed")
-    if VISION.fullmatch(own):
-        return Key(name, "used", f"vision_encoder.{own}")
-    return Key(name, "unexpected", reason="no such weight in a CLIP vision tower")
-
-
-def _lang(name: str, own: str, path: str) -> Key:
-    # Names under which OpenFlamingo registers the same modules again.
-    if own.startswith(("gated_cross_attn_layers.", "old_decoder_blocks.")):
-        return Key(name, "dropped", reason="another name for weights of the decoder layers")
-    if BUFFER.fullmatch(own):
-        return Key(name, "dropped", reason="a buffer that is computed")
-    own = own.replace(".gated_cross_attn_layer.feed_forward.", ".gated_cross_attn_layer.ff.")
-    if in_language_model(own, path):
-        return Key(name, "used", LANG + own)
-    return Key(name, "unexpected", reason="no such weight in a language model with gated blocks")
+        known, reason = in_perceiver(own), "no such weight in a Perceiver"
+    elif part == "lang_encoder":
+        # Names under which OpenFlamingo registers the same modules again.
+        if own.startswith(("gated_cross_attn_layers.", "old_decoder_blocks.")):
+            return Key(name, "dropped", reason="another name for weights of the decoder layers")
+        own = own.replace(".gated_cross_attn_layer.feed_forward.", ".gated_cross_attn_layer.ff.")
+        known = in_language_model(own, path)
+        reason = "no such weight in a language model with gated blocks"
+    if known:
+        return Key(name, "used", f"{part}.{own}")
+    return Key(name, "unexpected", reason=reason)
 
 
 def _facts(checkpoint: Checkpoint, layout: Layout) -> list[str]:
