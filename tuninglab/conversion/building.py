@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, CLIPImageProcessorPil
+from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
 from tuninglab.config import ConvertConfig
@@ -33,10 +33,10 @@ from tuninglab.models.parts import (
     TOKENIZER_FILES,
     dtype_of,
     explained,
+    load_image_processor,
     load_lang_encoder,
     load_tokenizer,
     load_vision_encoder,
-    plain_image_processor,
     read_lang_config,
 )
 from tuninglab.models.processing import FlamingoProcessor
@@ -175,9 +175,8 @@ def _whole(
     with explained("configuration", str(folder)):
         text_config = AutoConfig.for_model(**{**text, "vocab_size": rows})
         vision_config = AutoConfig.for_model(**vision)
-        processor = FlamingoProcessor(
-            _own_image_processor(folder, vision_config.image_size), tokenizer
-        )
+        images = load_image_processor(str(folder), True, vision_config.image_size)
+        processor = FlamingoProcessor(images, tokenizer)
         text_config.pad_token_id = tokenizer.pad_token_id
         config = flamingo_config_of(text_config, vision_config, processor, **bridge_options(layout))
         with torch.device("meta"):
@@ -199,9 +198,3 @@ def _own_tokenizer(folder: Path, sources: ConvertConfig, layout: Layout) -> Any:
     if given is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} holds no tokenizer: give --tokenizer. {right_parts(layout)}")
     return load_tokenizer(given or folder, sources.trust_remote_code)
-
-
-def _own_image_processor(folder: Path, size: int) -> CLIPImageProcessorPil:
-    if (folder / "preprocessor_config.json").is_file():
-        return CLIPImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
-    return plain_image_processor(size)

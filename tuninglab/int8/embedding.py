@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tuninglab.int8.linear import Int8Weight
-from tuninglab.int8.rows import quantise_rows, scale_rows
+from tuninglab.int8.rows import frozen, quantise_rows, scale_rows
 
 
 class Int8Embedding(Int8Weight):
@@ -14,7 +14,7 @@ class Int8Embedding(Int8Weight):
         super().__init__()
         # No numbers, but a format that casts change: the one that rows come out in. It is first,
         # because transformers takes the first float parameter's format for that of a model.
-        self.like = nn.Parameter(torch.empty(0, dtype=dtype, device=weight.device), False)
+        self.like = frozen(torch.empty(0, dtype=dtype, device=weight.device))
         self.weight, self.weight_scale = weight, weight_scale
         self.num_embeddings, self.embedding_dim = weight.shape
 
@@ -22,8 +22,7 @@ class Int8Embedding(Int8Weight):
     def of(cls, embedding: nn.Embedding) -> "Int8Embedding":
         """Quantise a token table; it is left as it is."""
         table = embedding.weight.detach()
-        q, scale = (nn.Parameter(t, requires_grad=False) for t in quantise_rows(table))
-        return cls(q, scale, table.dtype)
+        return cls(*map(frozen, quantise_rows(table)), table.dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Ids (...) -> rows (..., D)."""

@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
-from tuninglab.int8.rows import quantise_rows
+from tuninglab.int8.rows import frozen, quantise_rows
 
 METHOD = "tuninglab-int8"
 # Rows that are quantised at a time. All rows of a head of 32,000 x 4096 at once would take three
@@ -81,7 +81,7 @@ class _QuantiseWeight(ConversionOps):
         ((name, value),) = input_dict.items()
         return_freed_memory()
         q, scale = quantise_weight(value[0] if isinstance(value, list) else value)
-        return {name: _frozen(q), f"{name}_scale": _frozen(scale)}
+        return {name: frozen(q), f"{name}_scale": frozen(scale)}
 
 
 class Int8Quantiser(HfQuantizer):
@@ -186,7 +186,3 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
