@@ -214,6 +214,6 @@ def _compare(
     result = compare_rows(rows_of(config, device), workload, config.rounds, device)
     write_whole(folder / FIGURES, json.dumps(result, indent=2) + "\n")
     with whole_file(folder / PLOT) as beside:
-        beside.write_bytes(draw_plot(result["rows"], f"{workload.name}, random weights"))
+        draw_plot(result["rows"], f"{workload.name}, random weights", beside)
     say(f"Written: {folder / FIGURES}, {folder / PLOT}")
     return result

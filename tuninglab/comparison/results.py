@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -174,10 +174,9 @@ def _settings(row: Row) -> list[str]:
     return [row["precision"], *kept, *row["savers"], *recomputed]
 
 
-def draw_plot(rows: Sequence[Row], title: str) -> bytes:
+def draw_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     """Time of a step against peak memory, a point a row, as PNG."""
     # Not pyplot: it would pick a display and keep figures alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
@@ -199,9 +198,7 @@ def draw_plot(rows: Sequence[Row], title: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     # Without the Software entry the file does not change with matplotlib's version string.
-    image = BytesIO()
-    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
-    return image.getvalue()
+    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _minutes(seconds: float) -> str:

@@ -94,16 +94,14 @@ def branches_below(module: "nn.Module") -> tuple[Branch, ...]:
         # The own name takes part in the comparison only where there is nothing else to compare.
         content = (parameters, branch.children, "" if branch.shown else name)
         groups.setdefault(content, []).append(branch)
-    return tuple(_joined(group) for group in groups.values())
-
-
-def _joined(group: list[Branch]) -> Branch:
-    """Equal siblings as one branch, which stands for the modules of all."""
-    members = tuple(member for branch in group for member in branch.members)
-    return replace(_stacked(group), members=members)
+    return tuple(
+        replace(_stacked(group), members=tuple(m for branch in group for m in branch.members))
+        for group in groups.values()
+    )
 
 
 def _stacked(equal: list[Branch]) -> Branch:
+    """Equal branches as one, which stands for the modules of all."""
     # Equal content is of one form, so the branches below correspond one to one.
     if len(equal) == 1:
         return equal[0]

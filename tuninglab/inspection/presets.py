@@ -91,17 +91,6 @@ MOSAIC_GPT = (
 )
 
 
-def preset_config(name: str) -> PreTrainedConfig:
-    """The configuration of a preset.
-
-    Raises:
-        KeyError: the name is none of `PRESET_NAMES`.
-    """
-    if name == "embedded":
-        return AutoConfig.from_pretrained(base_directory(), local_files_only=True)
-    return AutoConfig.for_model(**PRESETS[name])
-
-
 def build_preset(name: str) -> PreTrainedModel:
     """A preset on the meta device: modules, shapes and number formats, no memory.
 
@@ -110,7 +99,9 @@ def build_preset(name: str) -> PreTrainedModel:
     """
     if name == "openflamingo-3b-vitl-mpt1b":
         say(MOSAIC_GPT)
-    return model_on_meta(preset_config(name))
+    if name == "embedded":
+        return model_on_meta(AutoConfig.from_pretrained(base_directory(), local_files_only=True))
+    return model_on_meta(AutoConfig.for_model(**PRESETS[name]))
 
 
 def model_on_meta(model_config: PreTrainedConfig) -> PreTrainedModel:

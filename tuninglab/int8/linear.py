@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad_of
+from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad
 from tuninglab.int8.rows import frozen, multiply, quantise_rows, scale_rows
 from tuninglab.int8.ways import Way, ways
 
@@ -179,7 +179,7 @@ class Int8Linear(Int8Weight):
         """
         way, _ = ways(hidden.device, len(hidden), self.weight.shape)
         if way != "int8" or self.bias is not None:
-            return loss_and_grad_of(self)(hidden, targets, factor)
+            return loss_and_grad(self, hidden, targets, factor)
         return cross_entropy(hidden, targets, self.weight, self.weight_scale, factor)
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -153,10 +153,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}. Check the run folder.") from error
 
 
-def _read_json(path: Path, default: Any = None) -> Any:
-    # Only report.json must be there; a page is made of what there is.
-    if default is not None and not path.exists():
-        return default
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -171,7 +168,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = _read_json(path, [])
+    # Only report.json must be there; a page is made of what there is.
+    rows = _read_json(path) if path.exists() else []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise _broken(path, "is not a list of objects")
     return rows
