@@ -90,11 +90,7 @@ def describe_workload(workload: Workload, parameters: int, rounds: int) -> dict[
         "model": workload.name,
         "weights": "random, the same in every row: they show cost, not quality",
         "parameters": parameters,
-        "sizes": {
-            name: value
-            for name, value in vars(workload).items()
-            if isinstance(value, int) and name != "batch_size"
-        },
+        "sizes": {n: v for n, v in vars(workload).items() if n not in ("batch_size", "tuning")},
         "batch_size": workload.batch_size,
         "tokens_a_step": workload.tokens_a_step,
         "padding": "none",

@@ -61,21 +61,12 @@ def classify(
         )
     ids = processor.tokenizer(list(candidates), add_special_tokens=False)["input_ids"]
     device = next(model.parameters()).device
-    scores = []
+    scores, options = [], {"normalise": normalise, "batch_size": batch_size}
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         inputs = processor(text=list(prompts[batch]), images=list(images[batch])).to(device)
-        scores.append(
-            candidate_log_probs(
-                model,
-                inputs["input_ids"],
-                ids,
-                inputs["attention_mask"],
-                inputs.get("pixel_values"),
-                normalise=normalise,
-                batch_size=batch_size,
-            )
-        )
+        given = {name: inputs.get(name) for name in processor.model_input_names}
+        scores.append(candidate_log_probs(model, candidates=ids, **given, **options))
     log_probs = torch.cat(scores)
     answers = [candidates[int(best)] for best in log_probs.argmax(-1)]
     return Ranking(answers, log_probs.softmax(-1), log_probs)
