@@ -169,7 +169,7 @@ def _whole(
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A model whose directory holds all of it, tokenizer aside."""
     folder = Path(checkpoint.path).expanduser()
-    text, vision = otter.parts(checkpoint)
+    text, vision = otter.parts(checkpoint, layout)
     tokenizer = _own_tokenizer(folder, sources, layout)
     rows = _add_tokens(tokenizer, text["vocab_size"], layout, sources, choices)
     with explained("configuration", str(folder)):

@@ -97,6 +97,10 @@ def to_sample(record: Any, origin: str) -> Sample:
     if formats[0] == "conversations" and turns:
         messages = turns = [_llava_message(turn) for turn in turns]
     listed, own = _listed_images(record), _own_images(turns)
+    for name in [*listed, *own]:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a picture is named by {brief(name)}; expected a path as text")
+        checked_text(name)
     # With both there is no telling which picture belongs to which mark.
     if listed and own:
         raise ValueError('pictures stand both in "images" and in the parts; keep one of the two')
@@ -130,10 +134,7 @@ def _listed_images(record: dict[str, Any]) -> list[str]:
         raise ValueError('the record has both "image" and "images"; keep one of the two')
     names = given[0] if given else []
     # LLaVA writes a single picture as a bare string.
-    names = names if isinstance(names, list) else [names]
-    for name in names:
-        _check_name(name)
-    return names
+    return names if isinstance(names, list) else [names]
 
 
 def _own_images(messages: list[Any]) -> list[str]:
@@ -148,20 +149,12 @@ def _own_images(messages: list[Any]) -> list[str]:
         if len(own) > 1:
             raise ValueError(f"an image part names {len(own)} pictures; one part is one picture")
         names += own
-    for name in names:
-        _check_name(name)
     # The order of unnamed parts among named ones would be a guess.
     if names and len(names) != len(images):
         raise ValueError(
             f"{len(names)} of {len(images)} image parts name a picture; name it in all"
         )
     return names
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a picture is named by {brief(name)}; expected a path as text")
-    checked_text(name)
 
 
 def _checked_root(root: Path) -> Path:

@@ -59,7 +59,7 @@ def describe(checkpoint: Checkpoint) -> Layout:
     return layout
 
 
-def parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+def parts(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configurations of Otter's language model and vision tower, for `AutoConfig.for_model`.
 
     Each is a dict with its `model_type`; the rows of the token table are those of the file.
@@ -73,25 +73,21 @@ def parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{checkpoint.path}: Otter's config.json is missing, which tells the parts of the "
             "model. Put it beside the weights, or name --lang_encoder and --vision_encoder"
         )
-    text, vision = (dict(config.get(name) or {}) for name in ("text_config", "vision_config"))
-    if "model_type" not in text:
-        raise UserError(
-            f"{checkpoint.path}: config.json has no text_config with a model_type; copy it again, "
-            "or name --lang_encoder"
-        )
-    family = describe(checkpoint).family
-    # Tokens were added after text_config was written; the file knows how many rows came of it.
-    text["vocab_size"] = len(checkpoint.tensors[LANG + TABLES[family]])
     # Otter's configurations of 2023 spell out generation settings (max_length 20, and for MPT no
     # cache) and where their weights once lay; neither says anything of the model.
     settings = {name for name in vars(GenerationConfig()) if not name.endswith("_token_id")}
     settings |= {"_name_or_path", "architectures", "torch_dtype", "transformers_version"}
     text, vision = (
-        {name: value for name, value in part.items() if name not in settings}
-        for part in (text, vision)
+        {name: value for name, value in (config.get(part) or {}).items() if name not in settings}
+        for part in ("text_config", "vision_config")
     )
-    vision["model_type"] = "clip_vision_model"
-    return text, vision
+    if "model_type" not in text:
+        raise UserError(
+            f"{checkpoint.path}: config.json has no text_config with a model_type; copy it again, "
+            "or name --lang_encoder"
+        )
+    # Tokens were added after text_config was written; the file knows how many rows came of it.
+    return text | {"vocab_size": layout.rows}, vision | {"model_type": "clip_vision_model"}
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
