@@ -152,15 +152,15 @@ def _filled(
 ) -> FlamingoForConditionalGeneration:
     if holds_tower(layout.targets):
         choices.add("vision tower", "that in the checkpoint", "it holds one, whole")
-    rounding = fill(model, checkpoint.tensors, layout.keys)
+    changes = fill(model, checkpoint.tensors, layout.keys)
     dtype = str(model.config.dtype).removeprefix("torch.")
-    change = "no value of the checkpoint was rounded"
-    if rounding.tensors:
-        change = (
-            f"{rounding.tensors} tensors of the checkpoint were rounded, by at most "
-            f"{rounding.largest:.1e}; --dtype fp32 keeps them"
+    reason = "no value of the checkpoint was rounded"
+    if changes:
+        reason = (
+            f"{len(changes)} tensors of the checkpoint were rounded, by at most "
+            f"{max(changes):.1e}; --dtype fp32 keeps them"
         )
-    choices.add("number format", dtype, change)
+    choices.add("number format", dtype, reason)
     return model.eval()
 
 

@@ -51,7 +51,7 @@ def load_lang_encoder(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """A plain decoder language model, in the number format given or else in its own.
+    """A language model, in the number format given or else in its own; see `read_lang_config`.
 
     Args:
         path_or_id: a directory or hub id.
@@ -63,7 +63,6 @@ def load_lang_encoder(
         UserError: there is none, or it is damaged.
     """
     where, local = resolve(path_or_id, "language model")
-    read_lang_config(path_or_id, trust_remote_code)
     options["trust_remote_code"] = trust_remote_code
     return load_weights(AutoModelForCausalLM, "language model", where, local, dtype, **options)
 

@@ -57,12 +57,9 @@ class TrainingLog:
         last = line["step"] >= self.total_steps
         if now - self.last_line >= PLAIN_INTERVAL_S or last:
             self.last_line = now
-            left = self._seconds_left(line["step"], now)
+            done = max(line["step"] - self.first_step, 1)
+            left = (now - self.started) / done * (self.total_steps - line["step"])
             say(f"step {line['step']}/{self.total_steps}: {note}, {left:.0f} s left")
-
-    def _seconds_left(self, step: int, now: float) -> float:
-        done = max(step - self.first_step, 1)
-        return (now - self.started) / done * (self.total_steps - step)
 
 
 def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:

@@ -1,21 +1,12 @@
 """Weights of a file into a model: checked before anything heavy is loaded, then copied in place."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Key
-
-
-@dataclass
-class Rounding:
-    """What a change of number format did: tensors whose values changed, and the largest change."""
-
-    tensors: int = 0
-    largest: float = 0.0
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -55,16 +46,16 @@ def misfits(
 
 
 @torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -> Rounding:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -> list[float]:
     """Copy every used key into the model, in the number format that the model has.
 
     Returns:
-        What the change of format did to the values.
+        Of each tensor that the change of format rounded, the largest change of a value.
 
     Raises:
         UserError: two different tensors belong to one weight, or a value does not fit the format.
     """
-    state, rounding = model.state_dict(), Rounding()
+    state, changes = model.state_dict(), []
     filled: dict[int, Key] = {}
     for key in keys:
         if key.target is None:
@@ -80,11 +71,11 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -
             )
         target.copy_(source)
         if target.dtype != source.dtype:
-            _measure(rounding, key, target, source)
-    return rounding
+            changes.append(_change(key, target, source))
+    return [change for change in changes if change]
 
 
-def _measure(rounding: Rounding, key: Key, target: Tensor, source: Tensor) -> None:
+def _change(key: Key, target: Tensor, source: Tensor) -> float:
     # In the wider of both formats no digit is lost to the comparison itself.
     change = (target.to(torch.promote_types(target.dtype, source.dtype)) - source).abs().max()
     if not change.isfinite() and source.isfinite().all():
@@ -92,5 +83,4 @@ def _measure(rounding: Rounding, key: Key, target: Tensor, source: Tensor) -> No
             f"{key.name} has values up to {source.abs().max():.3g}, beyond {target.dtype}. Give "
             "--dtype bf16 or --dtype fp32"
         )
-    rounding.tensors += bool(change > 0)
-    rounding.largest = max(rounding.largest, float(change.nan_to_num()))
+    return float(change.nan_to_num())
