@@ -23,6 +23,7 @@ from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats import multimodal_gpt, open_flamingo, otter
+from tuninglab.models.formats.filling import misfits
 from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
 from tuninglab.models.parts import read_config, resolve
@@ -162,7 +163,7 @@ def _adapter_of(
         choices.add("base model", "not named", "no --model was given; chat and finetune need it")
     else:
         base = model if model == "embedded" else str(Path(model).expanduser().resolve())
-        _check_adapter(tensors, model, layout)
+        _check_adapter(lora["r"], model, checkpoint, layout)
     lora["base_model_name_or_path"] = base
     return lambda folder: write_adapter(folder, LoraConfig(**lora), tensors, layout.media_mode)
 
@@ -177,22 +178,18 @@ def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:
     return found, Path(where)
 
 
-def _check_adapter(tensors: dict[str, torch.Tensor], model: str, layout: Layout) -> None:
+def _check_adapter(rank: int, model: str, checkpoint: Checkpoint, layout: Layout) -> None:
     """Refuse a LoRA that does not fit the Flamingo it shall belong to, layer by layer."""
     with torch.device("meta"):
         skeleton = FlamingoForConditionalGeneration(_flamingo_config(model)[0])
-    linear = {n: m.weight.shape for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
-    problems = []
-    for name, tensor in tensors.items():
-        module, _, side = name.removeprefix("base_model.model.").partition(".lora_")
-        if side:
-            shape = linear.get(module)
-            # lora_A is (R, inputs), lora_B (outputs, R); a weight is (outputs, inputs).
-            found = tensor.shape[1] if side[0] == "A" else tensor.shape[0]
-            if shape is None:
-                problems.append(f"it has no {module}")
-            elif found != shape[1 if side[0] == "A" else 0]:
-                problems.append(f"{module} is {tuple(shape)}, the LoRA for {found}")
+    expected = {}
+    for name, module in skeleton.named_modules():
+        if isinstance(module, nn.Linear):
+            lora = f"{multimodal_gpt.OUTER}{name}.lora_"
+            expected[f"{lora}A.weight"] = module.weight.new_empty(rank, module.in_features)
+            expected[f"{lora}B.weight"] = module.weight.new_empty(module.out_features, rank)
+    keys = [key for key in layout.keys if ".lora_" in key.name]
+    problems = misfits(expected, checkpoint.tensors, keys)
     if problems:
         raise UserError(
             f"--model {model} is not the Flamingo of this LoRA: {'; '.join(problems[:4])}. It is "

@@ -52,17 +52,13 @@ def _released_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor
     for name, tensor in tensors.items():
         own = name.removeprefix(LANG)
         layer, head = LAYER.fullmatch(own), HEAD.fullmatch(own)
+        kept = layer[3] == "gated_cross_attn_layer" if layer else KEPT_OUTSIDE.fullmatch(own)
         if head and any(other.startswith(f"{LANG}gpt_neox.") for other in tensors):
             # The head's name in GPT-NeoX depends on the version of transformers that reads it;
             # one tensor under two names is saved once.
-            yield from (
-                (f"{LANG}{module}.{head[1]}", tensor) for module in ("embed_out", "lm_head")
-            )
-        elif name.startswith("perceiver.") or head:
-            yield name, tensor
-        elif layer and layer[3] == "gated_cross_attn_layer":
-            yield name, tensor
-        elif name.startswith(LANG) and not layer and KEPT_OUTSIDE.fullmatch(own):
+            for module in ("embed_out", "lm_head"):
+                yield f"{LANG}{module}.{head[1]}", tensor
+        elif name.startswith("perceiver.") or head or (kept and name.startswith(LANG)):
             yield name, tensor
 
 

@@ -4,9 +4,10 @@ Needs no torch, so that a mistake in a data file is told before anything heavy i
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from tuninglab.console import say
@@ -41,13 +42,7 @@ def read_samples(
     records = read_records(path)
     root = _checked_root(path.parent if image_root is None else Path(image_root))
     # All texts are checked before the first picture is opened: they take no time.
-    samples: list[tuple[int, Sample]] = []
-    problems: list[tuple[int, str]] = []
-    for number, (origin, record) in enumerate(records):
-        try:
-            samples.append((number, to_sample(record, origin)))
-        except ValueError as error:
-            problems.append((number, f"{origin}: {error}"))
+    samples, problems = converted(records, to_sample)
     pictures = _checked_pictures((sample for _, sample in samples), root)
     for number, sample in samples:
         found = [pictures[str(name)] for name in sample.images]
@@ -62,6 +57,19 @@ def read_samples(
     return Records(usable, texts, len(bad_records))
 
 
+def converted(
+    records: Iterable[tuple[str, Any]], convert: Callable[[Any, str], Any]
+) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
+    """What records become, and what is wrong with the others, each with the record's number."""
+    good, bad = [], []
+    for number, (origin, record) in enumerate(records):
+        try:
+            good.append((number, convert(record, origin)))
+        except ValueError as error:
+            bad.append((number, f"{origin}: {error}"))
+    return good, bad
+
+
 def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> None:
     """Say that `bad` of `total` records are left out, if they may be and others remain.
 
@@ -73,9 +81,7 @@ def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> 
         raise DataError(problems, HINT if usable else f"No usable record is left in {name}.")
     if problems:
         say(f"{name}: {bad} of {total} records left out:")
-        rest = len(problems) - DataError.SHOWN
-        lines = problems[: DataError.SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])
-        say("\n".join(f"  {line}" for line in lines))
+        say(indent(str(DataError(problems)), "  "))
 
 
 def to_sample(record: Any, origin: str) -> Sample:

@@ -113,10 +113,9 @@ class Int8Quantiser(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, layer in int8_layers(model):
-            shape = (layer.out_features, layer.in_features)
+            given, shape = tuple(layer.weight.shape), (layer.out_features, layer.in_features)
             # transformers leaves the shape of what is quantised to the quantiser.
-            if tuple(layer.weight.shape) != shape:
-                given = tuple(layer.weight.shape)
+            if given != shape:
                 raise ValueError(f"{name}.weight is {given}, not {shape} as config.json has it")
             # The loader makes every float tensor trainable.
             layer.requires_grad_(False)
