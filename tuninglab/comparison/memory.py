@@ -14,9 +14,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,8 +134,7 @@ def split(training: Training, batch: Batch, peak_mib: float, vocabulary: int) ->
     return {**mib, "rest": round(peak_mib - sum(mib.values()), 1)}
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A storage that the backward pass needs, and the width of the tensor that came with it."""
 
     bytes: int

@@ -21,6 +21,8 @@ from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.text_to_text import FLAN_T5_SMALL, TextToText
 
+EPOCH_SAMPLES = 8000
+
 
 @dataclass(frozen=True)
 class TextWorkload:
@@ -29,7 +31,6 @@ class TextWorkload:
     name: ClassVar[str] = "T5 in flan-t5-small's shape"
     model_class: ClassVar[type] = TextToText
     scope: ClassVar[str] = ""
-    epoch_samples: ClassVar[int] = 8000
 
     shape: dict[str, Any] = field(default_factory=FLAN_T5_SMALL.copy)
     batch_size: int = 8
@@ -97,7 +98,6 @@ class FlamingoWorkload:
     name: ClassVar[str] = "Flamingo of a LLaMA 768 wide, one image a row"
     model_class: ClassVar[type] = FlamingoForConditionalGeneration
     scope: ClassVar[str] = SCOPE
-    epoch_samples: ClassVar[int] = 8000
 
     text: dict[str, Any] = field(default_factory=LLAMA.copy)
     vision: dict[str, Any] = field(default_factory=TOWER.copy)
@@ -151,8 +151,7 @@ class FlamingoWorkload:
         both = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
         text = self.text | both | {"intermediate_size": 96, "vocab_size": 256}
         vision = self.vision | both | {"intermediate_size": 256, "image_size": 28}
-        sizes = {"batch_size": 2, "tokens": 32, "answer_tokens": 8}
-        return replace(self, text=text, vision=vision, **sizes)
+        return replace(self, text=text, vision=vision, batch_size=2, tokens=32, answer_tokens=8)
 
 
 # A shape, and how a model of it is made, tuned and fed.

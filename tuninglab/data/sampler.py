@@ -65,9 +65,8 @@ class StepSampler(Sampler[list[int]]):
         """Optimizer steps of an epoch, an incomplete last one included."""
         return -(-self.length // self.rows_per_step)
 
-    def micro_batches(self, step: int | None = None) -> int:
-        """Micro-batches that each rank has in a step of the epoch (default: the current one)."""
-        step = self.step if step is None else step
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches that each rank has in a step of the epoch."""
         rows = min(self.rows_per_step, self.length - step * self.rows_per_step)
         # The fullest rank decides for all: they meet once a micro-batch or not at all.
         return -(-rows // (self.world_size * self.batch_size))

@@ -6,7 +6,6 @@ without rounding anew.
 """
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,7 +180,6 @@ def return_freed_memory() -> None:
     It keeps freed memory of up to 32 MiB apiece and does not always use it again: the peak of
     loading a model of 137 MiB was 182 MiB or 342 MiB from one try to the next.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

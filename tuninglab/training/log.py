@@ -67,13 +67,14 @@ def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:
     if not is_main_process():
         return
     trained = sum(row["parameters"] for row in rows)
-    share = trained / total_parameters
     table = Table("module", "dtype", title="What trains", title_justify="left")
     table.add_column("parameters", justify="right")
     for row in rows:
         table.add_row(row["module"], row["dtype"], f"{row['parameters']:,}")
     table.add_section()
-    table.add_row(f"all: {share:.2%} of {total_parameters:,}", "", f"{trained:,}")
+    table.add_row(
+        f"all: {trained / total_parameters:.2%} of {total_parameters:,}", "", f"{trained:,}"
+    )
     # A file or pipe has no width of its own; 100 holds the longest module names.
     width = None if sys.stderr.isatty() else 100
     Console(stderr=True, width=width).print(table)
