@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.readers import checked_object, settle, to_sample
+from tuninglab.data.readers import checked_object, converted, settle, to_sample
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
@@ -46,14 +46,10 @@ def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> 
     """
     path = Path(data)
     records = read_records(path)
-    pairs, problems = [], []
-    for origin, record in records:
-        try:
-            pairs.append(to_pair(record, origin))
-        except ValueError as error:
-            problems.append(f"{origin}: {error}")
+    pairs, wrong = converted(records, to_pair)
+    problems = [text for _, text in wrong]
     settle(shown(path), problems, skip_bad_records, len(problems), len(records))
-    return Records(pairs, problems, len(problems))
+    return Records([pair for _, pair in pairs], problems, len(problems))
 
 
 def to_pair(record: Any, origin: str) -> Pair:

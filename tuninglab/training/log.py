@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from rich import progress as rich_progress
@@ -40,24 +39,16 @@ class TrainingLog:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar:
             self.bar.stop()
 
     def show(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl."""
+        """Show a line of metrics.jsonl, of a training step or of a validation."""
         if "val_loss" in line:
-            self.validation(line)
-        else:
-            self.step(line)
-
-    def step(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a training step."""
+            write = self.bar.console.print if self.bar else say
+            write(f"step {line['step']}: val_loss {line['val_loss']:.4f}")
+            return
         note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=line["step"], note=note)
@@ -66,20 +57,9 @@ class TrainingLog:
         last = line["step"] >= self.total_steps
         if now - self.last_line >= PLAIN_INTERVAL_S or last:
             self.last_line = now
-            left = self._seconds_left(line["step"], now)
+            done = max(line["step"] - self.first_step, 1)
+            left = (now - self.started) / done * (self.total_steps - line["step"])
             say(f"step {line['step']}/{self.total_steps}: {note}, {left:.0f} s left")
-
-    def validation(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a validation."""
-        text = f"step {line['step']}: val_loss {line['val_loss']:.4f}"
-        if self.bar:
-            self.bar.console.print(text)
-        else:
-            say(text)
-
-    def _seconds_left(self, step: int, now: float) -> float:
-        done = max(step - self.first_step, 1)
-        return (now - self.started) / done * (self.total_steps - step)
 
 
 def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:
@@ -87,13 +67,14 @@ def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:
     if not is_main_process():
         return
     trained = sum(row["parameters"] for row in rows)
-    share = trained / total_parameters
     table = Table("module", "dtype", title="What trains", title_justify="left")
     table.add_column("parameters", justify="right")
     for row in rows:
         table.add_row(row["module"], row["dtype"], f"{row['parameters']:,}")
     table.add_section()
-    table.add_row(f"all: {share:.2%} of {total_parameters:,}", "", f"{trained:,}")
+    table.add_row(
+        f"all: {trained / total_parameters:.2%} of {total_parameters:,}", "", f"{trained:,}"
+    )
     # A file or pipe has no width of its own; 100 holds the longest module names.
     width = None if sys.stderr.isatty() else 100
     Console(stderr=True, width=width).print(table)
