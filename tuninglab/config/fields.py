@@ -134,7 +134,7 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
         return [_convert(one, choices[0], where, name) for one in values]
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise UserError(f"{where}{name} is {value!r}; expected a mapping, `name: number` lines.")
+            raise UserError(f"{where}{name} is {value!r}; expected `name: number` lines.")
         return {k: _convert(one, choices[1], where, f"{name}.{k}") for k, one in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-5 as text (it wants 1.0e-5); the source document's spelling must work.

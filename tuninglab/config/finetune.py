@@ -67,8 +67,8 @@ class FinetuneConfig(TrainingConfig):
         frozen = {"gates", "perceiver", "cross_attention"} & set(self.tuning_config.freeze)
         if pair[0] is not None and frozen:
             raise UserError(
-                f"--freeze names {min(frozen)}, but --lang_encoder gets a new Perceiver and new gated "
-                "blocks, which answer nothing before they were trained. Leave it out."
+                f"--freeze names {min(frozen)}, but --lang_encoder gets a new Perceiver and new "
+                "gated blocks, which answer nothing before they were trained. Leave it out."
             )
         if pair[0] is None and self.cross_attn_every_n_layers != EVERY_N_LAYERS:
             raise UserError(

@@ -209,8 +209,11 @@ class TuningConfig(LoraTuning):
     def _check_parts(self) -> None:
         both = [part for part in self.train if part in self.freeze]
         # The gates train unless they are told not to, so freezing them contradicts nothing.
-        both += [n for part, n in SWITCHES.items() if part in self.freeze and part != "gates"
-                 and getattr(self, n)]
+        both += [
+            n
+            for part, n in SWITCHES.items()
+            if part in self.freeze and part != "gates" and getattr(self, n)
+        ]
         if self.train_new_tokens:
             both += [part for part in ("head", "embeddings") if part in self.freeze]
         if both:
