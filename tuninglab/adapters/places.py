@@ -83,11 +83,16 @@ def _check_numbers(tuning: LoraTuning, layers: list[str]) -> None:
         patterns = list(getattr(tuning, name))
         used = {get_pattern_key(patterns, layer) for layer in layers}
         for pattern in (pattern for pattern in patterns if pattern not in used):
+            if any(get_pattern_key([pattern], layer) == pattern for layer in layers):
+                raise UserError(
+                    f"{name}: {pattern!r} hits only layers that a pattern before it hits, which is "
+                    "the one that counts. Put it first, or drop it."
+                )
             ends = _ends(layers)
             near = difflib.get_close_matches(pattern, ends, n=2, cutoff=0.5)
             raise UserError(
-                f"{name}: {pattern!r} hits no layer with LoRA, or none that no pattern before it "
-                f"hits. {'Did you mean' if near else 'There are'}: {', '.join(near or ends)}."
+                f"{name}: {pattern!r} hits no layer with LoRA. "
+                f"{'Did you mean' if near else 'Their names end in'}: {', '.join(near or ends)}."
             )
 
 

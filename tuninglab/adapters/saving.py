@@ -213,7 +213,9 @@ def _load(
         peft_model = _with_lora(model, directory, name)
         for key in direct:
             places[key].data.copy_(file.get_tensor(stored[key]))
-    own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
+    end = rf"\.{re.escape(name)}"
+    # DoRA's lengths are stored without their last word.
+    own = re.compile(rf"(?<=\.lora_magnitude_vector){end}\.weight$|{end}(?=\.|$)")
     known = {switching.plain_name(own.sub("", key)) for key in peft_model.state_dict()}
     strange = sorted(stored.keys() - known)
     if strange:
