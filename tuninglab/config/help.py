@@ -101,7 +101,8 @@ def _texts(config_class: Any) -> dict[str, str]:
     for base in reversed(config_class.__mro__[:-1]):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         for field, below in pairwise(getattr(body, "body", [])):
-            says = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and says:
-                texts[field.target.id] = str(below.value.value)
+            target = getattr(field, "target", None)
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(target, ast.Name) and isinstance(text, ast.Constant):
+                texts[target.id] = str(text.value)
     return texts

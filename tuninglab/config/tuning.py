@@ -95,10 +95,10 @@ class LoraTuning:
     part_learning_rates: ClassVar[dict[str, float]] = {}
 
     @property
-    def full_parts(self) -> set[Part]:
+    def full_parts(self) -> set[str]:
         """The parts that train in full, whichever setting says so."""
-        switched = {part for part, name in SWITCHES.items() if getattr(self, name)}
-        return (switched | set(self.train)) - set(self.freeze)
+        switched = [part for part, name in SWITCHES.items() if getattr(self, name)]
+        return {*switched, *self.train} - {*self.freeze}
 
     @classmethod
     def from_dict(cls: type[Tuning], values: Mapping[str, Any]) -> Tuning:
@@ -166,17 +166,13 @@ class TuningConfig(LoraTuning):
     """Train the gated blocks in full; they then get no LoRA."""
     train_new_tokens: bool = False
     """Train the rows of <image> and <|endofchunk|> in the input and output embeddings."""
-    train: Annotated[list[Part], arg(aliases=("--train",))] = field(  # pyright: ignore
-        default_factory=list
-    )
+    train: Annotated[list[Part], arg(aliases=("--train",))] = field(default_factory=list)
     """Parts trained in full, besides LoRA and what the settings above turn on."""
-    freeze: Annotated[list[Part], arg(aliases=("--freeze",))] = field(  # pyright: ignore
-        default_factory=list
-    )
+    freeze: Annotated[list[Part], arg(aliases=("--freeze",))] = field(default_factory=list)
     """Parts in which nothing trains, LoRA included."""
     gate_lr_multiplier: float = 10.0
     """Learning rate of the gates, as a multiple of --learning_rate."""
-    part_learning_rates: Rates = field(default_factory=dict)  # pyright: ignore
+    part_learning_rates: Rates = field(default_factory=dict)
     """Learning rates of parts, LoRA in them included; the others have --learning_rate."""
 
     def validate(self) -> None:
