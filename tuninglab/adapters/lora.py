@@ -101,6 +101,18 @@ def tune(
         peft_model = quietly(get_peft_model, model, know_int8(lora))
     peft_model.peft_config["default"].base_model_name_or_path = base
     _unfreeze(model, tuning, direct, scope)
+    _switch_off(model)
+    _make_float(model)
+    if tuning.init_lora_weights.startswith(CHANGES_BASE):
+        # What was taken out of the base, for saving: see adapters/saving.py.
+        state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        kept: Any = {name: t.detach().cpu().clone() for name, t in state.items() if "lora_" in name}
+        peft_model.lora_start = kept
+    return peft_model
+
+
+def _switch_off(model: nn.Module) -> None:
+    """Turn off what layers of PEFT and bitsandbytes would do to their inputs and weights."""
     module: Any
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -111,13 +123,6 @@ def tune(
         # weights for a kernel without backward: gradients are wrong from then on, without an error.
         elif hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    _make_float(model)
-    if tuning.init_lora_weights.startswith(CHANGES_BASE):
-        # What was taken out of the base, for saving: see adapters/saving.py.
-        state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-        kept: Any = {name: t.detach().cpu().clone() for name, t in state.items() if "lora_" in name}
-        peft_model.lora_start = kept
-    return peft_model
 
 
 def quietly(wrap: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
