@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from tuninglab.config.flags import parse, without_blanks
-from tuninglab.console import is_main_process, say
+from tuninglab.console import is_main_process, program, say
 from tuninglab.errors import UserError, WorkError
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         near = difflib.get_close_matches(words[0], VERBS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        say(f"Unknown verb {words[0]!r}.{hint} Verbs: {', '.join(VERBS)}; see tuninglab --help.")
+        verbs = ", ".join(VERBS)
+        say(f"Unknown verb {words[0]!r}.{hint} Verbs: {verbs}; see {program()} --help.")
         return UserError.exit_code
     return run_verb(words[0], words[1:])
 
@@ -160,7 +161,7 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     verb = VERBS[name]
 
     def parse_and_work() -> None:
-        config = parse(f"tuninglab {name}", verb.settings(), words)
+        config = parse(f"{program()} {name}", verb.settings(), words)
         if getattr(config, "print_config", False):
             from tuninglab.config.yaml_file import config_yaml
 
@@ -191,12 +192,12 @@ def _usage() -> str:
     lines = [f"  {verb:<{width}}  {row.settings().__doc__}" for verb, row in VERBS.items()]
     return "\n".join(
         [
-            "usage: tuninglab VERB [FLAGS]",
+            f"usage: {program()} VERB [FLAGS]",
             "",
             "Tune a Flamingo on pictures and dialogues, on this machine.",
             "",
             *lines,
             "",
-            "tuninglab VERB --help lists the flags of a verb; --version prints the version.",
+            f"{program()} VERB --help lists the flags of a verb; --version prints the version.",
         ]
     )

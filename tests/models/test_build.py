@@ -197,7 +197,7 @@ def test_missing_file(name, saved):
 def test_a_run_or_adapter_as_model_leads_to_its_base(name, tmp_path):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).touch()
-    with pytest.raises(UserError, match="(?s)base.*--model.*`tuninglab chat .*/run(/adapter)?`"):
+    with pytest.raises(UserError, match="(?s)base.*--model.*`.*tuninglab chat .*/run(/adapter)?`"):
         load_flamingo((tmp_path / name).parent)
 
 

@@ -1,6 +1,7 @@
 """The parts of a Flamingo from disk or hub: a language model, its tokenizer, a vision tower."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tuninglab.console import program
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
@@ -179,7 +181,7 @@ def read_config(
             raise UserError(
                 f"{what}: {where} holds {tuned[0]}: a run or its adapter is the result of tuning. "
                 "Give its base (named in that file) as --model, or talk to it with "
-                f"`tuninglab chat {where}`"
+                f"`{program()} chat {shlex.quote(where)}`"
             )
         raise UserError(
             f"{what}: {where} has no config.json; give a directory that save_pretrained wrote"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.config import FlanT5Config
-from tuninglab.console import Choices, is_main_process, say
+from tuninglab.console import Choices, is_main_process, program, say
 from tuninglab.data.pairs import Pair
 from tuninglab.data.splits import read_pair_splits
 from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
@@ -132,7 +132,7 @@ def show(report: dict[str, Any], run: RunFolder) -> None:
     say("prior: always the most frequent date of the training data.")
     say()
     say(f"See what it wrote:              {run.path / 'report.html'}")
-    say("Compare int8 with 16 bits:      tuninglab flan-t5 --compare")
+    say(f"Compare int8 with 16 bits:      {program()} flan-t5 --compare")
 
 
 FLAN_T5 = Recipe(WHOLE_MODEL, open_data, load)
