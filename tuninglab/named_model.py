@@ -10,6 +10,7 @@ from tuninglab.disk import finish_replacing
 from tuninglab.errors import UserError
 from tuninglab.run_folder import elsewhere, how_to_end
 
+EMBEDDED = Path(__file__).parent / "embedded" / "base"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -26,6 +27,11 @@ class NamedModel:
     adapter: Path | None = None
     tuned: str = ""
     tuned_on: str = "none"
+
+
+def shipped(name: str | Path) -> str | Path:
+    """The directory that `embedded` stands for, whatever lies here; another name as it is."""
+    return EMBEDDED if name == "embedded" else name
 
 
 def find_model(name: str) -> NamedModel:

@@ -21,6 +21,7 @@ from tuninglab.models import (
     FlamingoForConditionalGeneration,
     flamingo,
     flamingo_from_parts,
+    hub,
     load_flamingo,
 )
 
@@ -167,6 +168,8 @@ def test_wrong_models_say_what_is_wrong(saved, parts, tmp_path, monkeypatch):
 
 
 def test_hub_id_that_is_not_there(monkeypatch):
+    # As if the hub had answered, but not with this model.
+    monkeypatch.setattr(hub, "_out_of_reach", lambda: "")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no such directory here, and the hub did not give it"):
         load_flamingo("nobody/nothing")

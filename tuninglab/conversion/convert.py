@@ -26,7 +26,8 @@ from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats import multimodal_gpt, open_flamingo, otter
 from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
-from tuninglab.models.parts import read_config, resolve
+from tuninglab.models.hub import resolve
+from tuninglab.models.parts import read_config
 
 REPORT_NAME = "conversion.json"
 DESCRIBE: dict[str, Callable[[Checkpoint], Layout]] = {
