@@ -95,6 +95,10 @@ class Verb(NamedTuple):
 
     def run(self, config: Any) -> None:
         """Do the work and print what came of it."""
+        from tuninglab.data.named_files import look_at_files
+
+        # Before the room of the work, which loads torch.
+        look_at_files(config)
         work = getattr(import_module(f"tuninglab.{self.room}"), self.work)
         self.show(work(config), getattr(config, "json", False))
 

@@ -1,6 +1,7 @@
 """Where a model that the user named lies: its base, and the adapter upon it if there is one."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tuninglab.errors import UserError
 from tuninglab.run_folder import elsewhere, how_to_end
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
+# A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2".
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -32,6 +35,30 @@ class NamedModel:
 def shipped(name: str | Path) -> str | Path:
     """The directory that `embedded` stands for, whatever lies here; another name as it is."""
     return EMBEDDED if name == "embedded" else name
+
+
+def local_directory(path_or_id: str | Path, what: str) -> Path | None:
+    """The directory that a name is; None: there is none, but it can be a hub id.
+
+    Args:
+        path_or_id: the name.
+        what: it names, for messages.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{what}: {path} is a file; give the directory that holds config.json")
+    # Under a folder that exists here, a missing name is a path too.
+    looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
+    if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
+        raise UserError(
+            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
+        )
+    return None
 
 
 def find_model(name: str) -> NamedModel:

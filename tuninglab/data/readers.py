@@ -39,7 +39,7 @@ def read_samples(
     """
     path = Path(data)
     records = read_records(path)
-    root = _checked_root(path.parent if image_root is None else Path(image_root))
+    root = checked_root(path.parent if image_root is None else Path(image_root))
     # All texts are checked before the first picture is opened: they take no time.
     samples: list[tuple[int, Sample]] = []
     problems: list[tuple[int, str]] = []
@@ -164,8 +164,12 @@ def _check_name(name: Any) -> None:
     checked_text(name)
 
 
-def _checked_root(root: Path) -> Path:
-    """The image root with all symlinks resolved."""
+def checked_root(root: Path) -> Path:
+    """The image root with all symlinks resolved.
+
+    Raises:
+        UserError: it is no folder, or cannot be used.
+    """
     # A root that is itself a link is fine; confinement compares with what it points to.
     try:
         resolved = root.resolve()

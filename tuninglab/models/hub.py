@@ -1,7 +1,6 @@
 """Where a model that is named lies: what ships with the package, a directory, or the hub."""
 
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
 from tuninglab.errors import UserError
-from tuninglab.named_model import shipped
+from tuninglab.named_model import local_directory, shipped
 
-# A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2".
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TIMEOUT_S = 5.0
 
 _reached = False
@@ -25,17 +22,9 @@ def resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
     Raises:
         UserError: it is neither, or on a hub that cannot be reached.
     """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return str(path), True
-    if path.exists():
-        raise UserError(f"{what}: {path} is a file; give the directory that holds config.json")
-    # Under a folder that exists here, a missing name is a path too.
-    looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
-    if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
-        raise UserError(
-            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
-        )
+    directory = local_directory(path_or_id, what)
+    if directory is not None:
+        return str(directory), True
     name = str(path_or_id)
     if why := _out_of_reach():
         return _downloaded_before(name, f"{what}: there is no directory {name} here, and {why}")
