@@ -15,9 +15,9 @@ from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError
+from tuninglab.progress import working
 
 PATH_KEYS = ("image", "path", "url")  # what an image part may call its own picture
-PROGRESS_RECORDS = 2_000
 HINT = "Correct the file, or go on without such records: --skip_bad_records"
 
 
@@ -38,16 +38,19 @@ def read_samples(
         UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
     """
     path = Path(data)
-    records = read_records(path)
+    with working(f"reading {shown(path)}"):
+        records = read_records(path)
     root = checked_root(path.parent if image_root is None else Path(image_root))
     # All texts are checked before the first picture is opened: they take no time.
     samples: list[tuple[int, Sample]] = []
     problems: list[tuple[int, str]] = []
-    for number, (origin, record) in enumerate(records):
-        try:
-            samples.append((number, to_sample(record, origin)))
-        except ValueError as error:
-            problems.append((number, f"{origin}: {error}"))
+    with working("checking records", len(records)) as note:
+        for number, (origin, record) in enumerate(records):
+            note(number)
+            try:
+                samples.append((number, to_sample(record, origin)))
+            except ValueError as error:
+                problems.append((number, f"{origin}: {error}"))
     pictures = _checked_pictures((sample for _, sample in samples), root)
     for number, sample in samples:
         found = [pictures[str(name)] for name in sample.images]
@@ -193,16 +196,14 @@ def _checked_pictures(samples: Iterable[Sample], root: Path) -> dict[str, Path |
 
     # Once each: LLaVA asks several questions about one picture in separate records.
     names = sorted({str(name) for sample in samples for name in sample.images})
-    if len(names) > PROGRESS_RECORDS:
-        say(f"checking {len(names):,} pictures ...")
     checked: dict[str, Path | str] = {}
     # Pillow decodes outside the interpreter lock, so threads help.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        for name, result in zip(names, pool.map(check, names), strict=True):
-            checked[name] = result
-            if len(checked) % PROGRESS_RECORDS == 0:
-                say(f"checked {len(checked):,} of {len(names):,} pictures")
+        with working("checking pictures", len(names)) as note:
+            for name, result in zip(names, pool.map(check, names), strict=True):
+                checked[name] = result
+                note(len(checked))
     finally:
         # Without this Ctrl-C would wait for all the pictures still queued.
         pool.shutdown(cancel_futures=True)

@@ -19,6 +19,7 @@ from tuninglab.data.sampler import StepSampler
 from tuninglab.data.splits import Splits, fit
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
+from tuninglab.progress import working
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
@@ -115,7 +116,8 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    base = recipe.load(config, run, choices)
+    with working("loading the base model"):
+        base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     splits, loaders = open_loaders(config, splits, base, accelerator)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
@@ -260,7 +262,8 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
     if is_main_process():
         from tuninglab.reporting.report import write_report
 
-        page, figures = write_report(setup.run.path), report["train"]
+        with working("writing the report"):
+            page, figures = write_report(setup.run.path), report["train"]
         say(
             f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
             f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tuninglab.config import ChatConfig
 from tuninglab.console import say
 from tuninglab.errors import UserError
+from tuninglab.progress import working
 from tuninglab.serving.conversation import Conversation
 
 HELP = """\
@@ -28,9 +29,10 @@ def chat(config: ChatConfig) -> None:
         UserError: the model or the first picture cannot be loaded.
     """
     # Loaded here, so that a wrong flag is answered before torch is imported.
-    from tuninglab.serving.open_model import open_model
+    with working(f"opening {config.model}"):
+        from tuninglab.serving.open_model import open_model
 
-    model, processor = open_model(config.model)
+        model, processor = open_model(config.model)
     conversation = Conversation(model, processor, config.max_new_tokens)
     # After the model: a missing model is the larger mistake of the two, and is told first.
     if config.image is not None:

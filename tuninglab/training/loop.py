@@ -16,6 +16,7 @@ from tuninglab.config import TrainingConfig
 from tuninglab.console import say
 from tuninglab.data.loading import step_batches
 from tuninglab.data.sampler import StepSampler
+from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
@@ -159,11 +160,13 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     # Apple's GPUs have no float64.
     exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
     total, count = torch.zeros((), dtype=exact, device=accelerator.device), 0
-    for batch in loader:
-        with accelerator.autocast():
-            loss = batch_loss(model, batch, 1, accelerator)
-        total += loss.to(total)
-        count += batch.answer_tokens
+    with working("validating", len(loader)) as note:
+        for number, batch in enumerate(loader, 1):
+            with accelerator.autocast():
+                loss = batch_loss(model, batch, 1, accelerator)
+            total += loss.to(total)
+            count += batch.answer_tokens
+            note(number)
     sums = torch.stack([total, total.new_tensor(count)])
     loss_sum, tokens = over_processes(sums, accelerator).tolist()
     return loss_sum / tokens
