@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
         UserError: the model, the data or the tuning do not fit each other or the machine.
     """
     choices = Choices()
-    accelerator = make_accelerator(config.precision, choices)
+    accelerator = make_accelerator(config.precision, choices, config.threads)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.

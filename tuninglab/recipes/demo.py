@@ -34,6 +34,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             max_steps=config.max_steps,
             precision=config.precision,
             seed=config.seed,
+            threads=config.threads,
             embedded_pictures=PICTURES,
             overwrite=True,
             **SETTINGS,

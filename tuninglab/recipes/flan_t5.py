@@ -20,7 +20,7 @@ from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.embedded_runs import check_own, print_scores
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.hardware import DTYPES
+from tuninglab.training.hardware import DTYPES, use_threads
 
 DEMO_NAME = "flan_t5"
 WHOLE_MODEL = ""  # the scope of LoRA: nothing of a T5 is left out
@@ -39,6 +39,7 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
     if config.compare:
+        use_threads(config.threads)
         from tuninglab.comparison import compare
 
         return compare(config)

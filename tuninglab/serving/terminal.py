@@ -32,7 +32,7 @@ def chat(config: ChatConfig) -> None:
     with working(f"opening {config.model}"):
         from tuninglab.serving.open_model import open_model
 
-        model, processor = open_model(config.model)
+        model, processor = open_model(config.model, config.threads)
     conversation = Conversation(model, processor, config.max_new_tokens)
     # After the model: a missing model is the larger mistake of the two, and is told first.
     if config.image is not None:

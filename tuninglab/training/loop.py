@@ -18,6 +18,7 @@ from tuninglab.data.loading import step_batches
 from tuninglab.data.sampler import StepSampler
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
+from tuninglab.threads import BusyWatch
 from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
@@ -61,7 +62,7 @@ def train(
         _go_on(state, run, accelerator)
     progress, total = state.progress, state.total_steps
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
-        sinks = [*sinks, log.show]
+        sinks = [*sinks, log.show, *_watch(config, accelerator)]
         begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
@@ -170,6 +171,14 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     sums = torch.stack([total, total.new_tensor(count)])
     loss_sum, tokens = over_processes(sums, accelerator).tolist()
     return loss_sum / tokens
+
+
+def _watch(config: TrainingConfig, accelerator: Accelerator) -> list[Sink]:
+    """Looks for other work on the machine, where fewer threads would help and none were asked."""
+    threads = torch.get_num_threads()
+    if accelerator.device.type != "cpu" or threads == 1 or config.threads is not None:
+        return []
+    return [BusyWatch((threads + config.workers) * accelerator.num_processes)]
 
 
 def _tell(sinks: Sequence[Sink], line: dict[str, Any]) -> None:
