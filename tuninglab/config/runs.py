@@ -47,11 +47,15 @@ class ChatConfig:
     """Talk to a run or a model about pictures."""
 
     model: Positional[str] = "embedded"
-    """A run folder, a model directory, or `embedded`."""
+    """A run folder or one of its checkpoints, a model directory, or `embedded`."""
     terminal: bool = True
     """Chat in this terminal, the only place so far."""
     image: str | None = None
     """Picture of the first question."""
+    ask: str | None = None
+    """Answer this one question, on standard output, and end."""
+    system: str | None = None
+    """What the system message says, before all questions, as in the training data."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""
     threads: int | None = None
@@ -67,6 +71,9 @@ class ChatConfig:
         """
         check(self.terminal, "terminal", self.terminal, "true", "There is no other chat yet.")
         check_positive(self, "max_new_tokens", "threads")
+        for name in ("ask", "system"):
+            value = getattr(self, name)
+            check(value is None or value.strip() != "", name, value, "a text")
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -207,7 +208,15 @@ def train_setup(setup: Setup) -> Progress:
         setup.accelerator,
         setup.val_loader,
         sinks=[setup.run.append_metrics],
+        collect=adapter_writer,
     )
+
+
+def adapter_writer(model: Any) -> Callable[[Path], None]:
+    """Writes the adapter as it is now beside a checkpoint, so that one can talk to it."""
+    # Here, where all processes are, and not in what is returned: weights may be sharded.
+    state = adapter_state(model)
+    return lambda folder: save_adapter(model, folder / "adapter", state)
 
 
 def answers_of(setup: Setup) -> Answer:

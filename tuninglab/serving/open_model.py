@@ -17,8 +17,8 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     A base is loaded as it is saved, even if the run held it in fewer bits, which is said.
 
     Args:
-        name: a run folder or the adapter/ in it, an adapter directory (both: base with adapter), a
-            model directory, a hub id, or `embedded`.
+        name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory (all
+            of them: base with adapter), a model directory, a hub id, or `embedded`.
         threads: that compute on a CPU; None leaves their number to torch and the environment.
 
     Raises:

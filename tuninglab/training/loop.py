@@ -19,7 +19,12 @@ from tuninglab.data.sampler import StepSampler
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.threads import BusyWatch
-from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from tuninglab.training.checkpoint import (
+    Collect,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
@@ -40,6 +45,7 @@ def train(
     accelerator: Accelerator,
     val_loader: DataLoader | None = None,
     sinks: Sequence[Sink] = (),
+    collect: Collect | None = None,
 ) -> Progress:
     """Train what requires gradients, in place; returns how far the run came.
 
@@ -51,6 +57,7 @@ def train(
         accelerator: carries device, precision and processes.
         val_loader: from `make_loader`, for validation every `eval_steps` and at the end.
         sinks: take every line of metrics; the screen does besides.
+        collect: makes of the model what writes more into a checkpoint.
 
     Raises:
         WorkError: a loss or gradient is not finite, or the disk is full.
@@ -83,7 +90,8 @@ def train(
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
             if last or outcome.stop or _due(config.save_steps, progress.step):
-                save_checkpoint(run.checkpoints, state, accelerator, config.keep_checkpoints)
+                keep = config.keep_checkpoints
+                save_checkpoint(run.checkpoints, state, accelerator, keep, collect)
             if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
