@@ -60,11 +60,14 @@ SMALLER = {
     "embedded/task.py": {"TEST_QUESTIONS = 1000": "TEST_QUESTIONS = 8"},
     "embedded/text_task.py": {"VAL_PAIRS, TEST_PAIRS = 250, 1000": "VAL_PAIRS, TEST_PAIRS = 5, 5"},
     "comparison/workloads.py": {
-        "    layers: int = 8": "    layers: int = 2",
-        "vocabulary: int = 32128": "vocabulary: int = 256",
-        "vocabulary: int = 32003": "vocabulary: int = 259",
-        "image_size: int = 224": "image_size: int = 28",
+        '"num_hidden_layers": 8': '"num_hidden_layers": 2',
+        '"vocab_size": 32003': '"vocab_size": 259',
+        '"image_size": 224': '"image_size": 28',
         "source_tokens: int = 256": "source_tokens: int = 32",
+    },
+    "models/text_to_text.py": {
+        '"num_layers": 8': '"num_layers": 2',
+        '"vocab_size": 32128': '"vocab_size": 256',
     },
 }
 

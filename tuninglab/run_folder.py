@@ -1,5 +1,6 @@
 """The run folder: its naming rules, its files, and what a resumed run takes over from it."""
 
+import itertools
 import json
 import os
 import platform
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -161,10 +163,12 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not is_main_process() or not path.exists():
             return
-        # A process killed while writing leaves half a line, always the last one.
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_json(line)]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_whole(path, "".join(line + "\n" for line in kept))
+        kept = ""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # A process killed while writing leaves half a line, always the last one.
+            with suppress(ValueError):
+                kept += f"{line}\n" if json.loads(line)["step"] <= step else ""
+        write_whole(path, kept)
 
     def write_environment(self, choices: Choices, threads: int, device: str) -> None:
         """Add this start to environment.json: on what, and why the automatic choices were made.
@@ -208,10 +212,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -269,15 +271,5 @@ def git_commit() -> str | None:
 
 
 def _free_name(parent: Path) -> str:
-    number = 1
-    while (parent / f"run_{number}").exists():
-        number += 1
-    return f"run_{number}"
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    names = (f"run_{number}" for number in itertools.count(1))
+    return next(name for name in names if not (parent / name).exists())

@@ -163,7 +163,7 @@ def test_what_a_comparison_would_pass_over_is_refused(name, tmp_path, monkeypatc
 def test_a_comparison_writes_into_no_run_and_over_none_that_was_named(tmp_path, monkeypatch):
     kept = {"rows": [], "ratio": {}}
     monkeypatch.setattr(comparison, "compare_rows", lambda *args: kept)
-    monkeypatch.setattr(comparison, "draw_plot", lambda *args: b"png")
+    monkeypatch.setattr(comparison, "draw_plot", lambda *args: args[-1].write_bytes(b"png"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text("batch_size: 2\n")
     config = FinetuneConfig(compare=True, output_dir=str(tmp_path))

@@ -9,6 +9,7 @@ from tuninglab.comparison.variants import Variant
 from tuninglab.comparison.workloads import Bench, TextWorkload, save_random
 from tuninglab.config.tuning import TextTuningConfig
 from tuninglab.errors import WorkError
+from tuninglab.models.text_to_text import FLAN_T5_SMALL
 
 CPU = torch.device("cpu")
 PLAIN = Variant("plain", "fp32")
@@ -19,12 +20,12 @@ MIB = 2**20
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot reset its peak")
 def test_a_model_of_64_mib_more_is_measured_as_such(tmp_path):
     # Two target tokens: the logits of the larger table are next to nothing.
-    shape = {"width": 512, "head_width": 16, "heads": 2, "inner_width": 32, "layers": 1}
+    shape = FLAN_T5_SMALL | {"d_kv": 16, "num_heads": 2, "d_ff": 32, "num_layers": 1}
     batch = {"batch_size": 1, "source_tokens": 4, "target_tokens": 2}
     found = []
     for rows in (1024, 1024 + 16 * 1024):
         tuning = TextTuningConfig(lora_target_modules=["q"])
-        workload = TextWorkload(**shape, **batch, vocabulary=rows, tuning=tuning)
+        workload = TextWorkload(shape | {"vocab_size": rows}, **batch, tuning=tuning)
         save_random(workload, tmp_path / str(rows))
         found.append(measure_memory(PLAIN, Bench(workload, tmp_path / str(rows), CPU)))
     # Token table and head, each 16,384 x 512 numbers of 4 bytes.
@@ -67,7 +68,7 @@ def test_the_split_counts_parameters_states_and_logits(small_bases):
     trained = sum(p.numel() for p in named.values() if p.requires_grad)
     # Weight, gradient and AdamW's two moments, all float32.
     assert parts["lora_gradients_optimizer"] == round(4 * 4 * trained / MIB, 1)
-    table = 2 * 4 * workload.vocabulary * workload.width
+    table = 2 * 4 * workload.vocabulary * workload.shape["d_model"]
     assert parts["embeddings_head"] == round(table / MIB, 1)
     frozen = 4 * sum(p.numel() for p in named.values() if not p.requires_grad)
     assert parts["weights"] == round((frozen - table) / MIB, 1)

@@ -172,7 +172,7 @@ def test_a_run_of_the_first_version_still_loads(tmp_path):
     assert config == FinetuneConfig(
         **{"run_name": "int8", "output_dir": "/tmp/old_runs", "max_steps": 6, "batch_size": 4},
         **{"enable_int8": True, "quantization": "int8", "memory_savers": ["norm", "glu"]},
-        **{"save_steps": 3, "embedded_pictures": 60},
+        **{"save_steps": 3, "embedded_pictures": 60, "epochs": 1, "learning_rate": 2e-4},
         tuning_config={"lora_target_modules": ["q_proj", "ff.3"]},
     )
     config.validate()

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, LlamaConfig, Pre
 
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
+from tuninglab.config import ConvertConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
-from tuninglab.conversion.building import Sources, flamingo_of
+from tuninglab.conversion.building import flamingo_of
 from tuninglab.conversion.writing import write_open_flamingo
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
@@ -108,7 +109,8 @@ def convert(state, parts, tmp_path, **options):
     layout = describe(checkpoint)
     assert not layout.with_fate("unexpected") and not layout.with_fate("missing")
     choices = Choices()
-    sources = Sources(*map(str, parts), **options)
+    lang, tower = map(str, parts)
+    sources = ConvertConfig(lang_encoder=lang, vision_encoder=tower, **options)
     model, processor = flamingo_of(checkpoint, layout, sources, choices)
     return model, processor, layout, {entry["choice"]: entry for entry in choices.made}
 
@@ -334,10 +336,10 @@ def test_an_otter_is_whole_in_its_directory(make_source, make_batch, tmp_path):
     checkpoint = read_checkpoint(folder)
     layout = otter.describe(checkpoint)
     with pytest.raises(UserError, match="holds no tokenizer: give --tokenizer"):
-        flamingo_of(checkpoint, layout, Sources(None, None), Choices())
+        flamingo_of(checkpoint, layout, ConvertConfig(), Choices())
     # 59 words, then <|endofchunk|>, <image>, <answer>, <PAD>.
     save_tokenizer(folder, BASE - 1)
-    model, processor = flamingo_of(checkpoint, layout, Sources(None, None), Choices())
+    model, processor = flamingo_of(checkpoint, layout, ConvertConfig(), Choices())
     assert processor.tokenizer.convert_tokens_to_ids("<answer>") == 61
     assert (model.config.eoc_token_id, model.config.image_token_id) == (59, 60)
     model.config.image_token_id = source.config.image_token_id
@@ -351,7 +353,7 @@ def test_an_otter_is_whole_in_its_directory(make_source, make_batch, tmp_path):
     torch.save(state, folder / "pytorch_model.bin")
     checkpoint = read_checkpoint(folder)
     with pytest.raises(UserError, match="is incomplete: 1 weights are not there"):
-        flamingo_of(checkpoint, otter.describe(checkpoint), Sources(None, None), Choices())
+        flamingo_of(checkpoint, otter.describe(checkpoint), ConvertConfig(), Choices())
 
 
 def test_a_tower_of_open_clip_and_a_safetensors_file(make_source, make_batch, take_apart, tmp_path):
@@ -371,7 +373,7 @@ def test_a_tower_of_open_clip_and_a_safetensors_file(make_source, make_batch, ta
     )
     save_file(released(source), tmp_path / "release.safetensors")
     checkpoint = read_checkpoint(tmp_path / "release.safetensors")
-    sources = Sources(str(lang), str(tower))
+    sources = ConvertConfig(lang_encoder=str(lang), vision_encoder=str(tower))
     model, _ = flamingo_of(checkpoint, describe(checkpoint), sources, Choices())
     batch = make_batch([[1, 4], [3]])
     assert torch.equal(model(**batch).logits, source(**batch).logits)

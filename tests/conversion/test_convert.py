@@ -256,3 +256,13 @@ def test_a_lora_becomes_an_adapter_of_the_embedded_base(tmp_path, capsys):
     for name, tensor in model.state_dict().items():
         if "lora_" in name:
             assert torch.equal(state[name], tensor), name
+    # One layer of another width, and one that the base does not have.
+    name = next(name for name in old if name.endswith("q_proj.lora_A.weight") and ".0." in name)
+    other = name.replace("lora_A", "lora_B")
+    wrong = {name: torch.ones(4, 7), other: old[other]}
+    wrong |= {key.replace(".0.", ".99."): tensor for key, tensor in wrong.items()}
+    torch.save({"model_state_dict": old | wrong}, tmp_path / "lora.pt")
+    assert run("--from", "multimodal_gpt", *flags, "--overwrite") == 2
+    said = capsys.readouterr().err
+    assert "--model embedded is not the Flamingo of this LoRA" in said
+    assert "is (4, 7), the model's (4, " in said and "the model has no " in said

@@ -1,13 +1,12 @@
 import json
 import os
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tuninglab.data import readers
+from tuninglab.data import images
 from tuninglab.data.readers import read_samples
 from tuninglab.errors import DataError, UserError
 
@@ -202,9 +201,9 @@ def test_links_and_dots_that_stay_inside_are_followed(tmp_path, pics):
 
 
 def test_too_large_pictures_are_refused(tmp_path, pics, monkeypatch):
-    monkeypatch.setattr(readers, "load_image", partial(readers.load_image, max_pixels=11))
+    monkeypatch.setattr(images, "MAX_PIXELS", 11)
     record = {"messages": [user("<image>?"), GOOD[1]], "images": ["a.png"]}
-    with pytest.raises(UserError, match="4x3 pixels, too large: at most 11"):
+    with pytest.raises(UserError, match=f"a.png' has 4x3 pixels, {images.TOO_LARGE}"):
         read_samples(write(tmp_path, [record]), pics)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections import Counter
 
 import pytest
 
@@ -12,7 +11,7 @@ from tools.embedded_base.text import training_text
 from tuninglab.data.sample import plain_text
 from tuninglab.embedded.digits import DigitScene
 from tuninglab.embedded.scenes import sample_scene
-from tuninglab.embedded.task import EmbeddedSamples, most_frequent_answers, write_data
+from tuninglab.embedded.task import EmbeddedSamples, write_data
 from tuninglab.errors import UserError
 
 
@@ -42,14 +41,6 @@ def test_samples_are_lazy_records_with_one_picture_and_reproducible():
 def test_a_longer_set_starts_with_the_shorter_one():
     short, long = EmbeddedSamples("train", 5, 3), EmbeddedSamples("train", 9, 3)
     assert short.items == long.items[:5]
-
-
-def test_prior_by_brute_force():
-    train = EmbeddedSamples("train", 200, 3)
-    prior = most_frequent_answers(train)
-    for kind, answer in prior.items():
-        counts = Counter(q.answer for i in train.items for q in i.questions if q.type == kind)
-        assert counts[answer] == max(counts.values())
 
 
 def test_pre_training_text_and_captions_hold_no_question_of_the_demo():

@@ -6,7 +6,7 @@ from transformers import CLIPVisionModel, T5Config
 from tuninglab.adapters.lora import tune
 from tuninglab.config.tuning import DEFAULT_TARGET_MODULES, TuningConfig
 from tuninglab.embedded import base_directory
-from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta, preset_config
+from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
 from tuninglab.models import load_flamingo
 
 PERCEIVER = 63_019_008
@@ -93,7 +93,7 @@ def test_what_is_not_the_released_code_is_said(capsys):
 
 
 def test_a_configuration_gives_the_class_that_was_saved():
-    config = preset_config("openflamingo-9b").vision_config
+    config = build_preset("openflamingo-9b").config.vision_config
     config.architectures = ["CLIPVisionModel"]
     assert type(model_on_meta(config)) is CLIPVisionModel
     config.architectures = None

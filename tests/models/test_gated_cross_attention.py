@@ -62,20 +62,20 @@ def test_every_token_stands_in_one_block_of_its_image(data, rows, tokens, media_
     exists = (time >= 1) & (time <= media_count)
     assert torch.equal(conditioning.sees_image[..., 0], exists)
     if media_count == 1:
-        assert conditioning.token_of_place is None
+        assert conditioning.places == (None, None, None)
         return
-    token_of_place, image_of_block = conditioning.token_of_place, conditioning.image_of_block
+    token_of_place, place_of_token, image_of_block = conditioning.places
     blocks, size = token_of_place.shape
     # No more blocks than a compiled graph would provide for.
     assert blocks <= rows * (tokens // size + media_count)
     for row_number, token in exists.nonzero().tolist():
-        place = int(conditioning.place_of_token[row_number, token])
+        place = int(place_of_token[row_number, token])
         assert int(token_of_place.flatten()[place]) == row_number * tokens + token
         image = row_number * media_count + int(time[row_number, token]) - 1
         assert int(image_of_block[place // size]) == image
     # Tokens that see nothing read from a place that exists; their result is zeroed.
-    assert 0 <= int(conditioning.place_of_token.min())
-    assert int(conditioning.place_of_token.max()) < blocks * size
+    assert 0 <= int(place_of_token.min())
+    assert int(place_of_token.max()) < blocks * size
 
 
 def naive_attention(module, text, media, time):

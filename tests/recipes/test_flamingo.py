@@ -17,6 +17,7 @@ from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.splits import read_splits
 from tuninglab.errors import DataError, UserError
 from tuninglab.evaluation.answers import generate_answers
+from tuninglab.evaluation.task import Task
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes import flamingo
 from tuninglab.recipes.flamingo import finetune
@@ -31,7 +32,7 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tm
     run = tmp_path / "a"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "adapter"),
-        *("checkpoints", "report.json", "report.html", "loss.png"),
+        *("checkpoints", "report.json", "report.html", "loss.png", "answers.json", "pictures"),
     }
     assert json.loads((run / "report.json").read_text()) == report
     assert (report["run_name"], report["task"]) == ("a", "colours.jsonl")
@@ -39,7 +40,7 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tm
     figures = report["train"]
     assert (figures["steps"], figures["samples"]) == (3, 9)
     assert figures["trainable_parameters"] == 15_746
-    assert set(report["evaluation"]) == {"before", "after", "controls"}
+    assert set(report["evaluation"]) == {"before", "after", "controls", "prior", "chance"}
     assert report["evaluation"]["after"]["val_loss"] < report["evaluation"]["before"]["val_loss"]
     assert report["adapter_bytes"] == sum(f.stat().st_size for f in (run / "adapter").iterdir())
     base, _ = load_flamingo(config.model)
@@ -50,8 +51,7 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tm
 
 
 def test_a_task_of_its_own_is_scored_before_and_after(config, tmp_path):
-    class Task:
-        splits = read_splits(config.data)
+    class Scored(Task):
         answers = []
 
         def before(self, answer):
@@ -65,7 +65,7 @@ def test_a_task_of_its_own_is_scored_before_and_after(config, tmp_path):
         def write_cards(self, run_dir):
             return [{"question": "colour?"}]
 
-    task = Task()
+    task = Scored(read_splits(config.data))
     report = finetune(replace(config, data=None), task)
     assert report["evaluation"] == {
         "before": {"exact_match": 0.1},
@@ -216,7 +216,8 @@ def test_too_long_samples_are_left_out_on_demand(config, capsys):
 
 
 def test_tuning_config_is_what_is_tuned(config):
-    report = finetune(replace(config, max_steps=1, tuning_config=TuningConfig(r=2)))
+    tuning = TuningConfig(r=2, train_answer_tokens="false")
+    report = finetune(replace(config, max_steps=1, tuning_config=tuning))
     # LoRA scales with its rank; two gates do not.
     assert report["train"]["trainable_parameters"] == (15_746 - 2) // 8 + 2
 

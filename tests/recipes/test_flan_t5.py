@@ -81,7 +81,7 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(
     run = tmp_path / "a"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "adapter"),
-        *("checkpoints", "report.json", "report.html", "loss.png"),
+        *("checkpoints", "report.json", "report.html", "loss.png", "answers.json"),
     }
     assert json.loads((run / "report.json").read_text()) == report
     assert (report["task"], report["base"]) == ("pairs.jsonl", config.model)

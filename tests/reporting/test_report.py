@@ -114,10 +114,24 @@ def test_it_is_the_same_every_time(run):
     ],
 )
 def test_the_headline_says_how_far_it_moved(run, before, after, said, unsaid):
-    (run / "report.json").write_text(json.dumps(figures(before, after)))
+    report = figures(before, after)
+    report["evaluation"]["controls"] = {}
+    (run / "report.json").write_text(json.dumps(report))
     text = parsed(run).text
     assert said in text
     assert unsaid not in text
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (0.9, "90.0 % exactly right, 40.0 % without looking (prior): looking is worth 50.0 points"),
+        (0.4, "it did not learn to look"),
+    ],
+)
+def test_the_headline_says_what_looking_is_worth(run, after, said):
+    (run / "report.json").write_text(json.dumps(figures(0.1, after)))
+    assert said in parsed(run).text
 
 
 def test_own_data_shows_the_validation_loss(run):

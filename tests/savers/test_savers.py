@@ -159,7 +159,7 @@ def test_no_chunk_holds_more_logits_than_it_should():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embedding(kernels, dtype):
     table = nn.Embedding(50, 24, dtype=dtype)
-    small = Int8Embedding.of(table)
+    small = Int8Embedding(table)
     ids = torch.randint(0, 50, (3, 7))
     rows = small(ids)
     assert rows.shape == (3, 7, 24) and rows.dtype == dtype

@@ -31,8 +31,8 @@ def test_wall_time_is_the_whole_loop_not_the_steps_alone(monkeypatch):
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     with TrainingLog(total_steps=50) as log:
         for step in range(1, 51):
-            log.step({"step": step, "loss": 1.5, "tokens_per_s": 1234.5})
-        log.validation({"step": 50, "val_loss": 1.25})
+            log.show({"step": step, "loss": 1.5, "tokens_per_s": 1234.5})
+        log.show({"step": 50, "val_loss": 1.25})
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == ""
@@ -70,8 +70,8 @@ def test_on_a_terminal_a_bar_moves_in_place_of_lines(monkeypatch, capsys):
     with TrainingLog(total_steps=50, first_step=20) as log:
         assert "20/50" in terminal.seen()
         for step in range(21, 51):
-            log.step({"step": step, "loss": 2.0 - step / 100, "tokens_per_s": 1234.5})
-        log.validation({"step": 50, "val_loss": 1.25})
+            log.show({"step": step, "loss": 2.0 - step / 100, "tokens_per_s": 1234.5})
+        log.show({"step": 50, "val_loss": 1.25})
     text = terminal.seen()
     # The end of the bar stays, below what the validation said.
     assert re.search(r"50/50 loss 1\.5000, 1,23[45] tokens/s 0:00:00\s*$", text)
@@ -85,7 +85,7 @@ def test_on_a_terminal_a_bar_moves_in_place_of_lines(monkeypatch, capsys):
 def test_an_error_in_the_loop_leaves_the_terminal_as_it_was(monkeypatch):
     terminal = on_terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt), TrainingLog(total_steps=5) as log:
-        log.step({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
+        log.show({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
         raise KeyboardInterrupt
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
     assert "1/5 loss 2.0000" in terminal.seen()
@@ -96,7 +96,7 @@ def test_a_terminal_that_cannot_move_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     with TrainingLog(total_steps=2) as log:
         assert terminal.getvalue() == "training: 2 steps\n"
-        log.step({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
+        log.show({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
         assert "step 1/2: loss 2.0000" in terminal.getvalue()
     assert "\x1b" not in terminal.getvalue()
 
@@ -125,7 +125,7 @@ def test_the_table_of_what_trains_tells_names_apart_at_80_columns(monkeypatch):
 def test_other_processes_draw_no_bar(monkeypatch, second_process):
     terminal = on_terminal(monkeypatch, rank="1")
     with TrainingLog(total_steps=2) as log:
-        log.step({"step": 2, "loss": 2.0, "tokens_per_s": 10.0})
+        log.show({"step": 2, "loss": 2.0, "tokens_per_s": 10.0})
     assert terminal.seen() == ""
 
 

@@ -6,7 +6,7 @@ That part, the scope, is a Flamingo's `lang_encoder`; a text-to-text model is tu
 import difflib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from tuninglab.adapters.int8_lora import know_int8
+from tuninglab.adapters.token_rows import token_rows
 from tuninglab.config.tuning import LoraTuning, TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
@@ -42,12 +43,16 @@ def check_patterns(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> 
     direct = direct_modules(model, tuning, scope)
     _lora_places(model, tuning, direct, scope)
     _check_trainable(model, direct)
-    if tuning.train_new_tokens:
-        _token_rows(model)
+    if tuning.train_new_tokens or tuning.train_answer_tokens == "true":
+        token_rows(model, tuning)
 
 
 def tune(
-    model: nn.Module, tuning: LoraTuning, base: str | None = None, scope: str = SCOPE
+    model: nn.Module,
+    tuning: LoraTuning,
+    base: str | None = None,
+    scope: str = SCOPE,
+    answer_ids: Sequence[int] = (),
 ) -> PeftModel:
     """Wrap a model for tuning: LoRA layers added, what else trains unfrozen, the rest frozen.
 
@@ -58,6 +63,7 @@ def tune(
         tuning: what to tune.
         base: what the user named as the base model, for adapter_config.json.
         scope: the part that is tuned; "" for all of it.
+        answer_ids: tokens whose rows train, besides those of the new tokens if these do.
 
     Raises:
         UserError: a pattern hits nothing, or only a frozen part.
@@ -72,7 +78,7 @@ def tune(
         bias=tuning.bias,
         # PEFT refuses "VL" since 0.14; no task type means its generic wrapper.
         task_type=None if tuning.task_type == "VL" else tuning.task_type,
-        trainable_token_indices=_token_rows(model) if tuning.train_new_tokens else None,
+        trainable_token_indices=token_rows(model, tuning, answer_ids),
     )
     peft_model = quietly(get_peft_model, model, know_int8(lora))
     peft_model.peft_config["default"].base_model_name_or_path = base
@@ -239,26 +245,6 @@ def _module_problem(known: list[str], wanted: str, scope: str) -> str:
     return f"modules_to_save: {wanted!r} hits no module{f' under {scope}' if scope else ''}. {hint}"
 
 
-def _token_rows(model: Any) -> dict[str, list[int]]:
-    """Rows of the new tokens: ids by embedding module, input and (where untied) output."""
-    ids = sorted({model.config.eoc_token_id, model.config.image_token_id})
-    names = {id(module): name for name, module in model.named_modules()}
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise UserError(
-            "train_new_tokens: the output layer of this language model has a bias, which PEFT's "
-            "token training drops (peft 0.21). Train the layer in full instead: modules_to_save."
-        )
-    if head is not None and not head.weight.is_floating_point():
-        raise UserError(
-            "train_new_tokens: the output layer is quantised. Name a base with float one"
-        )
-    rows = {names[id(model.get_input_embeddings())]: ids}
-    if head is not None and not model.config.tie_word_embeddings:
-        rows[names[id(head)]] = ids
-    return rows
-
-
 def _unfreeze(model: nn.Module, tuning: LoraTuning, direct: list[str], scope: str) -> None:
     for name, parameter in model.named_parameters():
         if any(name.startswith(module + ".") for module in direct):
@@ -277,7 +263,7 @@ def _row_label(name: str) -> str:
         if part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
             return ".".join(parts[:i]) + " (LoRA)"
         if part == "token_adapter":
-            return ".".join(parts[:i]) + " (rows of new tokens)"
+            return ".".join(parts[:i]) + " (rows of tokens)"
         if part in GATES:
             return ".".join(parts)
     if parts[0] == "perceiver":

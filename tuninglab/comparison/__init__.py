@@ -95,16 +95,13 @@ def variant_of(config: TrainingConfig, name: str, precision: str) -> Variant:
 def rows_of(config: TrainingConfig, device: torch.device) -> list[Variant]:
     """The rows to compare: int8 as these settings have it, plain as a user gets it, and rivals."""
     precision = choose_precision(config.precision, device.type, Choices())
-    plain: dict[str, Any] = {"memory_savers": None, "checkpoint_every": None}
+    none: dict[str, Any] = {"memory_savers": None, "checkpoint_every": None}
     off = replace(
-        config, enable_int8=False, quantization=None, activation_checkpointing=False, **plain
+        config, enable_int8=False, quantization=None, activation_checkpointing=False, **none
     )
-    on = replace(config, enable_int8=True, quantization=None)
-    return standard_rows(
-        variant_of(on, INT8, precision),
-        variant_of(off, PLAIN, precision),
-        device,
-    )
+    plain = variant_of(off, PLAIN, precision)
+    int8 = variant_of(replace(config, enable_int8=True, quantization=None), INT8, precision)
+    return standard_rows(int8, plain, device)
 
 
 def measure(
@@ -214,6 +211,6 @@ def _compare(
     result = compare_rows(rows_of(config, device), workload, config.rounds, device)
     write_whole(folder / FIGURES, json.dumps(result, indent=2) + "\n")
     with whole_file(folder / PLOT) as beside:
-        beside.write_bytes(draw_plot(result["rows"], f"{workload.name}, random weights"))
+        draw_plot(result["rows"], f"{workload.name}, random weights", beside)
     say(f"Written: {folder / FIGURES}, {folder / PLOT}")
     return result

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,17 +86,18 @@ def child() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _train_small(variant, Bench(bench.workload.small(), Path(folder), bench.device))
     gc.collect()
-    meter = _Meter(bench.device)
+    resets, base = reset_peak_memory(bench.device), peak_memory_mib(bench.device)
     training = variant.build(bench, 0)
     gc.collect()
-    figures: dict[str, Any] = {"base_memory_mib": round(meter.base, 1)}
-    figures["build_peak_mib"] = round(meter.peak_mib(), 1) if meter.resets else None
+    figures: dict[str, Any] = {"base_memory_mib": round(base, 1)}
+    build_peak = peak_memory_mib(bench.device) - base
+    figures["build_peak_mib"] = round(build_peak, 1) if resets else None
     batch = bench.batch(0)
     training.step(batch)
     reset_peak_memory(bench.device)
     training.step(batch)
     training.step(batch)
-    peak = meter.peak_mib()
+    peak = peak_memory_mib(bench.device) - base
     figures["peak_memory_mib"] = round(peak, 1)
     figures["memory_split_mib"] = split(training, batch, peak, bench.workload.vocabulary)
     print(json.dumps(figures))
@@ -133,8 +134,7 @@ def split(training: Training, batch: Batch, peak_mib: float, vocabulary: int) ->
     return {**mib, "rest": round(peak_mib - sum(mib.values()), 1)}
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A storage that the backward pass needs, and the width of the tensor that came with it."""
 
     bytes: int
@@ -158,20 +158,6 @@ def saved_for_backward(known: set[int]) -> Iterator[dict[int, Saved]]:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield saved
-
-
-class _Meter:
-    """Memory of this process, or of the GPU, above what there was when it was made."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.base = 0.0
-        self.resets = reset_peak_memory(device)
-        self.base = self.peak_mib()
-
-    def peak_mib(self) -> float:
-        """Highest since the reset, above the base."""
-        return peak_memory_mib(self.device) - self.base
 
 
 def _train_small(variant: Variant, bench: Bench) -> None:

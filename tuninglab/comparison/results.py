@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tuninglab.comparison.timing import Measured, ratio_of
 from tuninglab.comparison.variants import PLAIN, Variant
-from tuninglab.comparison.workloads import Workload
+from tuninglab.comparison.workloads import EPOCH_SAMPLES, Workload
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ def make_row(
         **memory,
         "step_s": round(step_s, 4),
         "step_s_min": round(min(measured.times_s), 4),
-        "epoch_s": round(step_s * workload.epoch_samples / workload.batch_size, 1),
+        "epoch_s": round(step_s * EPOCH_SAMPLES / workload.batch_size, 1),
         "s_per_1k_tokens": round(1000 * step_s / workload.tokens_a_step, 4),
         "warm_up_s": [round(value, 3) for value in measured.warm_up_s],
         "times_s": [round(value, 4) for value in measured.times_s],
@@ -90,19 +90,14 @@ def describe_workload(workload: Workload, parameters: int, rounds: int) -> dict[
         "model": workload.name,
         "weights": "random, the same in every row: they show cost, not quality",
         "parameters": parameters,
-        "sizes": {
-            name: value
-            for name, value in vars(workload).items()
-            if isinstance(value, int) and name != "batch_size"
-        },
+        "sizes": {n: v for n, v in vars(workload).items() if n not in ("batch_size", "tuning")},
         "batch_size": workload.batch_size,
         "tokens_a_step": workload.tokens_a_step,
         "padding": "none",
         "lora_r": workload.tuning.r,
         "lora_target_modules": workload.tuning.lora_target_modules,
         "step": "forward, backward, AdamW on float32 LoRA weights; no dropout",
-        "epoch": f"{workload.epoch_samples} samples, "
-        f"{workload.epoch_samples // workload.batch_size} steps",
+        "epoch": f"{EPOCH_SAMPLES} samples, {EPOCH_SAMPLES // workload.batch_size} steps",
         "rounds": rounds,
         "loss_after_steps": rounds + 1,
     }
@@ -174,17 +169,15 @@ def _settings(row: Row) -> list[str]:
     return [row["precision"], *kept, *row["savers"], *recomputed]
 
 
-def draw_plot(rows: Sequence[Row], title: str) -> bytes:
+def draw_plot(rows: Sequence[Row], title: str, path: Path) -> None:
     """Time of a step against peak memory, a point a row, as PNG."""
     # Not pyplot: it would pick a display and keep figures alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        ours = row["quantization"] == "int8"
-        colour = "#b3541e" if ours else "#1f5f99"
+        colour = "#b3541e" if row["quantization"] == "int8" else "#1f5f99"
         axes.scatter(row["peak_memory_mib"], row["step_s"], color=colour, zorder=3)
         axes.annotate(
             row["config"],
@@ -199,9 +192,7 @@ def draw_plot(rows: Sequence[Row], title: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     # Without the Software entry the file does not change with matplotlib's version string.
-    image = BytesIO()
-    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
-    return image.getvalue()
+    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _minutes(seconds: float) -> str:

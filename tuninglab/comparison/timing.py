@@ -41,20 +41,15 @@ def take_turns(
     measured = [Measured() for _ in variants]
     for seed in seeds:
         # Built and dropped in a call of its own, so that no two sets of models exist at a time.
-        _train_in_turns(variants, measured, bench, rounds, seed)
+        _train_in_turns(list(zip(measured, variants, strict=True)), bench, rounds, seed)
     return measured
 
 
 def _train_in_turns(
-    variants: Sequence[Variant],
-    measured: Sequence[Measured],
-    bench: Bench,
-    rounds: int,
-    seed: int,
+    rows: Sequence[tuple[Measured, Variant]], bench: Bench, rounds: int, seed: int
 ) -> None:
-    trainings = [variant.build(bench, seed) for variant in variants]
+    pairs = [(row, variant.build(bench, seed)) for row, variant in rows]
     batches = [bench.batch(1000 * seed + number) for number in range(BATCHES)]
-    pairs = list(zip(measured, trainings, strict=True))
     for turn in range(rounds + 1):
         for row, training in pairs[:: -1 if turn % 2 else 1]:
             began = time.perf_counter()

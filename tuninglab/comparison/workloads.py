@@ -19,7 +19,9 @@ from tuninglab.data.batches import Batch
 from tuninglab.data.prompt import IGNORED
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
-from tuninglab.models.text_to_text import TextToText
+from tuninglab.models.text_to_text import FLAN_T5_SMALL, TextToText
+
+EPOCH_SAMPLES = 8000
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,8 @@ class TextWorkload:
     name: ClassVar[str] = "T5 in flan-t5-small's shape"
     model_class: ClassVar[type] = TextToText
     scope: ClassVar[str] = ""
-    epoch_samples: ClassVar[int] = 8000
 
-    width: int = 512
-    head_width: int = 64
-    heads: int = 6
-    inner_width: int = 1024
-    layers: int = 8
-    vocabulary: int = 32128
+    shape: dict[str, Any] = field(default_factory=FLAN_T5_SMALL.copy)
     batch_size: int = 8
     source_tokens: int = 256
     target_tokens: int = 64
@@ -47,26 +43,18 @@ class TextWorkload:
         """Tokens that a step reads, of sources and targets."""
         return self.batch_size * (self.source_tokens + self.target_tokens)
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the token table."""
+        return self.shape["vocab_size"]
+
     def make(self) -> PreTrainedModel:
         """The model with random weights."""
-        model_config = T5Config(
-            vocab_size=self.vocabulary,
-            d_model=self.width,
-            d_kv=self.head_width,
-            d_ff=self.inner_width,
-            num_layers=self.layers,
-            num_heads=self.heads,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            # Read by transformers 5 as: do not scale what goes into the head, as T5 v1.1 does.
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-        )
-        model = _with_random_weights(TextToText, model_config)
+        model = _with_random_weights(TextToText, T5Config(**self.shape, dropout_rate=0.0))
         for name, parameter in model.named_parameters():
             if name.endswith(".q.weight"):
                 # T5 leaves out the usual division of scores by the root of the head's width.
-                parameter.data.mul_(self.head_width**-0.5)
+                parameter.data.mul_(self.shape["d_kv"] ** -0.5)
         return model
 
     def batch(self, seed: int, device: torch.device) -> Batch:
@@ -80,9 +68,27 @@ class TextWorkload:
 
     def small(self) -> "TextWorkload":
         """A T5 of two layers a side."""
-        model = {"width": 64, "head_width": 16, "heads": 2, "inner_width": 96, "layers": 2}
-        batch = {"batch_size": 2, "source_tokens": 32, "target_tokens": 16}
-        return replace(self, vocabulary=256, **model, **batch)
+        model = {"d_model": 64, "d_kv": 16, "num_heads": 2, "d_ff": 96, "num_layers": 2}
+        shape = self.shape | model | {"vocab_size": 256}
+        return replace(self, shape=shape, batch_size=2, source_tokens=32, target_tokens=16)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 32003,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+}
+TOWER = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "image_size": 224,
+    "patch_size": 14,
+}
 
 
 @dataclass(frozen=True)
@@ -92,17 +98,10 @@ class FlamingoWorkload:
     name: ClassVar[str] = "Flamingo of a LLaMA 768 wide, one image a row"
     model_class: ClassVar[type] = FlamingoForConditionalGeneration
     scope: ClassVar[str] = SCOPE
-    epoch_samples: ClassVar[int] = 8000
 
-    width: int = 768
-    heads: int = 12
-    inner_width: int = 2048
-    layers: int = 8
+    text: dict[str, Any] = field(default_factory=LLAMA.copy)
+    vision: dict[str, Any] = field(default_factory=TOWER.copy)
     cross_attn_every_n_layers: int = 2
-    vocabulary: int = 32003
-    vision_width: int = 384
-    vision_layers: int = 6
-    image_size: int = 224
     batch_size: int = 4
     tokens: int = 256
     answer_tokens: int = 64
@@ -114,6 +113,11 @@ class FlamingoWorkload:
         return self.batch_size * self.tokens
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the token table."""
+        return self.text["vocab_size"]
+
+    @property
     def _marks(self) -> tuple[int, int]:
         """Ids of `<|endofchunk|>` and `<image>`: after the base vocabulary, before `<PAD>`."""
         return self.vocabulary - 3, self.vocabulary - 2
@@ -121,26 +125,9 @@ class FlamingoWorkload:
     def make(self) -> PreTrainedModel:
         """The model with random weights and gates half open."""
         eoc, image = self._marks
-        text = {
-            "model_type": "llama",
-            "vocab_size": self.vocabulary,
-            "hidden_size": self.width,
-            "intermediate_size": self.inner_width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "pad_token_id": self.vocabulary - 1,
-        }
-        vision = CLIPVisionConfig(
-            hidden_size=self.vision_width,
-            intermediate_size=4 * self.vision_width,
-            num_hidden_layers=self.vision_layers,
-            num_attention_heads=self.vision_width // 64,
-            image_size=self.image_size,
-            patch_size=14,
-        )
         model_config = FlamingoConfig(
-            text_config=text,
-            vision_config=vision,
+            text_config=self.text | {"pad_token_id": self.vocabulary - 1},
+            vision_config=CLIPVisionConfig(**self.vision),
             cross_attn_every_n_layers=self.cross_attn_every_n_layers,
             image_token_id=image,
             eoc_token_id=eoc,
@@ -155,15 +142,16 @@ class FlamingoWorkload:
         ids[:, 1] = image
         labels = torch.full_like(ids, IGNORED)
         labels[:, -self.answer_tokens :] = ids[:, -self.answer_tokens :]
-        size = (self.batch_size, 1, 1, 3, self.image_size, self.image_size)
-        return _batch(ids, labels, device, pixel_values=torch.randn(size, generator=random))
+        side = self.vision["image_size"]
+        pixels = torch.randn(self.batch_size, 1, 1, 3, side, side, generator=random)
+        return _batch(ids, labels, device, pixel_values=pixels)
 
     def small(self) -> "FlamingoWorkload":
         """A Flamingo of two layers."""
-        model = {"width": 64, "heads": 2, "inner_width": 96, "layers": 2}
-        tower = {"vision_width": 64, "vision_layers": 1, "image_size": 28}
-        batch = {"batch_size": 2, "tokens": 32, "answer_tokens": 8}
-        return replace(self, vocabulary=256, **model, **tower, **batch)
+        both = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+        text = self.text | both | {"intermediate_size": 96, "vocab_size": 256}
+        vision = self.vision | both | {"intermediate_size": 256, "image_size": 28}
+        return replace(self, text=text, vision=vision, batch_size=2, tokens=32, answer_tokens=8)
 
 
 # A shape, and how a model of it is made, tuned and fed.

@@ -141,6 +141,8 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
     names = {int: "a whole number", str: "text (in quotes if it looks like a number)"}
     expected = names.get(hint, "a number" if hint is float else "true or false")
     if get_origin(hint) is Literal:
+        # YAML reads true and false as themselves.
+        value = str(value).lower() if isinstance(value, bool) else value
         fits, expected = value in choices, f"one of {', '.join(choices)}"
     else:
         # bool is a kind of int in Python, but `batch_size: true` is a mistake.

@@ -55,16 +55,16 @@ class TrainingConfig:
     """Name of the run folder. None: a free name is made up."""
     output_dir: Annotated[str, Mark.CHANGEABLE] = "runs"
     """Folder that holds the run folders."""
-    epochs: Annotated[int, arg(aliases=("--num_train_epochs",)), Mark.CHANGEABLE] = 1
-    """Passes over the training data."""
+    epochs: Annotated[int | None, arg(aliases=("--num_train_epochs",)), Mark.CHANGEABLE] = None
+    """Passes over the training data. None: by the size of base and data."""
     max_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Stop after this many optimizer steps, whatever --epochs says."""
-    batch_size: Annotated[int, arg(aliases=("--per_device_train_batch_size",))] = 8
-    """Records per process and forward pass."""
+    batch_size: Annotated[int | None, arg(aliases=("--per_device_train_batch_size",))] = None
+    """Records per process and forward pass. None: by the size of the base."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
-    learning_rate: Annotated[float, arg(aliases=("--lr",))] = 2e-4
-    """Peak learning rate."""
+    learning_rate: Annotated[float | None, arg(aliases=("--lr",))] = None
+    """Peak learning rate. None: by the size of the base."""
     lr_scheduler: Annotated[Scheduler, arg(aliases=("--lr_scheduler_type",))] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int | None = None
@@ -95,6 +95,9 @@ class TrainingConfig:
     """How many checkpoints stay, the newest; older ones are deleted."""
     eval_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Optimizer steps between validations. None: only before and after the training."""
+    score_questions: int | None = None
+    """Validation records answered before and after tuning, and by the controls. None: by the size
+    of the base; 0: none."""
     activation_checkpointing: Annotated[bool, arg(aliases=("--gradient_checkpointing",))] = False
     """Recompute the activations of all blocks in the backward pass: less memory, more time."""
     checkpoint_every: int | None = None
@@ -215,7 +218,7 @@ class TrainingConfig:
         check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
         check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
         check_positive(self, "checkpoint_every", "keep_checkpoints", "threads")
-        for name in ("warmup_steps", "workers", "seed"):
+        for name in ("warmup_steps", "workers", "seed", "score_questions"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, value, "a whole number of at least 0")
         # torch and numpy take seeds of 32 bits in common.
@@ -229,8 +232,8 @@ class TrainingConfig:
 
     def _check_rates(self) -> None:
         rate = self.learning_rate
-        above_zero = math.isfinite(rate) and rate > 0
-        check(above_zero, "learning_rate", rate, "a finite number above 0", "2e-4 is usual.")
+        above_zero = rate is None or (math.isfinite(rate) and rate > 0)
+        check(above_zero, "learning_rate", rate, "a finite number above 0", "2e-4 is usual at 7 B.")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             fine = math.isfinite(value) and value >= 0

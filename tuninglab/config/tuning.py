@@ -25,6 +25,7 @@ T5_TARGET_MODULES = ("q", "k", "v", "o", "wi_0", "wi_1", "wo")
 
 # Hugging Face spells it without the prefix (peft.LoraConfig.target_modules).
 Patterns = Annotated[list[str], arg(aliases=("--target_modules",))]
+AnswerTokens = Literal["auto", "true", "false"]
 PREFIX = "tuning_config."
 
 
@@ -52,6 +53,7 @@ class LoraTuning:
     train_perceiver: ClassVar[bool] = False
     train_cross_attention: ClassVar[bool] = False
     train_new_tokens: ClassVar[bool] = False
+    train_answer_tokens: ClassVar[AnswerTokens] = "false"
     gate_lr_multiplier: ClassVar[float] = 1.0
 
     @classmethod
@@ -99,6 +101,9 @@ class TuningConfig(LoraTuning):
     """Train the gated blocks in full; they then get no LoRA."""
     train_new_tokens: bool = False
     """Train the rows of <image> and <|endofchunk|> in the input and output embeddings."""
+    train_answer_tokens: AnswerTokens = "auto"
+    """Train the rows of the tokens that answers consist of. auto: if the base is worse than
+    guessing at them, and with the embedded base on data of your own."""
     gate_lr_multiplier: float = 10.0
     """Learning rate of the gates, as a multiple of --learning_rate."""
 

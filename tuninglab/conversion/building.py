@@ -1,13 +1,13 @@
 """A Flamingo from a released checkpoint and the parts that it was trained with."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, CLIPImageProcessorPil
+from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
+from tuninglab.config import ConvertConfig
 from tuninglab.console import Choices
 from tuninglab.conversion.fitting import (
     bridge_options,
@@ -33,10 +33,10 @@ from tuninglab.models.parts import (
     TOKENIZER_FILES,
     dtype_of,
     explained,
+    load_image_processor,
     load_lang_encoder,
     load_tokenizer,
     load_vision_encoder,
-    plain_image_processor,
     read_lang_config,
 )
 from tuninglab.models.processing import FlamingoProcessor
@@ -44,25 +44,8 @@ from tuninglab.models.processing import FlamingoProcessor
 OTTER_TOKENS = ("<answer>",)  # Otter 2024-03, modeling_otter.py: after the two of OpenFlamingo
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the parts are that a checkpoint does not hold, and what the user wants of them.
-
-    Attributes:
-        lang_encoder, vision_encoder, tokenizer: directories or hub ids; None where not given.
-        dtype: "fp32", "bf16" or "fp16"; None is that of the language model.
-        trust_remote_code: whether model code beside the language model may run.
-    """
-
-    lang_encoder: str | None
-    vision_encoder: str | None
-    tokenizer: str | None = None
-    dtype: str | None = None
-    trust_remote_code: bool = False
-
-
 def flamingo_of(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """The model of a checkpoint, in evaluation mode, with its processor.
 
@@ -72,7 +55,7 @@ def flamingo_of(
     Args:
         checkpoint: as read; every key of it is explained.
         layout: what it says of its model.
-        sources: the parts.
+        sources: where the parts are that the checkpoint does not hold, and what is wanted of them.
         choices: where to say what was decided.
 
     Raises:
@@ -90,7 +73,7 @@ def flamingo_of(
 
 
 def _with_parts(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     lang_encoder, vision_encoder = str(sources.lang_encoder), str(sources.vision_encoder)
     trust = sources.trust_remote_code
@@ -120,7 +103,7 @@ def _with_parts(
 
 
 def _add_tokens(
-    tokenizer: Any, own_rows: int, layout: Layout, sources: Sources, choices: Choices
+    tokenizer: Any, own_rows: int, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> int:
     """Add the tokens as the rows of the checkpoint demand; returns the rows of the tables."""
     more = OTTER_TOKENS if layout.format == "otter" else ()
@@ -140,14 +123,13 @@ def _add_tokens(
 
 
 def _say_new_rows(lang: Any, layout: Layout, rows: int, added: int, choices: Choices) -> None:
-    targets = {key.target for key in layout.with_fate("used")}
     head = lang.get_output_embeddings()
     tied = head is None or head.weight is lang.get_input_embeddings().weight
     mean = f"mean of the other {rows - added} rows"
     where = f"{added} new rows of the"
     if layout.rows is None:
         choices.add(f"{where} token table", mean, "the checkpoint does not hold the table")
-    if tied or "lang_encoder.lm_head.weight" in targets:
+    if tied or "lang_encoder.lm_head.weight" in layout.targets:
         return
     # PEFT trains single rows of layers without a bias only.
     remedy = (
@@ -168,34 +150,33 @@ def _filled(
     layout: Layout,
     choices: Choices,
 ) -> FlamingoForConditionalGeneration:
-    if holds_tower({key.target for key in layout.with_fate("used")}):
+    if holds_tower(layout.targets):
         choices.add("vision tower", "that in the checkpoint", "it holds one, whole")
-    rounding = fill(model, checkpoint.tensors, layout.keys)
+    changes = fill(model, checkpoint.tensors, layout.keys)
     dtype = str(model.config.dtype).removeprefix("torch.")
-    change = "no value of the checkpoint was rounded"
-    if rounding.tensors:
-        change = (
-            f"{rounding.tensors} tensors of the checkpoint were rounded, by at most "
-            f"{rounding.largest:.1e}; --dtype fp32 keeps them"
+    reason = "no value of the checkpoint was rounded"
+    if changes:
+        reason = (
+            f"{len(changes)} tensors of the checkpoint were rounded, by at most "
+            f"{max(changes):.1e}; --dtype fp32 keeps them"
         )
-    choices.add("number format", dtype, change)
+    choices.add("number format", dtype, reason)
     return model.eval()
 
 
 def _whole(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, sources: ConvertConfig, choices: Choices
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A model whose directory holds all of it, tokenizer aside."""
     folder = Path(checkpoint.path).expanduser()
-    text, vision = otter.parts(checkpoint)
+    text, vision = otter.parts(checkpoint, layout)
     tokenizer = _own_tokenizer(folder, sources, layout)
     rows = _add_tokens(tokenizer, text["vocab_size"], layout, sources, choices)
     with explained("configuration", str(folder)):
         text_config = AutoConfig.for_model(**{**text, "vocab_size": rows})
         vision_config = AutoConfig.for_model(**vision)
-        processor = FlamingoProcessor(
-            _own_image_processor(folder, vision_config.image_size), tokenizer
-        )
+        images = load_image_processor(str(folder), True, vision_config.image_size)
+        processor = FlamingoProcessor(images, tokenizer)
         text_config.pad_token_id = tokenizer.pad_token_id
         config = flamingo_config_of(text_config, vision_config, processor, **bridge_options(layout))
         with torch.device("meta"):
@@ -212,14 +193,8 @@ def _whole(
     return _filled(model, checkpoint, layout, choices), processor
 
 
-def _own_tokenizer(folder: Path, sources: Sources, layout: Layout) -> Any:
+def _own_tokenizer(folder: Path, sources: ConvertConfig, layout: Layout) -> Any:
     given = sources.tokenizer or sources.lang_encoder
     if given is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} holds no tokenizer: give --tokenizer. {right_parts(layout)}")
     return load_tokenizer(given or folder, sources.trust_remote_code)
-
-
-def _own_image_processor(folder: Path, size: int) -> CLIPImageProcessorPil:
-    if (folder / "preprocessor_config.json").is_file():
-        return CLIPImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
-    return plain_image_processor(size)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from tuninglab.adapters.saving import write_adapter
 from tuninglab.config import ConvertConfig
 from tuninglab.console import Choices, program, say
-from tuninglab.conversion.building import Sources, flamingo_of
+from tuninglab.conversion.building import flamingo_of
 from tuninglab.conversion.fitting import told
 from tuninglab.conversion.report import report_of, unexplained, write_summary
 from tuninglab.conversion.writing import write_open_flamingo
@@ -24,6 +24,7 @@ from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats import multimodal_gpt, open_flamingo, otter
+from tuninglab.models.formats.filling import misfits
 from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
 from tuninglab.models.hub import resolve
@@ -70,11 +71,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     choices = Choices()
     choices.add("media_mode", layout.media_mode, layout.media_reason)
     if kind == "multimodal_gpt":
-        save = _adapter_of(checkpoint, layout, {**parts, "dtype": config.dtype}, choices)
+        save = _adapter_of(checkpoint, layout, config, choices)
     else:
-        own = (config.lang_encoder, config.vision_encoder, config.tokenizer)
-        sources = Sources(*own, config.dtype, config.trust_remote_code)
-        save = _model_of(checkpoint, layout, sources, choices)
+        save = _model_of(checkpoint, layout, config, choices)
     with whole_folder(out) as beside:
         save(beside)
         report |= {"out": str(out), "choices": choices.made, "parts": parts}
@@ -136,10 +135,10 @@ def _check_place(out: Path, overwrite: bool, read: Mapping[str, str | None]) -> 
 
 
 def _model_of(
-    checkpoint: Checkpoint, layout: Layout, sources: Sources, choices: Choices
+    checkpoint: Checkpoint, layout: Layout, config: ConvertConfig, choices: Choices
 ) -> Callable[[Path], None]:
     """The model of a checkpoint, as what writes it into a folder."""
-    model, processor = flamingo_of(checkpoint, layout, sources, choices)
+    model, processor = flamingo_of(checkpoint, layout, config, choices)
     # A bar for a few seconds would stand between the notes.
     logging.disable_progress_bar()
 
@@ -151,24 +150,23 @@ def _model_of(
 
 
 def _adapter_of(
-    checkpoint: Checkpoint, layout: Layout, given: Mapping[str, str | None], choices: Choices
+    checkpoint: Checkpoint, layout: Layout, config: ConvertConfig, choices: Choices
 ) -> Callable[[Path], None]:
     """The adapter of a LoRA checkpoint, likewise."""
-    model = given["model"]
-    for name, value in given.items():
-        if value is not None and name != "model":
+    for name in ("lang_encoder", "vision_encoder", "tokenizer", "dtype"):
+        if getattr(config, name) is not None:
             raise UserError(
                 f"--{name} is of no use with a LoRA: convert the Flamingo it belongs to first, and "
                 "name that as --model"
             )
     lora, tensors = multimodal_gpt.adapter(checkpoint, layout)
     choices.add("lora_alpha", str(lora["lora_alpha"]), multimodal_gpt.alpha_reason(checkpoint))
-    base = model
+    base = model = config.model
     if model is None:
         choices.add("base model", "not named", "no --model was given; chat and finetune need it")
     else:
         base = model if model == "embedded" else str(Path(model).expanduser().resolve())
-        _check_adapter(tensors, model, layout)
+        _check_adapter(lora["r"], model, checkpoint, layout)
     lora["base_model_name_or_path"] = base
     return lambda folder: write_adapter(folder, LoraConfig(**lora), tensors, layout.media_mode)
 
@@ -183,22 +181,18 @@ def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:
     return found, Path(where)
 
 
-def _check_adapter(tensors: dict[str, torch.Tensor], model: str, layout: Layout) -> None:
+def _check_adapter(rank: int, model: str, checkpoint: Checkpoint, layout: Layout) -> None:
     """Refuse a LoRA that does not fit the Flamingo it shall belong to, layer by layer."""
     with torch.device("meta"):
         skeleton = FlamingoForConditionalGeneration(_flamingo_config(model)[0])
-    linear = {n: m.weight.shape for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
-    problems = []
-    for name, tensor in tensors.items():
-        module, _, side = name.removeprefix("base_model.model.").partition(".lora_")
-        if side:
-            shape = linear.get(module)
-            # lora_A is (R, inputs), lora_B (outputs, R); a weight is (outputs, inputs).
-            found = tensor.shape[1] if side[0] == "A" else tensor.shape[0]
-            if shape is None:
-                problems.append(f"it has no {module}")
-            elif found != shape[1 if side[0] == "A" else 0]:
-                problems.append(f"{module} is {tuple(shape)}, the LoRA for {found}")
+    expected = {}
+    for name, module in skeleton.named_modules():
+        if isinstance(module, nn.Linear):
+            lora = f"{multimodal_gpt.OUTER}{name}.lora_"
+            expected[f"{lora}A.weight"] = module.weight.new_empty(rank, module.in_features)
+            expected[f"{lora}B.weight"] = module.weight.new_empty(module.out_features, rank)
+    keys = [key for key in layout.keys if ".lora_" in key.name]
+    problems = misfits(expected, checkpoint.tensors, keys)
     if problems:
         raise UserError(
             f"--model {model} is not the Flamingo of this LoRA: {'; '.join(problems[:4])}. It is "

@@ -1,7 +1,7 @@
 """Whether a checkpoint and the parts given belong together, before any weights are loaded."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def refuse_misfits(expected: Mapping[str, Tensor], checkpoint: Checkpoint, layou
         UserError: naming those that do not fit.
     """
     problems = misfits(expected, checkpoint.tensors, layout.keys)
-    targets = {key.target for key in layout.with_fate("used")}
+    targets = layout.targets
     # Of the tower a file has all or nothing; another tower's layers must not be mixed in.
     whole = ["perceiver.", "vision_encoder."] if holds_tower(targets) else ["perceiver."]
     problems += [
@@ -123,9 +123,9 @@ def told(problems: Sequence[str]) -> str:
     return "; ".join([*problems[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def holds_tower(targets: Iterable[str | None]) -> bool:
+def holds_tower(targets: Collection[str]) -> bool:
     """Whether weights of a vision tower are among these targets."""
-    return any(target and target.startswith("vision_encoder.") for target in targets)
+    return any(target.startswith("vision_encoder.") for target in targets)
 
 
 def refuse_unfilled(model: torch.nn.Module, layout: Layout, checkpoint: Checkpoint) -> None:
@@ -136,7 +136,7 @@ def refuse_unfilled(model: torch.nn.Module, layout: Layout, checkpoint: Checkpoi
     """
     state = model.state_dict()
     # By place and not by name: a tied head has no key of its own.
-    filled = {state[key.target].data_ptr() for key in layout.with_fate("used") if key.target}
+    filled = {state[target].data_ptr() for target in layout.targets}
     gone = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]
     if gone:
         raise UserError(

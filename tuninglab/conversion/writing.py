@@ -10,23 +10,13 @@ import torch
 from torch import Tensor
 
 from tuninglab.disk import whole_file
-from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.configuration import BRIDGE, FlamingoConfig
 from tuninglab.models.formats.open_flamingo_keys import LANG, LAYER
 
 # What OpenFlamingo 2.0.1 always saves (train_utils.py), and the heads, without which the output
 # rows of new tokens would be lost.
 KEPT_OUTSIDE = re.compile(r"(?:.+\.)?(?:embed\w*|wte|wpe|word_embeddings)\.(?:weight|bias)")
 HEAD = re.compile(r"(?:lm_head|embed_out)\.(weight|bias)")
-# The Perceiver that OpenFlamingo builds, whatever a file says (helpers.py), and its blocks.
-FIXED = {
-    "perceiver_depth": 6,
-    "perceiver_latents": 64,
-    "perceiver_heads": 8,
-    "perceiver_dim_head": 64,
-    "cross_attn_heads": 8,
-    "cross_attn_dim_head": 64,
-    "ff_mult": 4,
-}
 
 
 def write_open_flamingo(
@@ -62,17 +52,13 @@ def _released_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor
     for name, tensor in tensors.items():
         own = name.removeprefix(LANG)
         layer, head = LAYER.fullmatch(own), HEAD.fullmatch(own)
+        kept = layer[3] == "gated_cross_attn_layer" if layer else KEPT_OUTSIDE.fullmatch(own)
         if head and any(other.startswith(f"{LANG}gpt_neox.") for other in tensors):
             # The head's name in GPT-NeoX depends on the version of transformers that reads it;
             # one tensor under two names is saved once.
-            yield from (
-                (f"{LANG}{module}.{head[1]}", tensor) for module in ("embed_out", "lm_head")
-            )
-        elif name.startswith("perceiver.") or head:
-            yield name, tensor
-        elif layer and layer[3] == "gated_cross_attn_layer":
-            yield name, tensor
-        elif name.startswith(LANG) and not layer and KEPT_OUTSIDE.fullmatch(own):
+            for module in ("embed_out", "lm_head"):
+                yield f"{LANG}{module}.{head[1]}", tensor
+        elif name.startswith("perceiver.") or head or (kept and name.startswith(LANG)):
             yield name, tensor
 
 
@@ -84,10 +70,11 @@ def _notes(model_config: FlamingoConfig, state: Mapping[str, Tensor]) -> list[st
         f"cross_attn_every_n_layers={every}. Changes to them (a merged "
         "LoRA) are not in the file",
     ]
+    # What OpenFlamingo builds, whatever a file says (helpers.py), are the defaults here.
     strange = [
-        f"{name} {getattr(model_config, name)} (there {usual})"
-        for name, usual in FIXED.items()
-        if getattr(model_config, name) != usual
+        f"{name} {getattr(model_config, name)} (there {getattr(FlamingoConfig, name)})"
+        for name in BRIDGE
+        if getattr(model_config, name) != getattr(FlamingoConfig, name)
     ]
     if strange:
         notes.append(

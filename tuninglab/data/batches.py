@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tuninglab.data.images import limit_aspect, load_image
@@ -162,14 +163,11 @@ class Collator:
             raise ValueError(
                 f"frames of a picture differ within a batch ({found}); make them equal"
             )
-        media = max([1, *(len(row["pixel_values"]) for row in given)])
         # Zero is the mean colour after CLIP's normalisation.
-        batch = torch.zeros(len(rows), media, *frames, 3, self.image_size, self.image_size)
-        for place, row in zip(batch, rows, strict=True):
-            # At the end, because marks take a row's pictures in order: the surplus has no mark.
-            if row["pixel_values"] is not None:
-                place[: len(row["pixel_values"])] = row["pixel_values"]
-        return batch
+        blank = torch.zeros(1, *frames, 3, self.image_size, self.image_size)
+        pictures = [blank if row["pixel_values"] is None else row["pixel_values"] for row in rows]
+        # At the end, because marks take a row's pictures in order: the surplus has no mark.
+        return pad_sequence(pictures, batch_first=True)
 
 
 def padded_texts(
@@ -189,9 +187,6 @@ def padded_texts(
 def padded(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:
     """Rows of any length as one tensor (B, T), filled up on the side given."""
     # Long, as embedding tables and cross-entropy want them.
-    batch = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.long)  # (B, T)
-    for index, row in enumerate(rows):
-        # Generation continues a row at its right end, so its padding stands on the left.
-        start = batch.shape[1] - len(row) if side == "left" else 0
-        batch[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-    return batch
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    # Generation continues a row at its right end, so its padding stands on the left.
+    return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)

@@ -15,6 +15,7 @@ from tuninglab.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: a quarter GiB in RGB
 MAX_ASPECT = 8
+TOO_LARGE = f"too large: at most {MAX_PIXELS:,} pixels are decoded; make it smaller"
 REMEDY = "replace it with a whole picture file, or drop the record"
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|data:)")
 
@@ -56,20 +57,21 @@ def confined_path(name: str, root: Path) -> Path:
     return path
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource) -> Image.Image:
     """A picture, fully decoded, upright, in RGB; of several frames the first.
+
+    Above MAX_PIXELS it is refused before decoding (Pillow itself stops at 178,956,970).
 
     Args:
         source: a path, which is trusted; the bytes of a file; or a PIL image.
-        max_pixels: refused above, before decoding (Pillow itself stops at 178,956,970).
 
     Raises:
         UserError: missing, no regular file, no picture, damaged, or too large; it names the file.
     """
     if isinstance(source, Image.Image):
-        return _decoded(source, "the picture", max_pixels)
+        return _decoded(source, "the picture")
     if isinstance(source, bytes):
-        return _opened(BytesIO(source), "the picture given as bytes", max_pixels)
+        return _opened(BytesIO(source), "the picture given as bytes")
     path = Path(source)
     label = f"picture {brief(str(path), 200)}"
     try:
@@ -78,14 +80,14 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         if not path.is_file():  # also a pipe, which would be waited for without end
             raise UserError(f"{label} is no regular file; expected a picture")
         with path.open("rb") as file:
-            return _opened(file, label, max_pixels)
+            return _opened(file, label)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{label} cannot be read: {reason(error)}; check its name and permissions"
         ) from error
 
 
-def _opened(file, label: str, max_pixels: int) -> Image.Image:
+def _opened(file, label: str) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -93,18 +95,18 @@ def _opened(file, label: str, max_pixels: int) -> Image.Image:
             f"{label} is not a picture of a known kind ({', '.join(FORMATS)}); {REMEDY}"
         ) from None
     except Image.DecompressionBombError:
-        raise UserError(f"{label} is {_too_large(max_pixels)}") from None
+        raise UserError(f"{label} is {TOO_LARGE}") from None
     except Exception as error:
         # Damaged headers make Pillow's readers fail in any way, from struct.error to KeyError.
         raise UserError(f"{label} is {_damaged(error)}") from None
     with image:
-        return _decoded(image, label, max_pixels)
+        return _decoded(image, label)
 
 
-def _decoded(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
+def _decoded(image: Image.Image, label: str) -> Image.Image:
     width, height = image.size
-    if width * height > max_pixels:
-        raise UserError(f"{label} has {width}x{height} pixels, {_too_large(max_pixels)}")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{label} has {width}x{height} pixels, {TOO_LARGE}")
     if width * height == 0:
         raise UserError(f"{label} has no pixels ({width}x{height}); expected at least 1x1")
     try:
@@ -117,10 +119,6 @@ def _decoded(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
 
 def _damaged(error: Exception) -> str:
     return f"damaged: {str(error) or type(error).__name__}; {REMEDY}"
-
-
-def _too_large(max_pixels: int) -> str:
-    return f"too large: at most {max_pixels:,} pixels are decoded; make it smaller"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

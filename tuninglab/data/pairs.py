@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.readers import checked_object, settle, to_sample
+from tuninglab.data.readers import checked_object, converted, settle, to_sample
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
@@ -46,16 +46,12 @@ def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> 
         UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
     """
     path = Path(data)
-    pairs, problems = [], []
     with working(f"reading {shown(path)}"):
         records = read_records(path)
-        for origin, record in records:
-            try:
-                pairs.append(to_pair(record, origin))
-            except ValueError as error:
-                problems.append(f"{origin}: {error}")
+        pairs, wrong = converted(records, to_pair)
+    problems = [text for _, text in wrong]
     settle(shown(path), problems, skip_bad_records, len(problems), len(records))
-    return Records(pairs, problems, len(problems))
+    return Records([pair for _, pair in pairs], problems, len(problems))
 
 
 def to_pair(record: Any, origin: str) -> Pair:

@@ -92,6 +92,12 @@ def dialogue_tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(encode_dialogue(sample.messages, tokenizer).input_ids)
 
 
+def answer_ids(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a dialogue that are learned: its answers, each with its end."""
+    labels = encode_dialogue(sample.messages, tokenizer).labels
+    return [label for label in labels if label != IGNORED]
+
+
 def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of generated ids (without the prompt), up to the first token that ends an answer."""
     end_of_chunk = tokenizer.convert_tokens_to_ids(EOC_TOKEN)

@@ -4,9 +4,10 @@ Needs no torch, so that a mistake in a data file is told before anything heavy i
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from tuninglab.console import say
@@ -42,15 +43,8 @@ def read_samples(
         records = read_records(path)
     root = checked_root(path.parent if image_root is None else Path(image_root))
     # All texts are checked before the first picture is opened: they take no time.
-    samples: list[tuple[int, Sample]] = []
-    problems: list[tuple[int, str]] = []
-    with working("checking records", len(records)) as note:
-        for number, (origin, record) in enumerate(records):
-            note(number)
-            try:
-                samples.append((number, to_sample(record, origin)))
-            except ValueError as error:
-                problems.append((number, f"{origin}: {error}"))
+    with working("checking records"):
+        samples, problems = converted(records, to_sample)
     pictures = _checked_pictures((sample for _, sample in samples), root)
     for number, sample in samples:
         found = [pictures[str(name)] for name in sample.images]
@@ -65,6 +59,19 @@ def read_samples(
     return Records(usable, texts, len(bad_records))
 
 
+def converted(
+    records: Iterable[tuple[str, Any]], convert: Callable[[Any, str], Any]
+) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
+    """What records become, and what is wrong with the others, each with the record's number."""
+    good, bad = [], []
+    for number, (origin, record) in enumerate(records):
+        try:
+            good.append((number, convert(record, origin)))
+        except ValueError as error:
+            bad.append((number, f"{origin}: {error}"))
+    return good, bad
+
+
 def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> None:
     """Say that `bad` of `total` records are left out, if they may be and others remain.
 
@@ -76,9 +83,7 @@ def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> 
         raise DataError(problems, HINT if usable else f"No usable record is left in {name}.")
     if problems:
         say(f"{name}: {bad} of {total} records left out:")
-        rest = len(problems) - DataError.SHOWN
-        lines = problems[: DataError.SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])
-        say("\n".join(f"  {line}" for line in lines))
+        say(indent(str(DataError(problems)), "  "))
 
 
 def to_sample(record: Any, origin: str) -> Sample:
@@ -100,6 +105,10 @@ def to_sample(record: Any, origin: str) -> Sample:
     if formats[0] == "conversations" and turns:
         messages = turns = [_llava_message(turn) for turn in turns]
     listed, own = _listed_images(record), _own_images(turns)
+    for name in [*listed, *own]:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a picture is named by {brief(name)}; expected a path as text")
+        checked_text(name)
     # With both there is no telling which picture belongs to which mark.
     if listed and own:
         raise ValueError('pictures stand both in "images" and in the parts; keep one of the two')
@@ -133,10 +142,7 @@ def _listed_images(record: dict[str, Any]) -> list[str]:
         raise ValueError('the record has both "image" and "images"; keep one of the two')
     names = given[0] if given else []
     # LLaVA writes a single picture as a bare string.
-    names = names if isinstance(names, list) else [names]
-    for name in names:
-        _check_name(name)
-    return names
+    return names if isinstance(names, list) else [names]
 
 
 def _own_images(messages: list[Any]) -> list[str]:
@@ -151,20 +157,12 @@ def _own_images(messages: list[Any]) -> list[str]:
         if len(own) > 1:
             raise ValueError(f"an image part names {len(own)} pictures; one part is one picture")
         names += own
-    for name in names:
-        _check_name(name)
     # The order of unnamed parts among named ones would be a guess.
     if names and len(names) != len(images):
         raise ValueError(
             f"{len(names)} of {len(images)} image parts name a picture; name it in all"
         )
     return names
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a picture is named by {brief(name)}; expected a path as text")
-    checked_text(name)
 
 
 def checked_root(root: Path) -> Path:

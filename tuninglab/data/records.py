@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,10 @@ def _is_json_lines(lines: list[str], text: str) -> bool:
         return False
     if len(lines) == 1:  # also where it breaks off: the message then names the line
         return True
-    try:
+    with suppress(ValueError):
         # A record written out over several lines. JSON lines fail behind the first record.
         _parse(text)
         return False
-    except ValueError:
-        pass
     return lines[0].endswith("}") or any(line.startswith('{"') for line in lines[1:])
 
 

@@ -1,6 +1,7 @@
 """Which rows are trained when: seeded, resumable, and the same for any number of processes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ class MaskedRow(int):
     """The index of a row that only fills a place: its labels are all masked (see StepSampler)."""
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
     """One rank's micro-batches, from the current step to the end of the epoch.
 
@@ -38,30 +40,23 @@ class StepSampler(Sampler[list[int]]):
         ValueError: a size below 1, or a rank outside the world.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-    ):
-        sizes = {"length": length, "batch_size": batch_size, "accumulation": accumulation}
+    length: int
+    batch_size: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self):
         # From Python any value may come; the flags are checked before.
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank} of {world_size}; expected 0 to {world_size - 1}")
-        self.length = length
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rows_per_step = batch_size * accumulation * world_size
+        for name in ("length", "batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.rank < self.world_size:
+            last = self.world_size - 1
+            raise ValueError(f"rank is {self.rank} of {self.world_size}; expected 0 to {last}")
+        self.rows_per_step = self.batch_size * self.accumulation * self.world_size
         self.epoch = 0
         self.step = 0  # within the epoch: steps that were made
 
@@ -70,9 +65,8 @@ class StepSampler(Sampler[list[int]]):
         """Optimizer steps of an epoch, an incomplete last one included."""
         return -(-self.length // self.rows_per_step)
 
-    def micro_batches(self, step: int | None = None) -> int:
-        """Micro-batches that each rank has in a step of the epoch (default: the current one)."""
-        step = self.step if step is None else step
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches that each rank has in a step of the epoch."""
         rows = min(self.rows_per_step, self.length - step * self.rows_per_step)
         # The fullest rank decides for all: they meet once a micro-batch or not at all.
         return -(-rows // (self.world_size * self.batch_size))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,8 @@ def read_splits(
     Raises:
         UserError: a file or record is wrong (all records are checked), or cannot be split so.
     """
-    return _split(
-        lambda path: read_samples(path, image_root, skip_bad_records),
-        *(data, val_data, val_split, seed),
-    )
+    read = partial(read_samples, image_root=image_root, skip_bad_records=skip_bad_records)
+    return _split(read, data, val_data, val_split, seed)
 
 
 def read_pair_splits(
@@ -61,7 +60,8 @@ def read_pair_splits(
     Raises:
         UserError: as `read_splits`.
     """
-    return _split(lambda path: read_pairs(path, skip_bad_records), data, val_data, val_split, seed)
+    read = partial(read_pairs, skip_bad_records=skip_bad_records)
+    return _split(read, data, val_data, val_split, seed)
 
 
 def _split(

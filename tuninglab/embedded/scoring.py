@@ -9,15 +9,14 @@ from tuninglab.embedded.task import (
     TURNS,
     VAL_QUESTIONS,
     EmbeddedSamples,
-    most_frequent_answers,
 )
-from tuninglab.evaluation.answers import Blanked, Shuffled, exact_match
-from tuninglab.evaluation.task import Answer, ExactMatchTask
+from tuninglab.evaluation.answers import exact_match
+from tuninglab.evaluation.controls import Guesses, PictureTask
 
 SHOWN_PICTURES = 24
 
 
-class EmbeddedTask(ExactMatchTask):
+class EmbeddedTask(PictureTask):
     """Questions about shapes and handwriting, scored by exact match.
 
     Args:
@@ -37,17 +36,9 @@ class EmbeddedTask(ExactMatchTask):
         self.kinds = [item.questions[0].type for item in self.scored.items]
         self.groups = [item.group for item in self.scored.items]
         self.truths = [item.questions[0].answer for item in self.scored.items]
-        self.prior = most_frequent_answers(train)
-
-    def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
-        """Score the tuned model: `after`, `controls` (blank, shuffled), and the `prior`."""
-        blank, shuffled = Blanked(self.scored), Shuffled(self.scored, self.groups)
-        asked = {"after": self.scored, "blank": blank, "shuffled": shuffled}
-        scores = {
-            name: self.score(name, answer(x, self.ANSWER_TOKENS)) for name, x in asked.items()
-        }
-        prior = self.score("prior", [self.prior.get(kind, "") for kind in self.kinds])
-        return {"after": scores.pop("after"), "controls": scores, "prior": prior}
+        turns = (q for item in train.items for q in item.questions)
+        guesses = Guesses((question.type, question.answer) for question in turns)
+        self.guesses = [guesses.best(kind) for kind in self.kinds]
 
     def score(self, name: str, answers: list[str]) -> dict[str, Any]:
         """Exact match over all, by type, and by what the picture shows; the answers are kept."""

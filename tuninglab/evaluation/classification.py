@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -61,21 +60,12 @@ def classify(
         )
     ids = processor.tokenizer(list(candidates), add_special_tokens=False)["input_ids"]
     device = next(model.parameters()).device
-    scores = []
+    scores, options = [], {"normalise": normalise, "batch_size": batch_size}
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         inputs = processor(text=list(prompts[batch]), images=list(images[batch])).to(device)
-        scores.append(
-            candidate_log_probs(
-                model,
-                inputs["input_ids"],
-                ids,
-                inputs["attention_mask"],
-                inputs.get("pixel_values"),
-                normalise=normalise,
-                batch_size=batch_size,
-            )
-        )
+        given = {name: inputs.get(name) for name in processor.model_input_names}
+        scores.append(candidate_log_probs(model, candidates=ids, **given, **options))
     log_probs = torch.cat(scores)
     answers = [candidates[int(best)] for best in log_probs.argmax(-1)]
     return Ranking(answers, log_probs.softmax(-1), log_probs)
@@ -115,9 +105,7 @@ def candidate_log_probs(
     with evaluation_mode(model):
         # Not even the prompt's cache is kept where single tokens are compared.
         further = any(len(candidate) > 1 for candidate in candidates)
-        prompts = _Prompts.read(
-            model, input_ids, attention_mask, pixel_values, image_features, further
-        )
+        prompts = _Prompts(model, input_ids, attention_mask, pixel_values, image_features, further)
         log_probs = prompts.next_log_probs[:, [candidate[0] for candidate in candidates]]
         # Candidates of similar length together, so that a batch has little padding.
         pairs = [
@@ -128,7 +116,7 @@ def candidate_log_probs(
         ]
         for start in range(0, len(pairs), batch_size):
             rows, columns = map(list, zip(*pairs[start : start + batch_size], strict=True))
-            rest = prompts.further_log_probs(model, rows, [candidates[c] for c in columns])
+            rest = prompts.further_log_probs(rows, [candidates[c] for c in columns])
             log_probs[rows, columns] += rest.to(log_probs.device)
     lengths = torch.tensor([len(candidate) for candidate in candidates], device=log_probs.device)
     return log_probs / lengths if normalise else log_probs
@@ -145,70 +133,61 @@ def _check(candidates: Sequence[Sequence[int]], image_token_id: int, batch_size:
             raise ValueError(f"candidate {number} {what}; candidates are the text of an answer")
 
 
-@dataclass
 class _Prompts:
-    """B prompts that were computed, ready to be continued."""
+    """B prompts computed in one forward, their images encoded once; ready to be continued."""
 
-    input_ids: Tensor  # (B, T), padded on the left
-    attention_mask: Tensor  # (B, T)
-    media_key_values: Tensor | None  # (B, G, M, L, 2 * width)
-    cache: Any  # of the language model
-    next_log_probs: Tensor  # (B, V), float32
-
-    @classmethod
-    def read(
-        cls,
+    def __init__(
+        self,
         model: Any,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         pixel_values: Tensor | None,
         image_features: Tensor | None,
         use_cache: bool,
-    ) -> "_Prompts":
-        """One forward over all prompts, their images encoded once."""
+    ):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         if not mask.any(-1).all():
             raise ValueError("a prompt is empty: its attention_mask is 0 everywhere")
         # Padding moves to the left: every prompt then ends, and is continued, in one column, and
         # MPT's distances, which are counted in columns, are right.
         order = mask.argsort(dim=-1, stable=True)
-        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        media = model.key_values_of(input_ids, pixel_values, image_features)
+        self.model = model
+        self.input_ids, self.mask = input_ids.gather(1, order), mask.gather(1, order)  # (B, T)
+        # (B, G, M, L, 2 * width), or None
+        self.media = model.key_values_of(self.input_ids, pixel_values, image_features)
         outputs = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=count_positions(mask),
-            text_time=model.text_time(input_ids),
-            media_key_values=media,
+            input_ids=self.input_ids,
+            attention_mask=self.mask,
+            position_ids=count_positions(self.mask),
+            text_time=model.text_time(self.input_ids),
+            media_key_values=self.media,
             use_cache=use_cache,
             logits_to_keep=1,
         )
-        next_log_probs = outputs.logits[:, -1].float().log_softmax(-1)
-        return cls(input_ids, mask, media, outputs.past_key_values, next_log_probs)
+        self.cache = outputs.past_key_values
+        self.next_log_probs = outputs.logits[:, -1].float().log_softmax(-1)  # (B, V)
 
-    def further_log_probs(
-        self, model: Any, rows: Sequence[int], candidates: Sequence[Sequence[int]]
-    ) -> Tensor:
+    def further_log_probs(self, rows: Sequence[int], candidates: Sequence[Sequence[int]]) -> Tensor:
         """Sum over the tokens after the first of N candidates, each after its prompt: (N,)."""
         device, length = self.input_ids.device, self.input_ids.shape[1]
         which = torch.tensor(rows, device=device)
         # An end token as padding, because the mark of an image would count as one.
-        new_ids = padded([c[:-1] for c in candidates], model.config.eoc_token_id).to(device)
+        new_ids = padded([c[:-1] for c in candidates], self.model.config.eoc_token_id).to(device)
         targets = padded([c[1:] for c in candidates], IGNORED).to(device)
         ids = torch.cat([self.input_ids[which], new_ids], dim=1)
         # Causal attention alone would hide the padding; but masked, its positions stay within
         # what a table of learned positions has.
-        mask = torch.cat([self.attention_mask[which], (targets != IGNORED).long()], dim=1)
+        mask = torch.cat([self.mask[which], (targets != IGNORED).long()], dim=1)
         # Copied, because the forward appends to the cache it is given.
         cache = copy.deepcopy(self.cache)
         cache.reorder_cache(which)  # the only selection of rows that caches of all kinds have
-        logits = model(
+        logits = self.model(
             input_ids=new_ids,
             attention_mask=mask,
             position_ids=count_positions(mask)[:, length:],
             # From the whole text, where the marks are.
-            text_time=model.text_time(ids)[:, length:],
-            media_key_values=None if self.media_key_values is None else self.media_key_values[rows],
+            text_time=self.model.text_time(ids)[:, length:],
+            media_key_values=None if self.media is None else self.media[rows],
             past_key_values=cache,
             use_cache=True,
         ).logits

@@ -13,12 +13,19 @@ from tuninglab.evaluation.answers import exact_match
 # All processes must ask, for the same samples: each then answers a share of them.
 Answer = Callable[[Sequence[Any], int], list[str]]
 
+# The tokens of a sample's answers.
+AnswerIds = Callable[[Any], list[int]]
+
 
 @dataclass
 class Task:
     """Data, with scores of its own besides the loss where a class below says so."""
 
     splits: Splits
+
+    def settle(self, splits: Splits, questions: int, answer_ids: AnswerIds) -> None:
+        """Take the records that the model can read, and how many questions shall be scored."""
+        self.splits = splits
 
     def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
@@ -31,10 +38,6 @@ class Task:
     def write_cards(self, run_dir: Path) -> list[dict[str, Any]]:
         """Write what is shown into the run folder; returns some questions and answers."""
         return []
-
-
-class Unscored(Task):
-    """Data that only has a loss."""
 
 
 class ExactMatchTask(Task):

@@ -56,12 +56,8 @@ def coloured(line: Line) -> str:
 
 def own_parameters(module: "nn.Module") -> list[tuple[str, "nn.Parameter"]]:
     """A module's own parameters, with those of the layer that PEFT wrapped in it."""
-    return [
-        item
-        for owner in (module, _wrapped(module))
-        if owner is not None
-        for item in owner.named_parameters(recurse=False)
-    ]
+    owners = [owner for owner in (module, _wrapped(module)) if owner is not None]
+    return [item for owner in owners for item in owner.named_parameters(recurse=False)]
 
 
 def _wrapped(module: "nn.Module") -> "nn.Module | None":
@@ -94,27 +90,21 @@ def branches_below(module: "nn.Module") -> tuple[Branch, ...]:
         # The own name takes part in the comparison only where there is nothing else to compare.
         content = (parameters, branch.children, "" if branch.shown else name)
         groups.setdefault(content, []).append(branch)
-    return tuple(_joined(group) for group in groups.values())
-
-
-def _joined(group: list[Branch]) -> Branch:
-    """Equal siblings as one branch, which stands for the modules of all."""
-    members = tuple(member for branch in group for member in branch.members)
-    return replace(_stacked(group), members=members)
+    return tuple(
+        replace(_stacked(group), members=tuple(m for branch in group for m in branch.members))
+        for group in groups.values()
+    )
 
 
 def _stacked(equal: list[Branch]) -> Branch:
+    """Equal branches as one, which stands for the modules of all."""
     # Equal content is of one form, so the branches below correspond one to one.
     if len(equal) == 1:
         return equal[0]
-    return replace(
-        equal[0],
-        modules=tuple(module for branch in equal for module in branch.modules),
-        children=tuple(
-            _stacked(list(children))
-            for children in zip(*(branch.children for branch in equal), strict=True)
-        ),
-    )
+    modules = tuple(module for branch in equal for module in branch.modules)
+    below = zip(*(branch.children for branch in equal), strict=True)
+    children = tuple(_stacked(list(branches)) for branches in below)
+    return replace(equal[0], modules=modules, children=children)
 
 
 def label(branch: Branch) -> Line:

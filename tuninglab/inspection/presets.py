@@ -18,7 +18,7 @@ from transformers import (
 from tuninglab.console import say
 from tuninglab.embedded import base_directory
 from tuninglab.models.configuration import CLIP_VIT_L_14, LLAMA_7B
-from tuninglab.models.text_to_text import TextToText
+from tuninglab.models.text_to_text import FLAN_T5_SMALL, TextToText
 
 # Number formats are those that the language models were published in. Vocabularies have the three
 # tokens of OpenFlamingo added: 32000 + 3 of LLaMA's tokenizer, 50277 + 3 of GPT-NeoX's. The padded
@@ -65,19 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "openflamingo-4b-vitl-rpj3b": _flamingo(_REDPAJAMA_3B, 2),
     "openflamingo-3b-vitl-mpt1b": _flamingo(_MPT_1B, 1),
     "llama-7b": _LLAMA_7B,
-    "flan-t5-small": {
-        "model_type": "t5",
-        "vocab_size": 32128,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 1024,
-        "num_layers": 8,
-        "num_heads": 6,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-        "decoder_start_token_id": 0,
-        "dtype": "float32",
-    },
+    "flan-t5-small": {"model_type": "t5", **FLAN_T5_SMALL, "dtype": "float32"},
 }
 # The shipped base has its configuration on disk.
 PRESET_NAMES = (*PRESETS, "embedded")
@@ -91,17 +79,6 @@ MOSAIC_GPT = (
 )
 
 
-def preset_config(name: str) -> PreTrainedConfig:
-    """The configuration of a preset.
-
-    Raises:
-        KeyError: the name is none of `PRESET_NAMES`.
-    """
-    if name == "embedded":
-        return AutoConfig.from_pretrained(base_directory(), local_files_only=True)
-    return AutoConfig.for_model(**PRESETS[name])
-
-
 def build_preset(name: str) -> PreTrainedModel:
     """A preset on the meta device: modules, shapes and number formats, no memory.
 
@@ -110,7 +87,9 @@ def build_preset(name: str) -> PreTrainedModel:
     """
     if name == "openflamingo-3b-vitl-mpt1b":
         say(MOSAIC_GPT)
-    return model_on_meta(preset_config(name))
+    if name == "embedded":
+        return model_on_meta(AutoConfig.from_pretrained(base_directory(), local_files_only=True))
+    return model_on_meta(AutoConfig.for_model(**PRESETS[name]))
 
 
 def model_on_meta(model_config: PreTrainedConfig) -> PreTrainedModel:

@@ -1,7 +1,5 @@
 """Cross-entropy and its gradient at once: of any head, and of an int8 head without float logits."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,20 +16,16 @@ _LOSS = Kernel(
 FINER = 254
 
 
-def loss_and_grad_of(head: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """How any head makes a chunk's summed loss, and the gradient of its input times a factor."""
-
-    def loss_and_grad(
-        hidden: Tensor, targets: Tensor, factor: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
-            # Here, because the gradient of the logits is made in the format of the logits.
-            (grad,) = torch.autograd.grad(loss * factor, hidden)
-        return loss.detach(), grad
-
-    return loss_and_grad
+def loss_and_grad(
+    head: nn.Module, hidden: Tensor, targets: Tensor, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of any head, and the gradient of its input times a factor."""
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        loss = F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        # Here, because the gradient of the logits is made in the format of the logits.
+        (grad,) = torch.autograd.grad(loss * factor, hidden)
+    return loss.detach(), grad
 
 
 def cross_entropy(

@@ -4,26 +4,20 @@ import torch
 from torch import Tensor, nn
 
 from tuninglab.int8.linear import Int8Weight
-from tuninglab.int8.rows import quantise_rows, scale_rows
+from tuninglab.int8.rows import frozen, quantise_rows, scale_rows
 
 
 class Int8Embedding(Int8Weight):
-    """A frozen embedding; `weight` is int8 (V, D), `weight_scale` float32 (V,)."""
+    """A frozen copy of an embedding; `weight` is int8 (V, D), `weight_scale` float32 (V,)."""
 
-    def __init__(self, weight: nn.Parameter, weight_scale: nn.Parameter, dtype: torch.dtype):
+    def __init__(self, embedding: nn.Embedding):
         super().__init__()
+        table = embedding.weight.detach()
         # No numbers, but a format that casts change: the one that rows come out in. It is first,
         # because transformers takes the first float parameter's format for that of a model.
-        self.like = nn.Parameter(torch.empty(0, dtype=dtype, device=weight.device), False)
-        self.weight, self.weight_scale = weight, weight_scale
-        self.num_embeddings, self.embedding_dim = weight.shape
-
-    @classmethod
-    def of(cls, embedding: nn.Embedding) -> "Int8Embedding":
-        """Quantise a token table; it is left as it is."""
-        table = embedding.weight.detach()
-        q, scale = (nn.Parameter(t, requires_grad=False) for t in quantise_rows(table))
-        return cls(q, scale, table.dtype)
+        self.like = frozen(torch.empty(0, dtype=table.dtype, device=table.device))
+        self.weight, self.weight_scale = map(frozen, quantise_rows(table))
+        self.num_embeddings, self.embedding_dim = table.shape
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Ids (...) -> rows (..., D)."""

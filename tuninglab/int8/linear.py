@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad_of
-from tuninglab.int8.rows import multiply, quantise_rows, scale_rows
+from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad
+from tuninglab.int8.rows import frozen, multiply, quantise_rows, scale_rows
 from tuninglab.int8.ways import Way, ways
 
 
@@ -132,24 +132,20 @@ class Int8Linear(Int8Weight):
     def __init__(self, in_features: int, out_features: int, bias: bool = False, device: Any = None):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        weight = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = frozen(
+            torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+        )
         # Whatever the default: from_pretrained builds models of 16 bits with that as the default.
-        scale = torch.empty(out_features, dtype=torch.float32, device=device)
-        self.weight_scale = nn.Parameter(scale, requires_grad=False)
-        self.bias = None
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False)
+        self.weight_scale = frozen(torch.empty(out_features, dtype=torch.float32, device=device))
+        self.bias = frozen(torch.empty(out_features, device=device)) if bias else None
 
     @classmethod
     def of(cls, linear: nn.Linear) -> "Int8Linear":
         """Quantise a linear layer; it is left as it is."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, "meta")
-        q, scale = quantise_rows(linear.weight.detach())
-        layer.weight = nn.Parameter(q, requires_grad=False)
-        layer.weight_scale = nn.Parameter(scale, requires_grad=False)
+        layer.weight, layer.weight_scale = map(frozen, quantise_rows(linear.weight.detach()))
         if linear.bias is not None:
-            layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+            layer.bias = frozen(linear.bias.detach().clone())
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,7 +179,7 @@ class Int8Linear(Int8Weight):
         """
         way, _ = ways(hidden.device, len(hidden), self.weight.shape)
         if way != "int8" or self.bias is not None:
-            return loss_and_grad_of(self)(hidden, targets, factor)
+            return loss_and_grad(self, hidden, targets, factor)
         return cross_entropy(hidden, targets, self.weight, self.weight_scale, factor)
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -193,9 +189,9 @@ class Int8Linear(Int8Weight):
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """A float layer of the dequantised weight, frozen."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
-        linear.weight = nn.Parameter(self.dequantised(dtype), requires_grad=False)
+        linear.weight = frozen(self.dequantised(dtype))
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+            linear.bias = frozen(self.bias.detach().to(dtype))
         return linear
 
     def extra_repr(self) -> str:

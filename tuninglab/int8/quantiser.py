@@ -6,7 +6,6 @@ without rounding anew.
 """
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
-from tuninglab.int8.rows import quantise_rows
+from tuninglab.int8.rows import frozen, quantise_rows
 
 METHOD = "tuninglab-int8"
 # Rows that are quantised at a time. All rows of a head of 32,000 x 4096 at once would take three
@@ -81,7 +80,7 @@ class _QuantiseWeight(ConversionOps):
         ((name, value),) = input_dict.items()
         return_freed_memory()
         q, scale = quantise_weight(value[0] if isinstance(value, list) else value)
-        return {name: _frozen(q), f"{name}_scale": _frozen(scale)}
+        return {name: frozen(q), f"{name}_scale": frozen(scale)}
 
 
 class Int8Quantiser(HfQuantizer):
@@ -113,10 +112,9 @@ class Int8Quantiser(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, layer in int8_layers(model):
-            shape = (layer.out_features, layer.in_features)
+            given, shape = tuple(layer.weight.shape), (layer.out_features, layer.in_features)
             # transformers leaves the shape of what is quantised to the quantiser.
-            if tuple(layer.weight.shape) != shape:
-                given = tuple(layer.weight.shape)
+            if given != shape:
                 raise ValueError(f"{name}.weight is {given}, not {shape} as config.json has it")
             # The loader makes every float tensor trainable.
             layer.requires_grad_(False)
@@ -182,11 +180,6 @@ def return_freed_memory() -> None:
     It keeps freed memory of up to 32 MiB apiece and does not always use it again: the peak of
     loading a model of 137 MiB was 182 MiB or 342 MiB from one try to the next.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

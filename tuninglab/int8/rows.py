@@ -6,7 +6,7 @@ Each pass is written once in torch and once in C (kernels/c); kernels/dispatch.p
 import threading
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuninglab.kernels.dispatch import Kernel, run
 
@@ -17,6 +17,11 @@ _SCALE_SUMS = Kernel(
 )
 LIMIT = 127  # symmetric: -128 is not used, so that a row and its negative quantise alike
 TINIEST = torch.finfo(torch.float32).tiny  # what is smaller has no reciprocal in float32
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A tensor as a parameter that never trains."""
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -106,13 +106,9 @@ def flamingo_from_parts(
     if lang.get_input_embeddings().num_embeddings < len(tokenizer):
         lang.resize_token_embeddings(len(tokenizer))
     try:
-        return assemble(
-            lang,
-            vision,
-            FlamingoProcessor(image_processor, tokenizer),
-            cross_attn_every_n_layers=cross_attn_every_n_layers,
-            **config,
-        )
+        processor = FlamingoProcessor(image_processor, tokenizer)
+        config["cross_attn_every_n_layers"] = cross_attn_every_n_layers
+        return assemble(lang, vision, processor, **config)
     except (ValueError, StrictDataclassError) as error:
         raise UserError(f"{lang_encoder} with {vision_encoder}: {error}") from error
 

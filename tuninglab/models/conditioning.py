@@ -55,17 +55,15 @@ class Conditioning:
         sees_image: (B, T, 1) bool; what the others come out with is set to 0.
         media: (B, M, L, D) latents, or None if `key_values` is given.
         key_values: (B, G, M, L, 2 * width) keys and values of the G gated blocks, or None.
-        token_of_place: (N, S) token, counted through the batch, or None if M is 1.
-        place_of_token: (B, T) place, counted through the blocks, or None if M is 1.
-        image_of_block: (N,) image, counted through the batch, or None if M is 1.
+        places: three tensors, or None each if M is 1: (N, S) the token of a place, counted through
+            the batch; (B, T) the place of a token, counted through the blocks; (N,) the image of a
+            block, counted through the batch.
     """
 
     sees_image: Tensor
-    media: Tensor | None = None
-    key_values: Tensor | None = None
-    token_of_place: Tensor | None = None
-    place_of_token: Tensor | None = None
-    image_of_block: Tensor | None = None
+    media: Tensor | None
+    key_values: Tensor | None
+    places: tuple[Tensor | None, ...]
 
     @classmethod
     def of(
@@ -76,16 +74,15 @@ class Conditioning:
         if source is None:
             return None
         visible = sees_image(text_time, source.shape[-3])
-        places = () if visible.shape[-1] == 1 else _places(visible)
-        return cls(visible.any(-1, keepdim=True), media, key_values, *places)
+        places = (None, None, None) if visible.shape[-1] == 1 else _places(visible)
+        return cls(visible.any(-1, keepdim=True), media, key_values, places)
 
     def tensors(self, number: int) -> tuple[Tensor | None, ...]:
         """Arguments of the gated block with that number (from 0), after the hidden states."""
         # A tuple and not an attribute access in the block: checkpoints keep only what they are
         # called with.
         key_values = None if self.key_values is None else self.key_values[:, number]
-        places = (self.token_of_place, self.place_of_token, self.image_of_block)
-        return self.sees_image, self.media, key_values, *places
+        return self.sees_image, self.media, key_values, *self.places
 
 
 def _places(visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:

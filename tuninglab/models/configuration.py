@@ -21,6 +21,12 @@ CLIP_VIT_L_14 = {
     "hidden_act": "quick_gelu",
 }
 
+# The numbers of Perceiver and gated blocks.
+BRIDGE = (
+    *("perceiver_depth", "perceiver_latents", "perceiver_heads", "perceiver_dim_head"),
+    *("cross_attn_heads", "cross_attn_dim_head", "ff_mult"),
+)
+
 
 @strict
 class FlamingoConfig(PreTrainedConfig):
@@ -81,16 +87,7 @@ class FlamingoConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in (
-            "cross_attn_every_n_layers",
-            "perceiver_depth",
-            "perceiver_latents",
-            "perceiver_heads",
-            "perceiver_dim_head",
-            "cross_attn_heads",
-            "cross_attn_dim_head",
-            "ff_mult",
-        ):
+        for name in ("cross_attn_every_n_layers", *BRIDGE):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number >= 1")
         if self.media_mode not in MEDIA_MODES:

@@ -210,20 +210,22 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
-        self, labels: Tensor, only: bool, logits_to_keep: int | Tensor, chunked: bool
-    ) -> tuple[Tensor, int | Tensor]:
-        """Next tokens (B, T) and logits_to_keep; (N,) and the mask of the N labels with `only`."""
+        self, labels: Tensor, only: bool, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, int | Tensor, bool]:
+        """Next tokens (B, T) and logits_to_keep; (N,) and the mask of the N labels with `only`.
+
+        And whether their loss can be made in chunks.
+        """
+        # With a frozen head, because a chunk makes the gradient of what goes into it alone.
+        can_chunk = bool(self.loss_chunk_tokens) and not trains(self.get_output_embeddings())
+        chunked = only and can_chunk
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         # transformers applies a (B, T) bool mask before the head, and so before whatever scaling
         # or capping a head has. An architecture that cannot computes all logits.
         if not only or not (chunked or "logits_to_keep" in self._lang_arguments):
-            return targets, logits_to_keep
+            return targets, logits_to_keep, chunked
         labelled = targets != -100
-        return targets[labelled], labelled
-
-    def _can_chunk(self) -> bool:
-        # A frozen head, because a chunk makes the gradient of what goes into it alone.
-        return bool(self.loss_chunk_tokens) and not trains(self.get_output_embeddings())
+        return targets[labelled], labelled, chunked
 
     def _loss(
         self, outputs: Any, targets: Any, keep: Any, chunked: bool, count: Any
@@ -268,9 +270,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         targets, chunked = None, False
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
-            chunked = labels_only_logits and self._can_chunk()
-            wanted = (labels_only_logits, logits_to_keep, chunked)
-            targets, logits_to_keep = self._targets(labels, *wanted)
+            targets, logits_to_keep, chunked = self._targets(
+                labels, labels_only_logits, logits_to_keep
+            )
         runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
         optional = {"position_ids": position_ids}
         optional |= {} if chunked else {"logits_to_keep": logits_to_keep}

@@ -123,6 +123,6 @@ class FlamingoLayer(nn.Module):
 
 
 def _like(tensor: Tensor | None, other: Tensor) -> Tensor | None:
-    if tensor is None or not tensor.is_floating_point():
-        return tensor if tensor is None else tensor.to(other.device)
-    return tensor.to(other)
+    if tensor is None:
+        return None
+    return tensor.to(other if tensor.is_floating_point() else other.device)

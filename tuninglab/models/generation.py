@@ -54,15 +54,10 @@ class FlamingoGenerationMixin(GenerationMixin):
             image_features = self.encode_seen(pixel_values, self.text_time(input_ids))
         return None if image_features is None else self.encode_key_values(image_features)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one step of `generate`."""
         inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids, next_sequence_length=next_sequence_length, **kwargs
+            input_ids, **kwargs
         )
         # From the whole text so far, which transformers keeps: so caches, beams, left padding
         # and speculative steps need no state of ours.

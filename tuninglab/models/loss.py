@@ -1,12 +1,13 @@
 """The loss of next tokens, as a sum that other ranks and accumulation steps can join."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuninglab.int8.cross_entropy import loss_and_grad_of
+from tuninglab.int8.cross_entropy import loss_and_grad
 
 # Of a loss in chunks, the gradient is made before a loss scaler can have multiplied the loss, and
 # in fp16 what is below 6e-8 would be 0 by then. So it is made so many times too large, which is
@@ -71,12 +72,12 @@ def trains(head: nn.Module | None) -> bool:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Any, targets: Tensor, chunk_tokens: int) -> Tensor:
-        loss_and_grad = getattr(head, "loss_and_grad", None) or loss_and_grad_of(head)
+        chunk_loss = getattr(head, "loss_and_grad", None) or partial(loss_and_grad, head)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            loss, grad[part] = loss_and_grad(hidden[part], targets[part], FACTOR)
+            loss, grad[part] = chunk_loss(hidden[part], targets[part], FACTOR)
             total += loss
         ctx.save_for_backward(grad)
         return total

@@ -51,7 +51,7 @@ def load_lang_encoder(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """A plain decoder language model, in the number format given or else in its own.
+    """A language model, in the number format given or else in its own; see `read_lang_config`.
 
     Args:
         path_or_id: a directory or hub id.
@@ -63,7 +63,6 @@ def load_lang_encoder(
         UserError: there is none, or it is damaged.
     """
     where, local = resolve(path_or_id, "language model")
-    read_lang_config(path_or_id, trust_remote_code)
     options["trust_remote_code"] = trust_remote_code
     return load_weights(AutoModelForCausalLM, "language model", where, local, dtype, **options)
 
@@ -118,17 +117,20 @@ def load_vision_encoder(
     # A whole CLIP holds a text tower besides, which has no place here.
     whole = config.model_type == "clip"
     vision = load_weights(CLIPVisionModel, "vision tower", where, local, dtype, surplus=whole)
+    return vision, load_image_processor(where, local, vision.config.image_size)
+
+
+def load_image_processor(where: str, local: bool, size: int) -> CLIPImageProcessorPil:
+    """The image processor beside a model, or CLIP's own for square pictures of `size` pixels.
+
+    Raises:
+        UserError: its file is damaged.
+    """
     if local and not (Path(where) / "preprocessor_config.json").exists():
-        return vision, plain_image_processor(vision.config.image_size)
+        square = {"height": size, "width": size}
+        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
     with explained("image processor", where):
-        return vision, CLIPImageProcessorPil.from_pretrained(where, local_files_only=local)
-
-
-def plain_image_processor(size: int) -> CLIPImageProcessorPil:
-    """CLIP's own preprocessing for square pictures of `size` pixels."""
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
+        return CLIPImageProcessorPil.from_pretrained(where, local_files_only=local)
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

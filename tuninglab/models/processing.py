@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
 from tuninglab.data.batches import padded_texts
@@ -170,13 +171,9 @@ class FlamingoProcessor(ProcessorMixin):
         if not flat:
             return None
         pixels = self.image_processor(flat, return_tensors="pt")["pixel_values"]
+        by_row = pixels.unsqueeze(1).split([len(row) for row in rows])
         # Padding needs no mask: the model never looks at images beyond the marks of a row.
-        padded = pixels.new_zeros(len(rows), max(map(len, rows)), 1, *pixels.shape[1:])
-        start = 0
-        for number, row in enumerate(rows):
-            padded[number, : len(row), 0] = pixels[start : start + len(row)]
-            start += len(row)
-        return padded
+        return pad_sequence(by_row, batch_first=True)  # pyright: ignore
 
 
 def _by_row(images: Any, texts: list[str] | None) -> list[list[Any]]:

@@ -17,6 +17,19 @@ from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.parts import load_tokenizer, load_weights, read_config
 from tuninglab.models.quantised import quantised
 
+# As its config.json has it: 77 million parameters.
+FLAN_T5_SMALL = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+    # Read by transformers 5 as: do not scale what goes into the head, as T5 v1.1 does.
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+}
 HEAD, TABLE = "lm_head.weight", "shared.weight"
 CONFIG_HINT = "Fix config.json (d_model, number of layers, vocab_size), or use a complete save"
 

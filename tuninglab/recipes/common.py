@@ -1,8 +1,7 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
-from tuninglab.adapters.saving import adapter_state, save_adapter
+from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.loading import make_loader
@@ -21,6 +20,9 @@ from tuninglab.data.splits import Splits, fit
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.progress import working
+from tuninglab.recipes.defaults import decide
+from tuninglab.recipes.ending import print_scores, tell_validation
+from tuninglab.recipes.guessing import answer_rows, chance_loss
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
@@ -68,7 +70,10 @@ def run_recipe(
     # Mistakes in settings and data are told before a model is loaded.
     task = task or recipe.data(config)
     setup = prepare(recipe, config, run, task.splits)
+    task.settle(setup.splits, setup.config.score_questions or 0, setup.base.answer_ids)
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
+    if evaluation["before"]:
+        evaluation["chance"] = {"val_loss": chance_loss(setup.model)}
     if evaluation["before"] and not run.resumed:
         run.append_metrics({"step": 0, "epoch": 0.0, **evaluation["before"]})
     answer = answers_of(setup)
@@ -120,12 +125,15 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     with working("loading the base model"):
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
+    config = decide(config, base.model.num_parameters(), len(splits.train), choices)
     splits, loaders = open_loaders(config, splits, base, accelerator)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
     run.create(config)
     name = base.name or keep_base(base, run)
-    model = wrap(base, name, config, recipe.scope, choices).to(accelerator.device)
+    base.model.to(accelerator.device)
+    answers = answer_rows(base, splits.train, config, accelerator, choices)
+    model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
     rows = trainable_table(model)
     print_trainable(rows, count_parameters(model))
     run.write("trainable.json", rows)
@@ -173,7 +181,14 @@ def keep_base(base: Base, run: RunFolder) -> str:
     return str(folder)
 
 
-def wrap(base: Base, name: str, config: TrainingConfig, scope: str, choices: Choices) -> Any:
+def wrap(
+    base: Base,
+    name: str,
+    config: TrainingConfig,
+    scope: str,
+    choices: Choices,
+    answers: Sequence[int],
+) -> Any:
     """Add memory savers and what is tuned to the base, in place; returns PEFT's model.
 
     Raises:
@@ -184,13 +199,14 @@ def wrap(base: Base, name: str, config: TrainingConfig, scope: str, choices: Cho
     # First of all, because a saver may make no gradient for the weights that it finds frozen.
     for module in direct_modules(model, tuning, scope):
         model.get_submodule(module).requires_grad_(True)
-    # New tokens train as rows of a float table.
-    wanted = [name for name in config.savers if name != "embedding" or not tuning.train_new_tokens]
+    # Tokens train as rows of a float table.
+    rows = tuning.train_new_tokens or answers
+    wanted = [name for name in config.savers if name != "embedding" or not rows]
     why = "the base is int8" if config.base_format == "int8" else "--memory_savers"
     for saver, what in add_savers(model, wanted).items():
         choices.add(f"memory saver {saver}", what, why)
     # LoRA last: it wraps the layers that the savers left in place.
-    tuned = tune(model, tuning, name, scope)
+    tuned = tune(model, tuning, name, scope, answers)
     if config.checkpoint_interval:
         count = checkpoint_blocks(tuned, config.checkpoint_interval)
         flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
@@ -210,13 +226,6 @@ def train_setup(setup: Setup) -> Progress:
         sinks=[setup.run.append_metrics],
         collect=adapter_writer,
     )
-
-
-def adapter_writer(model: Any) -> Callable[[Path], None]:
-    """Writes the adapter as it is now beside a checkpoint, so that one can talk to it."""
-    # Here, where all processes are, and not in what is returned: weights may be sharded.
-    state = adapter_state(model)
-    return lambda folder: save_adapter(model, folder / "adapter", state)
 
 
 def answers_of(setup: Setup) -> Answer:
@@ -277,9 +286,9 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
             f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
             f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."
         )
-        before, after = (report["evaluation"][when].get("val_loss") for when in ("before", "after"))
-        if before is not None and after is not None:
-            say(f"Validation loss {before:.4f} before, {after:.4f} after.")
+        if setup.config.data and "exact_match" in report["evaluation"]["after"]:
+            print_scores(report, "Exact match on held-out records", "question", "questions")
+        tell_validation(report["evaluation"])
         say(f"Adapter: {setup.run.adapter} ({report['adapter_bytes']:,} bytes). Report: {page}")
     # The others wait here for the writing; a process that left the group early would break it.
     setup.accelerator.wait_for_everyone()

@@ -7,7 +7,8 @@ from typing import Any
 from tuninglab.config import DemoConfig, FinetuneConfig
 from tuninglab.console import is_main_process, program, say
 from tuninglab.embedded.task import write_data
-from tuninglab.recipes.embedded_runs import check_own, print_scores
+from tuninglab.recipes.embedded_runs import check_own
+from tuninglab.recipes.ending import print_scores
 from tuninglab.recipes.flamingo import finetune
 
 # Chosen on the validation split (tools/choose_demo_settings.py): fits three minutes on 2 cores.

@@ -9,12 +9,13 @@ from tuninglab.adapters.lora import SCOPE, train_fresh_bridge
 from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices, say
 from tuninglab.data.batches import Collator, SampleDataset
-from tuninglab.data.prompt import dialogue_tokens
-from tuninglab.data.sample import Sample
+from tuninglab.data.prompt import answer_ids, dialogue_tokens
+from tuninglab.data.sample import Sample, plain_text
 from tuninglab.data.splits import read_splits
 from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
-from tuninglab.evaluation.task import Task, Unscored
+from tuninglab.evaluation.own_data import Asked, OwnTask
+from tuninglab.evaluation.task import Task
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
 from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.recipe import Base, Recipe
@@ -54,7 +55,14 @@ def open_data(config: FinetuneConfig) -> Task:
         say("No --data is given: tuning on the embedded questions about generated pictures.")
         return EmbeddedTask(config.embedded_pictures)
     parts = (config.val_data, config.val_split, config.seed)
-    return Unscored(read_splits(config.data, config.image_root, *parts, config.skip_bad_records))
+    splits = read_splits(config.data, config.image_root, *parts, config.skip_bad_records)
+    return OwnTask(splits, asked)
+
+
+def asked(sample: Sample) -> list[Asked]:
+    """The turns of a dialogue, as plain text."""
+    texts = [plain_text(m).strip() for m in sample.messages if m["role"] != "system"]
+    return [Asked(*turn, sample.kind) for turn in zip(texts[::2], texts[1::2], strict=True)]
 
 
 def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
@@ -81,6 +89,7 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
         rows,
         Collator(tokenizer.pad_token_id, model.config.vision_config.image_size),
         partial(dialogue_tokens, tokenizer=tokenizer),
+        partial(answer_ids, tokenizer=tokenizer),
         getattr(model.config.text_config, "max_position_embeddings", None),
         answer,
     )
@@ -94,8 +103,10 @@ def load_model(config: FinetuneConfig, run: RunFolder) -> tuple[Any, Any]:
     """
     dtype, tuning = DTYPES[config.precision], config.tuning_config
     skip = left_in_float(tuning, fresh_bridge=config.lang_encoder is not None)
-    # New tokens train as rows of float tables, and make the tables of plain language models grow.
-    head = not (tuning.train_new_tokens or config.lang_encoder)
+    # Tokens train as rows of float tables; new ones make those of plain language models grow.
+    own_words = tuning.train_answer_tokens == "auto" and config.model == "embedded" and config.data
+    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true" or own_words
+    head = not (rows or config.lang_encoder)
     quantization = quantization_config(config.base_format, dtype, skip, head)
     if config.lang_encoder and config.vision_encoder:
         # The bridge that the first start drew is in the run, and nowhere else.

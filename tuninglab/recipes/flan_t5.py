@@ -11,13 +11,15 @@ from tuninglab.config import FlanT5Config
 from tuninglab.console import Choices, is_main_process, program, say
 from tuninglab.data.pairs import Pair
 from tuninglab.data.splits import read_pair_splits
-from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
+from tuninglab.data.text_batches import PairCollator, PairDataset, ended_ids, pair_tokens
 from tuninglab.embedded import text_base_directory
-from tuninglab.evaluation.task import Task, Unscored
+from tuninglab.evaluation.own_data import Asked, OwnTask
+from tuninglab.evaluation.task import Task
 from tuninglab.evaluation.texts import generate_texts
 from tuninglab.models.text_to_text import load_text_to_text
 from tuninglab.recipes.common import open_run, run_recipe
-from tuninglab.recipes.embedded_runs import check_own, print_scores
+from tuninglab.recipes.embedded_runs import check_own
+from tuninglab.recipes.ending import print_scores
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.hardware import DTYPES, use_threads
@@ -77,7 +79,12 @@ def open_data(config: FlanT5Config) -> Task:
         say("No --data is given: tuning on embedded dates, to be written as ISO dates.")
         return DateTask(config.embedded_pairs)
     where = (config.data, config.val_data, config.val_split)
-    return Unscored(read_pair_splits(*where, config.seed, config.skip_bad_records))
+    return OwnTask(read_pair_splits(*where, config.seed, config.skip_bad_records), asked)
+
+
+def asked(pair: Pair) -> list[Asked]:
+    """What a pair is scored by."""
+    return [Asked(pair.source, pair.target.strip(), pair.kind)]
 
 
 def load(config: FlanT5Config, run: RunFolder, choices: Choices) -> Base:
@@ -114,6 +121,7 @@ def load(config: FlanT5Config, run: RunFolder, choices: Choices) -> Base:
         rows,
         PairCollator(tokenizer.pad_token_id),
         partial(pair_tokens, tokenizer=tokenizer),
+        lambda pair: ended_ids(pair.target, tokenizer),
         # T5's positions are relative: any length can be read.
         None,
         answer,

@@ -27,6 +27,7 @@ class Base:
         rows: samples -> rows, each made when it is asked for.
         collator: rows -> a `Batch`.
         tokens: how many tokens a sample has.
+        answer_ids: the tokens of a sample's answers.
         longest_tokens: of what the model can read; None: it has no limit.
         answer: model, samples, most new tokens -> what the model answers to each.
     """
@@ -38,6 +39,7 @@ class Base:
     rows: Callable[[Sequence[Any]], Dataset]
     collator: Callable[[Any], Any]
     tokens: Callable[[Any], int]
+    answer_ids: Callable[[Any], list[int]]
     longest_tokens: int | None
     answer: Callable[[Any, Sequence[Any], int], list[str]]
 

@@ -12,6 +12,7 @@ from tuninglab.reporting.tables import (
     Scores,
     accuracies,
     flat,
+    looking,
     mapping,
     number,
     percent,
@@ -21,6 +22,8 @@ from tuninglab.reporting.tables import (
 
 Metrics = list[dict[str, Any]]
 
+# Scores of models that do not look.
+UNSEEN = ("blank", "shuffled", "prior")
 # Below this change of accuracy the page says that little moved.
 LITTLE_ACCURACY = 0.02
 # The same for a validation loss, as a share of the loss before.
@@ -100,7 +103,12 @@ def _verdict(figures: dict[str, Any], scores: Scores) -> dict[str, str]:
     if before is not None and after is not None:
         count = plain(scores["after"].get("count"))
         what = f"Exactly right answers to {count} held-out questions, before and after tuning."
-        text = what + _advice(abs(after - before) < LITTLE_ACCURACY, after < before)
+        shares = {k: number(scores.get(k, {}).get("exact_match")) for k in UNSEEN}
+        controls = {key: share for key, share in shares.items() if share is not None}
+        if controls:
+            text = f"{what} {looking(after, controls)}"
+        else:
+            text = what + _advice(abs(after - before) < LITTLE_ACCURACY, after < before)
         return {"before": percent(before), "after": percent(after), "text": text}
     first = number(scores.get("before", {}).get("val_loss"))
     last = number(scores.get("after", {}).get("val_loss"))

@@ -2,9 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -109,7 +108,6 @@ def read_metrics(run_dir: str | Path) -> Metrics:
 def draw_curves(metrics: Metrics, path: Path) -> None:
     """Draw training and validation loss, and the learning rate, over the steps as a PNG."""
     # Not pyplot: it would pick a display and keep figures alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Loss is what one looks at; the schedule only explains its bends.
@@ -121,7 +119,7 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
     width = max(1, len(losses) // SMOOTHED_POINTS)
     if width > 1:
         # Trailing mean: a centred one would know the future at every point.
-        smooth = [_mean(losses[max(0, i - width + 1) : i + 1]) for i in range(len(losses))]
+        smooth = [fmean(losses[max(0, i - width + 1) : i + 1]) for i in range(len(losses))]
         loss_axes.plot(steps, smooth, color="#1f5f99", label=f"mean of {width} values")
     if any("val_loss" in entry for entry in metrics):
         marks = _series(metrics, "val_loss")
@@ -136,9 +134,7 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     # Without the Software entry the file does not change with matplotlib's version string.
-    image = BytesIO()
-    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
-    path.write_bytes(image.getvalue())
+    figure.savefig(path, metadata={"Software": None})
 
 
 def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
@@ -146,10 +142,6 @@ def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
     points = [(number(entry.get("step")), number(entry.get(key))) for entry in metrics]
     known = [(step, value) for step, value in points if step is not None and value is not None]
     return [step for step, _ in known], [value for _, value in known]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _read_text(path: Path) -> str:
@@ -161,10 +153,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}. Check the run folder.") from error
 
 
-def _read_json(path: Path, default: Any = None) -> Any:
-    # Only report.json must be there; a page is made of what there is.
-    if default is not None and not path.exists():
-        return default
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -179,7 +168,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = _read_json(path, [])
+    # Only report.json must be there; a page is made of what there is.
+    rows = _read_json(path) if path.exists() else []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise _broken(path, "is not a list of objects")
     return rows

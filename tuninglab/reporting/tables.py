@@ -1,7 +1,7 @@
 """Figures as the rows of tables, and values as people read them; report.html.jinja shows them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The evaluations in the order of the columns: what is to be beaten first, the result last.
@@ -106,3 +106,20 @@ def plain(value: object) -> str:
 def percent(share: float | None) -> str:
     """A share from 0 to 1 as `12.3 %`; a dash where it is not known."""
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def looking(after: float, controls: Mapping[str, float]) -> str:
+    """In one sentence what looking at the pictures is worth.
+
+    Args:
+        after: exact match of the tuned model, from 0 to 1.
+        controls: the same of blank, shuffled and prior, by name, at least one.
+    """
+    name, best = max(controls.items(), key=lambda item: item[1])
+    figures = f"{100 * after:.1f} % exactly right, {100 * best:.1f} % without looking ({name})"
+    if after > best:
+        return f"{figures}: looking is worth {100 * (after - best):.1f} points."
+    return (
+        f"{figures}: it did not learn to look. More --epochs, a higher --learning_rate, more "
+        "records, or --tuning_config.train_perceiver true may help."
+    )

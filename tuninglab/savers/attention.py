@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tuninglab.kernels.dispatch import Kernel, in_c
@@ -120,36 +121,17 @@ def saving_attention(
     keeps = query.requires_grad or key.requires_grad or value.requires_grad
     # Generation is a query at a time; there is nothing to keep.
     if trained or dropout or not keeps or not in_c(query, key, value):
-        return _plain(query, key, value, attention_mask, position_bias, causal, dropout, scaling)
+        # torch's own attention, which keeps what it needs.
+        how = {"dropout": dropout, "scaling": scaling, "is_causal": causal}
+        bias = None if bias is None else bias.to(query.dtype)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, position_bias=bias, **how
+        )
     mask = attention_mask
     if mask is not None:
         # (B or 1, 1, T or 1, S) -> (B, T, S), with a step of 0 where one row stands for all.
         mask = mask.contiguous()[:, 0].expand(len(query), query.shape[2], -1)
     return _BiasedAttention.apply(query, key, value, position_bias, mask, causal, scaling), None
-
-
-def _plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    causal: bool,
-    dropout: float,
-    scaling: float,
-) -> tuple[Tensor, None]:
-    """The same through torch's own attention, which keeps what it needs."""
-    if causal:
-        queries, keys = query.shape[2], key.shape[2]
-        ones = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-        mask = ones.tril(keys - queries)[None, None]
-    if bias is not None:
-        bias = bias.to(query.dtype)
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-    out = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-    )
-    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, saving_attention)

@@ -91,7 +91,7 @@ def _shrink_embedding(model: Any) -> str:
         return f"left as it is: {type(table).__name__} does more than look up, or trains"
     if tied and (type(head) is not nn.Linear or head.bias is not None):
         return f"left as it is: its head is a {type(head).__name__} of another kind"
-    small = Int8Embedding.of(table)
+    small = Int8Embedding(table)
     if tied:
         layer = Int8Linear(table.embedding_dim, table.num_embeddings, device="meta")
         layer.weight, layer.weight_scale = small.weight, small.weight_scale

@@ -25,10 +25,9 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
         UserError: there is no such model, the run has not ended, or its base is gone.
     """
     named = find_model(name)
+    base = base_directory() if named.base == "embedded" else named.base
     try:
-        model, processor = load_flamingo(
-            base_directory() if named.base == "embedded" else named.base
-        )
+        model, processor = load_flamingo(base)
     except UserError as error:
         if named.adapter is None:
             raise

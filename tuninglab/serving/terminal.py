@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tuninglab.config import ChatConfig
 from tuninglab.console import say
@@ -113,10 +114,8 @@ def _lines() -> Iterator[str]:
             sys.stdin.reconfigure(errors="replace")  # pyright: ignore
         yield from sys.stdin
         return
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401  (importing it is what gives input() editing)
-    except ImportError:
-        pass
     while True:
         try:
             yield input(PROMPT)

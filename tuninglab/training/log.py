@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -33,23 +32,15 @@ class TrainingLog:
             say(f"training: {self.total_steps - self.first_step} steps")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.shown.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.shown.__exit__(*error)
 
     def show(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl."""
+        """Show a line of metrics.jsonl, of a training step or of a validation."""
         if "val_loss" in line:
-            self.validation(line)
-        else:
-            self.step(line)
-
-    def step(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a training step."""
+            write = self.bar.console.print if self.bar else say
+            write(f"step {line['step']}: val_loss {line['val_loss']:.4f}")
+            return
         note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=line["step"], note=note)
@@ -58,20 +49,9 @@ class TrainingLog:
         last = line["step"] >= self.total_steps
         if now - self.last_line >= INTERVAL_S or last:
             self.last_line = now
-            left = self._seconds_left(line["step"], now)
+            done = max(line["step"] - self.first_step, 1)
+            left = (now - self.started) / done * (self.total_steps - line["step"])
             say(f"step {line['step']}/{self.total_steps}: {note}, {left:.0f} s left")
-
-    def validation(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics.jsonl of a validation."""
-        text = f"step {line['step']}: val_loss {line['val_loss']:.4f}"
-        if self.bar:
-            self.bar.console.print(text)
-        else:
-            say(text)
-
-    def _seconds_left(self, step: int, now: float) -> float:
-        done = max(step - self.first_step, 1)
-        return (now - self.started) / done * (self.total_steps - step)
 
 
 def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:

@@ -68,12 +68,12 @@ def train(
     if run.resumed:
         _go_on(state, run, accelerator)
     progress, total = state.progress, state.total_steps
+    keep, limit = config.keep_checkpoints, config.max_grad_norm
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
         sinks = [*sinks, log.show, *_watch(config, accelerator)]
         begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
-            limit = config.max_grad_norm
             outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
@@ -90,7 +90,6 @@ def train(
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
             if last or outcome.stop or _due(config.save_steps, progress.step):
-                keep = config.keep_checkpoints
                 save_checkpoint(run.checkpoints, state, accelerator, keep, collect)
             if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)

@@ -146,7 +146,7 @@ def test_heads_of_open_clips_own_towers(width, heads):
         "transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
         "transformer.resblocks.23.mlp.c_fc.weight": (4 * width, width),
     }
-    config = tower_config({f"v.{name}": shape for name, shape in shapes.items()}, None, "v.")
+    config = tower_config(shapes)
     assert config.num_attention_heads == heads
     assert (config.num_hidden_layers, config.image_size, config.intermediate_size) == (
         *(24, 224),

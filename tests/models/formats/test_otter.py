@@ -127,7 +127,7 @@ def otter(request):
 def test_every_key_finds_its_place(otter):
     checkpoint, _, _ = otter
     layout = describe(checkpoint)
-    text, vision = parts(checkpoint)
+    text, vision = parts(checkpoint, layout)
     assert text["vocab_size"] == ROWS
     assert not {"max_length", "use_cache", "_name_or_path", "transformers_version"} & set(text)
     skeleton = FlamingoForConditionalGeneration(
@@ -160,7 +160,7 @@ def test_every_key_finds_its_place(otter):
 def test_perceiver_and_gated_blocks_compute_what_otters_do(otter):
     checkpoint, perceiver, blocks = otter
     layout = describe(checkpoint)
-    text, vision = parts(checkpoint)
+    text, vision = parts(checkpoint, layout)
     config = FlamingoConfig(
         text_config=AutoConfig.for_model(**text),
         vision_config=AutoConfig.for_model(**vision),
@@ -239,9 +239,9 @@ def test_what_cannot_be_computed_is_refused(otter):
     with pytest.raises(UserError, match="no perceiver.layers"):
         describe(with_(without="perceiver.layers"))
     with pytest.raises(UserError, match="config.json is missing.*--lang_encoder"):
-        parts(with_())
+        parts(with_(), describe(checkpoint))
     with pytest.raises(UserError, match="no text_config"):
-        parts(with_(config={"model_type": "otter"}))
+        parts(with_(config={"model_type": "otter"}), describe(checkpoint))
     strange = ["lm_head.weight", "perceiver.extra", "vision_encoder.x", "lang_encoder.y"]
     layout = describe(with_({name: torch.ones(1) for name in strange}))
     assert [key.name for key in layout.with_fate("unexpected")] == strange

@@ -1,22 +1,12 @@
 """Weights of a file into a model: checked before anything heavy is loaded, then copied in place."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Key
-from tuninglab.models.formats.open_clip import third
-
-
-@dataclass
-class Rounding:
-    """What a change of number format did: tensors whose values changed, and the largest change."""
-
-    tensors: int = 0
-    largest: float = 0.0
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -42,9 +32,9 @@ def misfits(
     """
     problems = []
     for key in keys:
-        if key.fate != "used" or not key.target:
+        if key.target is None:
             continue
-        tensor = third(tensors[key.name], key)
+        tensor = key.rows(tensors)
         if key.target not in expected:
             problems.append(f"{key.name}: the model has no {key.target}")
         elif tensor.shape != expected[key.target].shape:
@@ -56,24 +46,24 @@ def misfits(
 
 
 @torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -> Rounding:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -> list[float]:
     """Copy every used key into the model, in the number format that the model has.
 
     Returns:
-        What the change of format did to the values.
+        Of each tensor that the change of format rounded, the largest change of a value.
 
     Raises:
         UserError: two different tensors belong to one weight, or a value does not fit the format.
     """
-    state, rounding = model.state_dict(), Rounding()
+    state, changes = model.state_dict(), []
     filled: dict[int, Key] = {}
     for key in keys:
-        if key.fate != "used" or not key.target:
+        if key.target is None:
             continue
-        target, source = state[key.target], third(tensors[key.name], key)
+        target, source = state[key.target], key.rows(tensors)
         before = filled.setdefault(target.data_ptr(), key)
         # Tied tables: two names of the model for one weight.
-        if before is not key and not same_bits(source, third(tensors[before.name], before)):
+        if before is not key and not same_bits(source, before.rows(tensors)):
             raise UserError(
                 f"{before.name} and {key.name} differ in the file, but the language model ties "
                 "them to one weight (tie_word_embeddings in its config.json). Use the language "
@@ -81,11 +71,11 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], keys: Iterable[Key]) -
             )
         target.copy_(source)
         if target.dtype != source.dtype:
-            _measure(rounding, key, target, source)
-    return rounding
+            changes.append(_change(key, target, source))
+    return [change for change in changes if change]
 
 
-def _measure(rounding: Rounding, key: Key, target: Tensor, source: Tensor) -> None:
+def _change(key: Key, target: Tensor, source: Tensor) -> float:
     # In the wider of both formats no digit is lost to the comparison itself.
     change = (target.to(torch.promote_types(target.dtype, source.dtype)) - source).abs().max()
     if not change.isfinite() and source.isfinite().all():
@@ -93,5 +83,4 @@ def _measure(rounding: Rounding, key: Key, target: Tensor, source: Tensor) -> No
             f"{key.name} has values up to {source.abs().max():.3g}, beyond {target.dtype}. Give "
             "--dtype bf16 or --dtype fp32"
         )
-    rounding.tensors += bool(change > 0)
-    rounding.largest = max(rounding.largest, float(change.nan_to_num()))
+    return float(change.nan_to_num())

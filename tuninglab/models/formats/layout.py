@@ -30,6 +30,11 @@ class Key:
     reason: str = ""
     part: int | None = None
 
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What it means of a file: a whole tensor, or q, k or v of a fused `in_proj`."""
+        tensor = tensors[self.name]
+        return tensor if self.part is None else tensor.chunk(3)[self.part]
+
 
 @dataclass
 class Checkpoint:
@@ -88,6 +93,11 @@ class Layout:
         """How many decoder layers the language model may have: no gated block comes after them."""
         last = self.gated_layers[-1] + 1
         return range(last, last + (self.interval or 1))
+
+    @property
+    def targets(self) -> set[str]:
+        """The names in our state dict that the file fills."""
+        return {key.target for key in self.keys if key.target}
 
     @property
     def layers_told(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint, Key, Layout
-from tuninglab.models.formats.open_clip import clip_keys, third
+from tuninglab.models.formats.open_clip import clip_keys
 from tuninglab.models.formats.released import released_as
 
 # Multimodal-GPT, builder.py: PEFT wraps the language model alone, and the Flamingo is around it;
@@ -86,9 +86,7 @@ def adapter(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Any], dic
         adapter_model.safetensors by key.
     """
     tensors = {
-        key.target: third(checkpoint.tensors[key.name], key).contiguous()
-        for key in layout.with_fate("used")
-        if key.target
+        key.target: key.rows(checkpoint.tensors).contiguous() for key in layout.keys if key.target
     }
     names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")]
     first = tensors[f"{names[0]}.lora_A.weight"]

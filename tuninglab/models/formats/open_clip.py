@@ -1,7 +1,7 @@
 """OpenCLIP's vision towers: the names of their weights, their configuration, and loading one."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
+from tuninglab.models.formats.filling import misfits
 from tuninglab.models.formats.layout import Key
 from tuninglab.models.formats.reading import read_checkpoint, read_object
 
@@ -86,49 +87,42 @@ def clip_keys(names: Iterable[str], prefix: str = "") -> list[Key]:
 
 
 def tower_config(
-    shapes: Mapping[str, Sequence[int]],
-    settings: Mapping[str, Any] | None = None,
-    prefix: str = "",
-    choices: Choices | None = None,
+    shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None
 ) -> CLIPVisionConfig:
     """The configuration of a tower, from the shapes of its weights and its open_clip_config.json.
 
+    What shapes cannot tell (heads, activation) is said.
+
     Args:
-        shapes: shapes by keys in the file.
+        shapes: shapes by the tower's own names.
         settings: the content of open_clip_config.json; None where there is none.
-        prefix: what stands before the tower's own names.
-        choices: where to record what shapes cannot tell (heads, activation); it is said anyway.
 
     Raises:
         UserError: weights are missing, or the tower cannot be a CLIP tower of transformers.
     """
-    choices = choices or Choices()
-    own = {name.removeprefix(prefix): tuple(shape) for name, shape in shapes.items()}
-    conv, positions = _shape(own, "conv1.weight", 4), _shape(own, "positional_embedding", 2)
+    conv, positions = _shape(shapes, "conv1.weight", 4), _shape(shapes, "positional_embedding", 2)
     width, patch, grid = conv[0], conv[-1], round((positions[0] - 1) ** 0.5)
     if positions != (grid**2 + 1, width):
         raise UserError(
             f"positional_embedding is {positions}; expected (n * n + 1, {width}): CLIP towers of "
             "transformers take square images"
         )
-    numbers = {int(found[1]) for found in map(LAYER.match, own) if found}
+    numbers = {int(found[1]) for found in map(LAYER.match, shapes) if found}
     model = (settings or {}).get("model_cfg", settings or {})
     vision = model.get("vision_cfg", {})
     return CLIPVisionConfig(
         hidden_size=width,
-        intermediate_size=_shape(own, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        intermediate_size=_shape(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         num_hidden_layers=max(numbers) + 1,
-        num_attention_heads=_heads(width, vision, choices),
+        num_attention_heads=_heads(width, vision),
         image_size=grid * patch,
         patch_size=patch,
-        hidden_act=_activation(model if settings else None, vision, choices),
+        hidden_act=_activation(model if settings else None, vision),
         layer_norm_eps=vision.get("norm_kwargs", {}).get("eps", 1e-5),
     )
 
 
-def load_tower(
-    path: str | Path, choices: Choices | None = None
-) -> tuple[CLIPVisionModel, CLIPImageProcessorPil]:
+def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil]:
     """A tower in evaluation mode with its image processor, from an OpenCLIP directory or file.
 
     Raises:
@@ -141,15 +135,10 @@ def load_tower(
     _refuse_archive(file)
     tensors = read_checkpoint(file).tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    keys = tower_keys(own, prefix)
-    config = tower_config({n: t.shape for n, t in own.items()}, settings, prefix, choices)
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    keys = tower_keys(own)
+    config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
     return _fill(config, keys, own, str(file)), _image_processor(config, settings)
-
-
-def third(tensor: Tensor, key: Key) -> Tensor:
-    """The rows of a tensor in the file that a key means: all, or q, k or v of a fused `in_proj`."""
-    return tensor if key.part is None else tensor.chunk(3)[key.part]
 
 
 def _fate(name: str, own: str) -> list[Key]:
@@ -189,32 +178,30 @@ def _shape(own: Mapping[str, tuple[int, ...]], name: str, dimensions: int) -> tu
     return shape
 
 
-def _heads(width: int, vision: Mapping[str, Any], choices: Choices) -> int:
+def _heads(width: int, vision: Mapping[str, Any]) -> int:
     if "head_width" in vision:
         return width // vision["head_width"]
     # open_clip's model configs: 64 wide heads up to ViT-L, 16 heads in ViT-H, -g, -bigG and -e.
     heads = width // 64 if width <= 1024 else 16
     if not vision:
         reason = f"as in open_clip's towers of width {width}; the file does not tell"
-        choices.add("attention heads of the vision tower", str(heads), reason)
+        Choices().add("attention heads of the vision tower", str(heads), reason)
     return heads
 
 
-def _activation(
-    model: Mapping[str, Any] | None, vision: Mapping[str, Any], choices: Choices
-) -> str:
-    what = "activation of the vision tower"
+def _activation(model: Mapping[str, Any] | None, vision: Mapping[str, Any]) -> str:
+    name, reason = "gelu", f"no quick_gelu in {CONFIG_NAME}"
     if model is None:
+        name = "quick_gelu"
         reason = (
             "OpenAI's weights, which the released Flamingos use, need QuickGELU; for a tower with "
             f"plain GELU give a directory with {CONFIG_NAME}"
         )
-        return choices.add(what, "quick_gelu", reason)
-    if model.get("quick_gelu"):
-        return choices.add(what, "quick_gelu", f"quick_gelu in {CONFIG_NAME}")
-    if vision.get("act_kwargs", {}).get("approximate") == "tanh":
-        return choices.add(what, "gelu_pytorch_tanh", f"act_kwargs in {CONFIG_NAME}")
-    return choices.add(what, "gelu", f"no quick_gelu in {CONFIG_NAME}")
+    elif model.get("quick_gelu"):
+        name, reason = "quick_gelu", f"quick_gelu in {CONFIG_NAME}"
+    elif vision.get("act_kwargs", {}).get("approximate") == "tanh":
+        name, reason = "gelu_pytorch_tanh", f"act_kwargs in {CONFIG_NAME}"
+    return Choices().add("activation of the vision tower", name, reason)
 
 
 def _weights_file(directory: Path) -> Path:
@@ -239,18 +226,12 @@ def _refuse_archive(file: Path) -> None:
 def _fill(
     vision_config: CLIPVisionConfig, keys: list[Key], tensors: Mapping[str, Tensor], where: str
 ) -> CLIPVisionModel:
-    state = {
-        key.target.removeprefix(TARGET): third(tensors[key.name], key) for key in keys if key.target
-    }
+    state = {key.target.removeprefix(TARGET): key.rows(tensors) for key in keys if key.target}
     with torch.device("meta"):
         expected = CLIPVisionModel(vision_config).state_dict()
     problems = [f"{key.name} is not known" for key in keys if key.fate == "unexpected"]
-    for name, tensor in expected.items():
-        if name not in state:
-            problems.append(f"{name} is missing")
-        elif state[name].shape != tensor.shape:
-            found = tuple(state[name].shape)
-            problems.append(f"{name} is {found}, not {tuple(tensor.shape)}")
+    problems += [f"{name} is missing" for name in expected if name not in state]
+    problems += misfits({TARGET + name: t for name, t in expected.items()}, tensors, keys)
     if problems:
         raise UserError(
             f"{where} is no complete CLIP vision transformer: {'; '.join(problems[:8])}. Use the "

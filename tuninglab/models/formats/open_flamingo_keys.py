@@ -72,26 +72,22 @@ def missing(source: Mapping[str, Tensor], path: str, layers: list[int]) -> list[
 
 
 def _fate(name: str, path: str, tensors: Mapping[str, Tensor]) -> Key:
-    if name.startswith("perceiver."):
-        return _perceiver(name)
-    if name.startswith(LANG):
-        return _lang(name, name.removeprefix(LANG), path, tensors)
-    return Key(name, "unexpected", reason="OpenFlamingo has no such part")
+    part, _, own = name.partition(".")
+    if part == "lang_encoder":
+        return _lang(name, own, path, tensors)
+    reason = "OpenFlamingo has no such part"
+    if part == "perceiver":
+        if in_perceiver(own):
+            return Key(name, "used", name)
+        reason = "no such weight in a Perceiver"
+        if own in ("frame_embs", "media_time_embs"):
+            reason = "embeddings of frames and times, which the Perceiver here does not have"
+    return Key(name, "unexpected", reason=reason)
 
 
 def in_perceiver(own: str) -> bool:
     """Whether a Perceiver has a weight of this name."""
     return own in PERCEIVER_OUTSIDE or re.sub(r"^layers\.\d+\.", "", own) in PERCEIVER_LAYER
-
-
-def _perceiver(name: str) -> Key:
-    own = name.removeprefix("perceiver.")
-    if in_perceiver(own):
-        return Key(name, "used", name)
-    if own in ("frame_embs", "media_time_embs"):
-        reason = "embeddings of frames and times, which the Perceiver here does not have"
-        return Key(name, "unexpected", reason=reason)
-    return Key(name, "unexpected", reason="no such weight in a Perceiver")
 
 
 def _lang(name: str, own: str, path: str, tensors: Mapping[str, Tensor]) -> Key:

@@ -59,7 +59,7 @@ def describe(checkpoint: Checkpoint) -> Layout:
     return layout
 
 
-def parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+def parts(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configurations of Otter's language model and vision tower, for `AutoConfig.for_model`.
 
     Each is a dict with its `model_type`; the rows of the token table are those of the file.
@@ -73,25 +73,21 @@ def parts(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{checkpoint.path}: Otter's config.json is missing, which tells the parts of the "
             "model. Put it beside the weights, or name --lang_encoder and --vision_encoder"
         )
-    text, vision = (dict(config.get(name) or {}) for name in ("text_config", "vision_config"))
-    if "model_type" not in text:
-        raise UserError(
-            f"{checkpoint.path}: config.json has no text_config with a model_type; copy it again, "
-            "or name --lang_encoder"
-        )
-    family = describe(checkpoint).family
-    # Tokens were added after text_config was written; the file knows how many rows came of it.
-    text["vocab_size"] = len(checkpoint.tensors[LANG + TABLES[family]])
     # Otter's configurations of 2023 spell out generation settings (max_length 20, and for MPT no
     # cache) and where their weights once lay; neither says anything of the model.
     settings = {name for name in vars(GenerationConfig()) if not name.endswith("_token_id")}
     settings |= {"_name_or_path", "architectures", "torch_dtype", "transformers_version"}
     text, vision = (
-        {name: value for name, value in part.items() if name not in settings}
-        for part in (text, vision)
+        {name: value for name, value in (config.get(part) or {}).items() if name not in settings}
+        for part in ("text_config", "vision_config")
     )
-    vision["model_type"] = "clip_vision_model"
-    return text, vision
+    if "model_type" not in text:
+        raise UserError(
+            f"{checkpoint.path}: config.json has no text_config with a model_type; copy it again, "
+            "or name --lang_encoder"
+        )
+    # Tokens were added after text_config was written; the file knows how many rows came of it.
+    return text | {"vocab_size": layout.rows}, vision | {"model_type": "clip_vision_model"}
 
 
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -130,38 +126,28 @@ def _media_mode(settings: Mapping[str, Any]) -> tuple[str, str]:
 def _fate(name: str, path: str) -> Key:
     """The fate of one key of an Otter whose decoder layers are at `path`."""
     part, _, own = name.partition(".")
+    known, reason = False, "no such part in an Otter"
+    if BUFFER.fullmatch(own):
+        return Key(name, "dropped", reason="a buffer that is computed")
     if part == "vision_encoder":
         # transformers 5 has no such level; Otters were saved with 4.
-        return _vision(name, own.removeprefix("vision_model."))
-    if part == "perceiver":
+        own = own.removeprefix("vision_model.")
+        known, reason = VISION.fullmatch(own), "no such weight in a CLIP vision tower"
+    elif part == "perceiver":
         # Attention and feed-forward are one module in Otter, and two in a list here.
         own = re.sub(r"^(layers\.\d+)\.feed_forward\.", r"\1.1.", own)
         own = re.sub(r"^(layers\.\d+)\.(norm_|to_)", r"\1.0.\2", own)
-        if in_perceiver(own):
-            return Key(name, "used", f"perceiver.{own}")
-    if part == "lang_encoder":
-        return _lang(name, own, path)
-    return Key(name, "unexpected", reason="no such weight in an Otter")
-
-
-def _vision(name: str, own: str) -> Key:
-    if own == "embeddings.position_ids":
-        return Key(name, "dropped", reason="a buffer that is computed")
-    if VISION.fullmatch(own):
-        return Key(name, "used", f"vision_encoder.{own}")
-    return Key(name, "unexpected", reason="no such weight in a CLIP vision tower")
-
-
-def _lang(name: str, own: str, path: str) -> Key:
-    # Names under which OpenFlamingo registers the same modules again.
-    if own.startswith(("gated_cross_attn_layers.", "old_decoder_blocks.")):
-        return Key(name, "dropped", reason="another name for weights of the decoder layers")
-    if BUFFER.fullmatch(own):
-        return Key(name, "dropped", reason="a buffer that is computed")
-    own = own.replace(".gated_cross_attn_layer.feed_forward.", ".gated_cross_attn_layer.ff.")
-    if in_language_model(own, path):
-        return Key(name, "used", LANG + own)
-    return Key(name, "unexpected", reason="no such weight in a language model with gated blocks")
+        known, reason = in_perceiver(own), "no such weight in a Perceiver"
+    elif part == "lang_encoder":
+        # Names under which OpenFlamingo registers the same modules again.
+        if own.startswith(("gated_cross_attn_layers.", "old_decoder_blocks.")):
+            return Key(name, "dropped", reason="another name for weights of the decoder layers")
+        own = own.replace(".gated_cross_attn_layer.feed_forward.", ".gated_cross_attn_layer.ff.")
+        known = in_language_model(own, path)
+        reason = "no such weight in a language model with gated blocks"
+    if known:
+        return Key(name, "used", f"{part}.{own}")
+    return Key(name, "unexpected", reason=reason)
 
 
 def _facts(checkpoint: Checkpoint, layout: Layout) -> list[str]:

@@ -1,0 +1,42 @@
+"""Rows of the embeddings that train, input and output: those of new tokens and of answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tuninglab.config.tuning import LoraTuning
+from tuninglab.errors import UserError
+
+
+def rows_problem(model: Any) -> str:
+    """Why rows of the embeddings cannot train on their own in this model; "" if they can."""
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        return (
+            "the output layer of this language model has a bias, which PEFT's token training drops "
+            "(peft 0.21). Train the layer in full instead: modules_to_save"
+        )
+    if head is not None and not head.weight.is_floating_point():
+        return "the output layer is quantised. Name a base with a float one"
+    return ""
+
+
+def token_rows(
+    model: Any, tuning: LoraTuning, answer_ids: Sequence[int] = ()
+) -> dict[str, list[int]] | None:
+    """Rows that train: ids by embedding module, input and (where untied) output; None for none."""
+    new = tuning.train_new_tokens
+    ids = set(answer_ids)
+    if new:
+        ids |= {model.config.eoc_token_id, model.config.image_token_id}
+    # The check before loading knows no answers yet.
+    asked = "train_new_tokens" if new else "train_answer_tokens"
+    if (ids or tuning.train_answer_tokens == "true") and (problem := rows_problem(model)):
+        raise UserError(f"{asked}: {problem}.")
+    if not ids:
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()
+    rows = {names[id(model.get_input_embeddings())]: sorted(ids)}
+    if head is not None and not model.config.tie_word_embeddings:
+        rows[names[id(head)]] = sorted(ids)
+    return rows

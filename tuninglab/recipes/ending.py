@@ -1,0 +1,49 @@
+"""What a run says at its end: losses, scores beside those of models that do not look, its cost."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tuninglab.console import say
+from tuninglab.reporting.tables import looking, percent
+
+
+def tell_validation(evaluation: dict[str, Any]) -> None:
+    """Say what the validation records showed: losses, and whether the tuned model looks."""
+    before, after = (evaluation[when].get("val_loss") for when in ("before", "after"))
+    if before is None or after is None:
+        say("No validation records: nothing tells whether it learned. Add --val_split 0.1.")
+        return
+    chance = f"{evaluation['chance']['val_loss']:.2f} is blind guessing"
+    frequent = evaluation.get("prior", {}).get("val_loss")
+    if frequent is not None:
+        chance += f", {frequent:.2f} knowing only how frequent the answers are"
+    say(f"Validation loss {before:.4f} before, {after:.4f} after ({chance}).")
+    scores = {**evaluation["controls"], "prior": evaluation.get("prior", {})}
+    if "exact_match" in evaluation["after"]:
+        controls = {name: score["exact_match"] for name, score in scores.items()}
+        say(looking(evaluation["after"]["exact_match"], controls))
+
+
+def print_scores(report: dict[str, Any], title: str, kinds: str, questions: str) -> None:
+    """Print exact match by type and group of `questions`, and what the run cost."""
+    scores, train = report["evaluation"], report["train"]
+    columns = {"before": scores["before"], "after": scores["after"], **scores["controls"]}
+    columns["prior"] = scores["prior"]
+    table = Table(title=title, title_justify="left")
+    table.add_column(kinds)
+    for name in columns:
+        table.add_column(name, justify="right", style="bold" if name == "after" else None)
+    for part in ("by_type", "by_group"):
+        for name in scores["after"].get(part, ()):
+            table.add_row(name, *(percent(score[part][name]) for score in columns.values()))
+        table.add_section()
+    totals = [percent(score["exact_match"]) for score in columns.values()]
+    table.add_row(f"all {scores['after']['count']} {questions}", *totals, style="bold")
+    Console(stderr=True).print(table)
+    say(
+        f"Tuned {train['trainable_parameters']:,} parameters in {train['wall_s']:.0f} s at "
+        f"{train['peak_memory_mib']:,.0f} MiB; the adapter has "
+        f"{report['adapter_bytes'] / 1024:,.0f} KiB."
+    )

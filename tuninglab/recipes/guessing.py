@@ -1,0 +1,78 @@
+"""Before the first step: does the base know the words of the answers, or is it worse than guessing?
+
+A base that never saw a word spells it in tokens whose rows were not trained: its loss is then above
+ln(vocabulary), that of blind guessing, and LoRA inside the layers cannot mend it. The rows of those
+tokens can be trained.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+
+from tuninglab.adapters.token_rows import rows_problem
+from tuninglab.config import TrainingConfig
+from tuninglab.console import Choices, say
+from tuninglab.data.loading import make_loader
+from tuninglab.data.sampler import StepSampler
+from tuninglab.evaluation.own_data import evenly
+from tuninglab.recipes.recipe import Base
+from tuninglab.training.loop import validation_loss
+
+# Records looked at: the question is whether it is above or far below, not by how much.
+LOOKED_AT = 32
+TOKENS_FROM = 20_000
+
+
+def chance_loss(model: Any) -> float:
+    """Nats a token of guessing blindly: the logarithm of the vocabulary's size."""
+    return math.log(model.get_output_embeddings().weight.shape[0])
+
+
+def untuned_loss(
+    base: Base, samples: Sequence[Any], config: TrainingConfig, accelerator: Accelerator
+) -> float:
+    """Nats an answer token of the base as it is, on a few of the training records."""
+    few = Subset(samples, range(min(LOOKED_AT, len(samples))))  # pyright: ignore
+    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    sampler = StepSampler(len(few), 8, 1, seed=config.seed, shuffle=False, **ranks)
+    loader: DataLoader = make_loader(base.rows(few), base.collator, sampler, 0)  # pyright: ignore
+    return validation_loss(base.model, loader, accelerator)
+
+
+def answer_rows(
+    base: Base,
+    samples: Sequence[Any],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    choices: Choices,
+) -> list[int]:
+    """The tokens of the answers, if their rows shall train; says why, or why they cannot.
+
+    Raises:
+        UserError: they are asked for, and this base cannot train them.
+    """
+    wish = base.tuning.train_answer_tokens
+    if wish == "false" or (wish == "auto" and config.data is None):
+        return []
+    loss, chance = untuned_loss(base, samples, config, accelerator), chance_loss(base.model)
+    worse = loss > chance
+    say(
+        f"Before tuning: {loss:.2f} nats an answer token; blind guessing has {chance:.2f}."
+        + " The base is worse than guessing: it does not know these words." * worse
+    )
+    if wish == "auto" and not worse and config.model != "embedded":
+        return []
+    problem = rows_problem(base.model)
+    if problem and wish == "auto":
+        choices.add("rows of the answers' tokens", "not trained", problem)
+        return []
+    if wish == "true":
+        why = "--tuning_config.train_answer_tokens"
+    else:
+        why = "worse than guessing" if worse else "the embedded base has a small vocabulary"
+    ids = {token for sample in evenly(samples, TOKENS_FROM) for token in base.answer_ids(sample)}
+    choices.add("rows of the answers' tokens", f"{len(ids):,} trained", why)
+    return sorted(ids)
