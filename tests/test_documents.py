@@ -21,8 +21,7 @@ from tests.documents import (
     put_stand_ins,
 )
 from tuninglab import cli, config
-from tuninglab.config import ConvertConfig
-from tuninglab.config.fields import settings_of, spellings
+from tuninglab.config import ConvertConfig, flags
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.conversion.convert import convert
 from tuninglab.models.conditioning import count_text_time
@@ -135,7 +134,7 @@ def test_python_prints_what_stands_below_it(page, checkout, monkeypatch, capsys)
 
 def flags_of(settings: type) -> set[str]:
     """Names that flags of a verb begin with."""
-    names = {field.name.rstrip("_") for field in settings_of(settings)} | set(spellings(settings))
+    names = {name.partition(".")[0].rstrip("_") for name in flags.flags_of(settings)}
     return names | {name.replace("_", "-") for name in names}
 
 

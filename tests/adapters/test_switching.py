@@ -65,6 +65,8 @@ def make_pair(tiny_flamingo, tmp_path):
         (COLOUR, {**SHAPE, "train_new_tokens": True}, BF16),
         ({**COLOUR, "modules_to_save": ["mlp"]}, {**SHAPE, "modules_to_save": ["lm_head"]}, FP32),
         ({**COLOUR, "train_gates": False}, SHAPE, FP32),
+        ({**COLOUR, "use_dora": True}, {**SHAPE, "train": ["vision"], "use_dora": True}, FP32),
+        (COLOUR, {**SHAPE, "use_dora": True, "rank_pattern": {"to_q": 2}}, BF16),
     ],
     ids=[
         "gates",
@@ -75,6 +77,8 @@ def make_pair(tiny_flamingo, tmp_path):
         "tokens",
         "modules",
         "gateless",
+        "dora and tower",
+        "dora",
     ],
 )
 def test_there_and_back_and_to_the_base(make_pair, colour, shape, dtype):

@@ -75,3 +75,32 @@ def test_warmup_defaults_to_three_percent():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
+
+
+def test_parts_with_rates_of_their_own(tiny_flamingo):
+    """Each parameter in the group of its part, at its rate; the others as they were."""
+    parts = {"lm": 3e-5, "cross_attention": 5e-4, "vision": 1e-5, "embeddings": 2e-6}
+    tuning = TuningConfig(
+        train=["vision", "perceiver", "embeddings"], part_learning_rates={**parts, "gates": 0.5}
+    )
+    model = tune(tiny_flamingo(), tuning)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, 1e-3, 0.1, 10.0, tuning.part_learning_rates).param_groups
+    found = {names[id(p)]: group for group in groups for p in group["params"]}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sorted(found) == sorted(trained)
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    for name, group in found.items():
+        if name.endswith("_gate"):
+            expected = ("gates", 0.5, 0.0)
+        elif "gated_cross_attn_layer" in name:
+            expected = ("cross_attention decayed", 5e-4, 0.1)
+        elif "vision_encoder" in name:
+            expected = ("vision", 1e-5, 0.0)
+        elif "embed_tokens" in name:
+            expected = ("embeddings", 2e-6, 0.0)
+        elif "perceiver" in name:
+            expected = ("plain", 1e-3, 0.0)
+        else:
+            expected = ("lm", 3e-5, 0.0)
+        assert (group["name"], group["lr"], group["weight_decay"]) == expected, name

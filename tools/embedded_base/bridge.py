@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from tools.embedded_base.captions import Picture, caption, statements
 from tools.embedded_base.english import English
 from tools.embedded_base.language import blocks, encode_pieces, weighted_loss
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
-from tools.embedded_base.tower import pixels, sample_picture
+from tools.embedded_base.tower import CLASSES, labels, patch_loss, pixels, sample_picture
 from tools.embedded_base.varied_drawings import sample_varied_drawings
 from tools.embedded_base.vocabulary import load_tokenizer
 from tuninglab.embedded.digits import sample_digits
@@ -31,6 +32,7 @@ PICTURES, ROWS_EACH = 24, 3
 # Which object a statement starts with is the author's whim; what follows is in the picture.
 START_WEIGHT = 0.05
 TEXT_EVERY, PAIR_EVERY = 5, 4
+PATCH_WEIGHT = 0.15
 GATE_AT_START = 0.5  # all parts are trained here, so nothing has to be protected by a closed gate
 
 Row = list[tuple[str, float]]
@@ -95,12 +97,19 @@ def caption_loss(
     model: FlamingoForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     processor: CLIPImageProcessorPil,
+    heads: torch.nn.Linear,
     rng: random.Random,
     pair: bool,
 ) -> torch.Tensor:
-    """Loss on fresh pictures; with `pair`, a row speaks of two pictures, one after the other."""
+    """Loss on fresh pictures; with `pair`, a row speaks of two pictures, one after the other.
+
+    The tower is asked for its patches as before: captions alone teach it too slowly.
+    """
     pictures = [sample_picture(rng) for _ in range(PICTURES)]
-    features = model.encode_images(pixels(pictures, processor)[:, None])
+    patches = model.encode_patches(pixels(pictures, processor)[:, None, None])  # (B, 1, 1, P, D)
+    target = torch.from_numpy(np.stack([labels(p) for p in pictures]))
+    in_patches, _ = patch_loss(heads, patches[:, 0, 0], target)
+    features = model.perceiver(patches)
     rows = [rows_about(p, rng, ROWS_EACH) for p in pictures]
     if pair:
         features = features.flatten(0, 1).unflatten(0, (PICTURES // 2, 2))
@@ -111,7 +120,7 @@ def caption_loss(
     ids, mask, weights = pad([row for picture_rows in rows for row in picture_rows], tokenizer)
     features = features.repeat_interleave(ROWS_EACH, 0)
     logits = model(input_ids=ids, attention_mask=mask, image_features=features).logits
-    return weighted_loss(logits, ids, weights)
+    return weighted_loss(logits, ids, weights) + PATCH_WEIGHT * in_patches
 
 
 @torch.no_grad()
@@ -205,12 +214,14 @@ def train_bridge(out: Path, english: English, steps: int) -> dict[str, float]:
     tokenizer = load_tokenizer(out)
     processor = CLIPImageProcessorPil.from_pretrained(out / "tower")
     model = new_flamingo(out, tokenizer)
-    optimizer = make_optimizer(rates(model))
+    heads = torch.nn.Linear(model.vision_encoder.config.hidden_size, sum(CLASSES.values()))
+    optimizer = make_optimizer([*rates(model), (heads, 1.0)])
     first, state = 0, out / "bridge.pt"
     if state.exists():
         kept = torch.load(state, weights_only=True)
         first = kept["step"]
         model.load_state_dict(kept["model"])
+        heads.load_state_dict(kept["heads"])
         optimizer.load_state_dict(kept["optimizer"])
     model.train()
     progress, rng = Progress("bridge", steps), random.Random(3 + first)
@@ -220,15 +231,17 @@ def train_bridge(out: Path, english: English, steps: int) -> dict[str, float]:
             ids, weights = next(texts)
             loss = weighted_loss(model(input_ids=ids).logits, ids, weights)
         else:
-            loss = caption_loss(model, tokenizer, processor, rng, pair=step % PAIR_EVERY == 0)
+            pair = step % PAIR_EVERY == 0
+            loss = caption_loss(model, tokenizer, processor, heads, rng, pair)
         optimize(optimizer, loss, learning_rate(step, steps, 1e-3))
         progress(step, loss=loss.item())
         if step % 1000 == 999:
             model.eval()
             print(step + 1, statement_accuracy(model, tokenizer, processor), flush=True)
             save_base(model, tokenizer, processor, out / "base")
-            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**kept, "step": step + 1}, state.with_suffix(".new"))
+            kept = {"model": model.state_dict(), "heads": heads.state_dict()}
+            kept |= {"optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(kept, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
             model.train()
     model.eval()
@@ -250,5 +263,5 @@ def rates(model: FlamingoForConditionalGeneration) -> list[tuple[torch.nn.Module
         (model.lang_encoder.get_input_embeddings(), 0.5),
         (model.lang_encoder.get_output_embeddings(), 0.5),
         (model.lang_encoder.model.norm, 0.5),
-        (model.vision_encoder, 0.3),
+        (model.vision_encoder, 0.7),
     ]

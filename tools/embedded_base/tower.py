@@ -38,7 +38,7 @@ CLASSES = {
     "group": 1 + len(DRAWING_KINDS),
 }
 WEIGHTS = {"color": 0.5, "kind": 2.0, "size": 0.5, "cell": 1.0, "group": 1.0}
-DRAWING_SHARE = 0.6
+DRAWING_SHARE = 0.5
 
 
 def new_tower() -> CLIPVisionModel:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from tuninglab.adapters.lora import GATED_BLOCK, SCOPE
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.int8.quantiser import METHOD, Int8Config, int8_layers
 from tuninglab.int8.ways import way_of
 from tuninglab.kernels.compiled import kernels_here
+from tuninglab.models.named_parts import GATED_BLOCK, SCOPE
 
 TOWERS = ("vision_encoder", "perceiver")
 # What the output layer is called (embed_out by GPT-NeoX): bitsandbytes leaves it out by itself
@@ -66,8 +66,13 @@ def left_in_float(tuning: LoraTuning, fresh_bridge: bool) -> list[str]:
         tuning: what trains.
         fresh_bridge: the gated blocks are new, and so trained in full whatever `tuning` says.
     """
-    blocks = [GATED_BLOCK] * (tuning.train_cross_attention or fresh_bridge)
-    inside = [rf"(?:.*\.)?{re.escape(end)}" for end in (*blocks, *tuning.modules_to_save)]
+    full, ends = tuning.full_parts, list(tuning.modules_to_save)
+    if "cross_attention" in full or fresh_bridge:
+        ends.insert(0, GATED_BLOCK)
+    ends += HEADS if "head" in full else ()
+    inside = [rf"(?:.*\.)?{re.escape(end)}" for end in ends]
+    # No model is at hand here: of the language model, all but the gated blocks.
+    inside += [rf"{SCOPE}\.(?!.*{GATED_BLOCK}).*"] if "lm" in full else []
     return [*TOWERS, *inside]
 
 

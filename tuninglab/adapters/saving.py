@@ -51,7 +51,31 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
         # What PEFT itself trains carries the adapter's name.
         if parameter.requires_grad and "default" not in name.split("."):
             state[name] = parameter
-    return whole(state)
+    tensors = whole(state)
+    for name, start in _lora_start(model).items():
+        # W is now W - c B0 A0, which only this model knows; of W the change is c (B A - B0 A0): a
+        # plain LoRA of twice the rank. What is no matrix of LoRA (DoRA's lengths) stays.
+        if re.search(r"\.lora_(embedding_)?A", name):
+            tensors[name] = torch.cat([tensors[name], start])  # (2R, K)
+        elif re.search(r"\.lora_(embedding_)?B", name):
+            tensors[name] = torch.cat([tensors[name], -start], dim=1)  # (N, 2R)
+    return tensors
+
+
+def _lora_start(model: PeftModel) -> dict[str, torch.Tensor]:
+    # Of PiSSA and OLoRA: what LoRA started with and the base lacks since.
+    return getattr(model, "lora_start", {})
+
+
+def _doubled(lora: Any) -> Any:
+    """The configuration of a plain LoRA of twice the rank, scaled as this one."""
+    twice = copy.copy(lora)
+    # The scale is alpha / r, or alpha / sqrt(r).
+    factor = 2**0.5 if lora.use_rslora else 2
+    twice.r, twice.lora_alpha, twice.init_lora_weights = 2 * lora.r, factor * lora.lora_alpha, True
+    twice.rank_pattern = {name: 2 * rank for name, rank in lora.rank_pattern.items()}
+    twice.alpha_pattern = {name: factor * alpha for name, alpha in lora.alpha_pattern.items()}
+    return twice
 
 
 def save_adapter(
@@ -66,7 +90,9 @@ def save_adapter(
     base: Any = model.get_base_model()
     media_mode = getattr(base.config, "media_mode", None)
     state = adapter_state(model) if state is None else state
-    write_adapter(directory, model.peft_config["default"], state, media_mode, type(base))
+    lora = model.peft_config["default"]
+    lora = _doubled(lora) if _lora_start(model) else lora
+    write_adapter(directory, lora, state, media_mode, type(base))
 
 
 def adapter_writer(model: Any) -> Callable[[Path], None]:
@@ -194,7 +220,9 @@ def _load(
         peft_model = _with_lora(model, directory, name)
         for key in direct:
             places[key].data.copy_(file.get_tensor(stored[key]))
-    own = re.compile(rf"\.{re.escape(name)}(?=\.|$)")
+    end = rf"\.{re.escape(name)}"
+    # DoRA's lengths are stored without their last word.
+    own = re.compile(rf"(?<=\.lora_magnitude_vector){end}\.weight$|{end}(?=\.|$)")
     known = {switching.plain_name(own.sub("", key)) for key in peft_model.state_dict()}
     strange = sorted(stored.keys() - known)
     if strange:

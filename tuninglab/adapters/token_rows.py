@@ -7,9 +7,17 @@ from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
 
 
-def rows_problem(model: Any) -> str:
-    """Why rows of the embeddings cannot train on their own in this model; "" if they can."""
+def rows_problem(model: Any, direct: Sequence[str] = ()) -> str:
+    """Why rows of the embeddings cannot train on their own in this model; "" if they can.
+
+    Args:
+        model: a Flamingo.
+        direct: names of the modules that train in full.
+    """
     head = model.get_output_embeddings()
+    whole = {id(module) for name in direct for module in model.get_submodule(name).modules()}
+    if whole & {id(head), id(model.get_input_embeddings())}:
+        return "the whole table trains"
     if getattr(head, "bias", None) is not None:
         return (
             "the output layer of this language model has a bias, which PEFT's token training drops "

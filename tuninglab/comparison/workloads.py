@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, PreTrainedModel, T5Config
 from transformers.utils import logging
 
-from tuninglab.adapters.lora import SCOPE
 from tuninglab.config.tuning import LoraTuning, TextTuningConfig, TuningConfig
 from tuninglab.data.batches import Batch
 from tuninglab.data.prompt import IGNORED
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.text_to_text import FLAN_T5_SMALL, TextToText
 
 EPOCH_SAMPLES = 8000

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from inspect import get_annotations
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from tuninglab.config.other_names import in_yaml, our_name
 from tuninglab.errors import UserError
 
 Config = TypeVar("Config")
@@ -52,6 +53,15 @@ def leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def names_of(config_class: Any, prefix: str = "") -> list[str]:
+    """The names that `leaves` gives, from the class alone."""
+    hints, found = get_type_hints(config_class), []
+    for name in (field.name for field in settings_of(config_class)):
+        inner = is_dataclass(hints[name])
+        found += names_of(hints[name], f"{prefix}{name}.") if inner else [prefix + name]
+    return found
+
+
 def named_in(settings: Mapping[str, Any], config_class: type, prefix: str = "") -> set[str]:
     """Names that `leaves` has for the settings that a mapping gives."""
     hints, other, found = get_type_hints(config_class), spellings(config_class), set()
@@ -87,7 +97,7 @@ def build(settings: object, config_class: type[Config], where: str, prefix: str 
     for written, value in settings.items():
         name = other.get(written, written)
         if name not in known:
-            raise UserError(f"{where}{_unknown(written, prefix, [*known, *other], known)}")
+            raise UserError(f"{where}{_unknown(written, config_class, prefix)}")
         if name in values:
             raise UserError(f"{where}{prefix}{name} is given twice, once as {written}.")
         values[name] = _convert(value, hints[name], where, prefix + name)
@@ -112,9 +122,12 @@ def _marks(config_class: type) -> Iterator[tuple[str, Any]]:
             yield from ((name, mark) for mark in getattr(hint, "__metadata__", ()))
 
 
-def _unknown(written: object, prefix: str, spelled: list[str], known: list[str]) -> str:
-    near = difflib.get_close_matches(str(written), spelled, n=1)
+def _unknown(written: object, config_class: type, prefix: str) -> str:
+    known = [field.name for field in settings_of(config_class)]
+    near = difflib.get_close_matches(str(written), [*known, *spellings(config_class)], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if ours := our_name(str(written), names_of(config_class, prefix)):
+        hint = f" It is called `{in_yaml(ours)}` here."
     inside = f" in {prefix.rstrip('.')}" if prefix else ""
     return f"unknown key {written!r}{inside}.{hint} Known keys: {', '.join(known)}."
 
@@ -132,6 +145,10 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
         # One name may stand without brackets, as it may on the command line.
         values = value if isinstance(value, (list, tuple)) else [value]
         return [_convert(one, choices[0], where, name) for one in values]
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{where}{name} is {value!r}; expected `name: number` lines.")
+        return {k: _convert(one, choices[1], where, f"{name}.{k}") for k, one in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-5 as text (it wants 1.0e-5); the source document's spelling must work.
         try:

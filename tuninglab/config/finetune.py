@@ -64,6 +64,12 @@ class FinetuneConfig(TrainingConfig):
         # Two bases at once: whichever won, somebody would have expected the other.
         if pair[0] is not None and self.model != "embedded":
             raise UserError("--model and --lang_encoder are both given. Give one of them.")
+        frozen = {"gates", "perceiver", "cross_attention"} & set(self.tuning_config.freeze)
+        if pair[0] is not None and frozen:
+            raise UserError(
+                f"--freeze names {min(frozen)}, but --lang_encoder gets a new Perceiver and new "
+                "gated blocks, which answer nothing before they were trained. Leave it out."
+            )
         if pair[0] is None and self.cross_attn_every_n_layers != EVERY_N_LAYERS:
             raise UserError(
                 "--cross_attn_every_n_layers is given without --lang_encoder. A base model has its "

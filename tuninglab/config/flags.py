@@ -5,7 +5,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from tuninglab.config.fields import spellings
+from tuninglab.config.help import help_of
+from tuninglab.config.other_names import our_name
+from tuninglab.config.training import TrainingConfig
 from tuninglab.console import is_main_process
+from tuninglab.errors import UserError
 
 Config = TypeVar("Config")
 
@@ -25,14 +29,20 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
     The settings of a training keep in `typed` which of them flags and file name.
 
     Raises:
-        UserError: a setting is out of range, or the file is wrong.
+        UserError: a setting is out of range or has another tool's name, or the file is wrong.
         SystemExit: help was asked for, or tyro refused a flag (its message is printed).
     """
-    # 0.15 s, and only needed when a verb is parsed.
-    import tyro
-
     flags = flags_of(config_class)
     words = spell_out_switches(without_blanks(argv), flags)
+    if issubclass(config_class, TrainingConfig) and {"-h", "--help"} & set(words):
+        if is_main_process():
+            print(help_of(prog, config_class))
+        raise SystemExit(0)
+    for name in filter(None, map(_flag_name, words)):
+        if name not in flags and (ours := our_name(name, flags)):
+            raise UserError(f"--{name} is called --{ours} here. {prog} --help lists all flags.")
+    # 0.15 s, and only needed when a verb is parsed.
+    import tyro
 
     def read(**defaults: Any) -> Any:
         return tyro.cli(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuninglab.adapters.lora import SCOPE, matching_modules, tune
+from tuninglab.adapters.lora import tune
+from tuninglab.adapters.places import matching_modules
 from tuninglab.config import TreeConfig
 from tuninglab.config.tuning import LoraTuning, TextTuningConfig, TuningConfig
 from tuninglab.console import Choices, say
@@ -25,6 +26,7 @@ from tuninglab.inspection.module_tree import (
 )
 from tuninglab.inspection.tree_stats import Census, columns, lora_patterns, totals, tree_json
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.text_to_text import TextToText
 
 

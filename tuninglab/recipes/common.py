@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     run.create(config)
     name = base.name or keep_base(base, run)
     base.model.to(accelerator.device)
-    answers = answer_rows(base, splits.train, config, accelerator, choices)
+    answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
     rows = trainable_table(model)
     print_trainable(rows, count_parameters(model))

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
 
+from tuninglab.adapters.places import direct_modules
 from tuninglab.adapters.token_rows import rows_problem
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, say
@@ -46,6 +47,7 @@ def answer_rows(
     base: Base,
     samples: Sequence[Any],
     config: TrainingConfig,
+    scope: str,
     accelerator: Accelerator,
     choices: Choices,
 ) -> list[int]:
@@ -65,7 +67,9 @@ def answer_rows(
     )
     if wish == "auto" and not worse and config.model != "embedded":
         return []
-    problem = rows_problem(base.model)
+    problem = rows_problem(base.model, direct_modules(base.model, base.tuning, scope))
+    if {"embeddings", "head"} & {*base.tuning.freeze}:
+        problem = "--freeze"
     if problem and wish == "auto":
         choices.add("rows of the answers' tokens", "not trained", problem)
         return []

@@ -104,8 +104,12 @@ def start(
 ) -> TrainState:
     """What training changes, before the first step: optimizer, schedule, position, generators."""
     total = config.max_steps or config.epochs * sampler.steps_per_epoch
-    gates = config.tuning_config.gate_lr_multiplier
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, gates)
+    tuning = config.tuning_config
+    rates = (tuning.gate_lr_multiplier, tuning.part_learning_rates)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, *rates)
+    if tuning.part_learning_rates:
+        groups = optimizer.param_groups
+        say("Learning rates: " + ", ".join(f"{g['name']} {g['lr']:g}" for g in groups))
     schedule = make_schedule(optimizer, config.lr_scheduler, total, config.warmup_steps)
     # The schedule stays ours: accelerate would step it once a process.
     wrapped, prepared = accelerator.prepare(model, optimizer)

@@ -1,5 +1,6 @@
 """AdamW over what trains, in groups, and the learning-rate schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -7,49 +8,67 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from tuninglab.models.named_parts import GATED_BLOCK, GATES, part_namer
+
 # Share of all steps where --warmup_steps is not given.
 WARMUP_SHARE = 0.03
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, gate_lr_multiplier: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    gate_lr_multiplier: float = 1.0,
+    part_learning_rates: Mapping[str, float] | None = None,
 ) -> list[dict]:
     """Sort the trainable parameters into groups for AdamW, each with a `name`.
+
+    Parts with a learning rate of their own have their own groups, called by the part; what of them
+    decays, `<part> decayed`.
 
     In a Flamingo weight decay falls on the matrices of gated cross-attention blocks only, LoRA
     matrices in them included: the rule of OpenFlamingo 0.0.x and Multimodal-GPT. Gates, norms,
     biases, embeddings and LoRA in the language model do not decay. In a model without such blocks
     all LoRA matrices do.
     """
-    gates, decayed, plain = [], [], []
-    gated = any("gated_cross_attn_layer" in name for name, _ in model.named_parameters())
-    part = "gated_cross_attn_layer" if gated else "lora_"
+    # Gates start near 0 and open too slowly at LoRA's rate: 0.02-0.04 after 100 steps at the
+    # base rate, 0.08-0.18 at ten times it (measured on the embedded model).
+    rates = {"gates": learning_rate * gate_lr_multiplier, **(part_learning_rates or {})}
+    part_of = part_namer(model) if part_learning_rates else None
+    groups: dict[str, list] = {"plain": [], "decayed": [], "gates": []}
+    gated = any(GATED_BLOCK in name for name, _ in model.named_parameters())
+    decaying = GATED_BLOCK if gated else "lora_"
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.endswith(("attn_gate", "ff_gate")):
-            gates.append(parameter)
-        elif part in name and parameter.ndim == 2:
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
-    # Gates start near 0 and open too slowly at LoRA's rate: 0.02-0.04 after 100 steps at the
-    # base rate, 0.08-0.18 at ten times it (measured on the embedded model).
-    gate_rate = learning_rate * gate_lr_multiplier
-    groups = [
-        {"name": "plain", "params": plain, "lr": learning_rate, "weight_decay": 0.0},
-        {"name": "decayed", "params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
-        {"name": "gates", "params": gates, "lr": gate_rate, "weight_decay": 0.0},
+        part = "gates" if name.endswith(GATES) else part_of(name) if part_of else ""
+        kind = "decayed" if decaying in name and parameter.ndim == 2 else "plain"
+        if part in rates:
+            kind = part if kind == "plain" else f"{part} decayed"
+        groups.setdefault(kind, []).append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": rates.get(name.split()[0], learning_rate),
+            "weight_decay": weight_decay if name.endswith("decayed") else 0.0,
+        }
+        for name, parameters in groups.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, gate_lr_multiplier: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    gate_lr_multiplier: float = 1.0,
+    part_learning_rates: Mapping[str, float] | None = None,
 ) -> AdamW:
     """Build AdamW with torch's betas and eps (as OpenFlamingo 2.0.1) over the trainable groups."""
-    return AdamW(parameter_groups(model, learning_rate, weight_decay, gate_lr_multiplier))
+    scales = (gate_lr_multiplier, part_learning_rates)
+    return AdamW(parameter_groups(model, learning_rate, weight_decay, *scales))
 
 
 def make_schedule(
