@@ -160,8 +160,9 @@ print(code, heavy, time.process_time() < 1)
     assert said in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m tuninglab finetune --print_config | true"
+@pytest.mark.parametrize("words", ["finetune --print_config", "--help"])
+def test_a_reader_that_stops_early_is_no_error(words):
+    command = f"{sys.executable} -m tuninglab {words} | true"
     done = subprocess.run(
         ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,

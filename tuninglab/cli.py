@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
+        return run_command(lambda: print(_usage()))
     if words[0] == "--version":
         # The version stands in pyproject.toml too; a test keeps the two the same.
         from tuninglab import __version__

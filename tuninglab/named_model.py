@@ -100,7 +100,7 @@ def _run(run: Path) -> NamedModel:
         finish_replacing(run / name)
     if not (run / "adapter").is_dir():
         talk = next(iter(sorted(run.glob("checkpoints/step-*/adapter"), reverse=True)), None)
-        hint = f" What it has learned so far answers too: {talk.parent}" if talk else ""
+        hint = f"\nWhat it has learned so far answers too: {talk.parent}" if talk else ""
         raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}{hint}")
     return _tuned(run, run / "adapter", f"run {run}")
 
