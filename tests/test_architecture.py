@@ -24,7 +24,7 @@ FLOORS = (
     {"models.formats", "int8", "data"},
     {"kernels", "named_model"},
     {"run_folder"},
-    {"config", "disk"},
+    {"config", "disk", "progress", "threads"},
     {"console", "errors", "special_tokens"},
 )
 MOST_ROOMS = 30

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,8 +122,47 @@ def test_help_and_flags_load_nothing_heavy(start):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m tuninglab finetune --print_config | true"
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", "--data", "nope.jsonl"], "nope.jsonl does not exist"),
+        (["finetune", "--data", "empty.jsonl"], "empty.jsonl is empty"),
+        (["finetune", "--data", "some.jsonl", "--val_data", "."], ". is a folder; name the data"),
+        (["finetune", "--data", "some.jsonl", "--image_root", "pics"], "root pics is no folder"),
+        (["finetune", "--model", "nope"], "there is no directory nope"),
+        (["finetune", "--model", "some.jsonl"], "some.jsonl is a file; give the directory"),
+        (["finetune", "--lang_encoder", "lm", "--vision_encoder", "v"], "no directory lm"),
+        (["finetune", "--config", "nope.yaml"], "nope.yaml: No such file"),
+        (["flan-t5", "--data", "nope"], "nope does not exist"),
+        (["chat", "nope"], "there is no directory nope"),
+        (["chat", "--image", "nope.png"], "There is no picture nope.png"),
+        (["chat", "--image", "some.jsonl"], "is not a picture of a known kind"),
+    ],
+)
+def test_a_mistyped_file_is_told_before_anything_heavy_is_loaded(words, said, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "some.jsonl").write_text("{}")
+    start = f"""
+import sys, time
+from tuninglab.cli import main
+code = main({words!r})
+heavy = sorted({{'torch', 'transformers', 'peft', 'accelerate'}} & {{*sys.modules}})
+print(code, heavy, time.process_time() < 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "2 [] True\n", done.stderr
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["finetune --print_config", "--help"])
+def test_a_reader_that_stops_early_is_no_error(words):
+    command = f"{sys.executable} -m tuninglab {words} | true"
     done = subprocess.run(
         ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,

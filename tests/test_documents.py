@@ -50,6 +50,7 @@ CANNOT = {
     "tuninglab flan-t5 --compare": MINUTES,
     "tuninglab finetune --compare": MINUTES,
     "conda activate tuninglab": "the environment that was not made",
+    "source .venv/bin/activate": "the environment that a dry run does not make",
 }
 
 

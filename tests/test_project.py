@@ -1,7 +1,9 @@
 """The house: what the project files say of each other, and the size of its rooms."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import metadata, packages_distributions
@@ -103,3 +105,19 @@ def test_files_and_functions_stay_readable(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= FUNCTION_LINES, node.name
+
+
+def test_a_script_beside_the_clone_finds_the_package_and_not_the_folder(tmp_path):
+    # With this setuptools writes a path, not a finder, for `pip install -e`.
+    assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {"": "."}
+    # The folder of the script comes first on the path, the clone's last.
+    (tmp_path / "tuninglab").symlink_to(ROOT)
+    (tmp_path / "script.py").write_text("import tuninglab; print(tuninglab.__version__)")
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == PROJECT["version"], done.stderr

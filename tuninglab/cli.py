@@ -14,8 +14,10 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from tuninglab.config.flags import parse, without_blanks
-from tuninglab.console import is_main_process, say
+from tuninglab.console import is_main_process, program, say
 from tuninglab.errors import UserError, WorkError
+from tuninglab.progress import working
+from tuninglab.threads import let_threads_sleep
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -30,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
+        return run_command(lambda: print(_usage()))
     if words[0] == "--version":
         # The version stands in pyproject.toml too; a test keeps the two the same.
         from tuninglab import __version__
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         near = difflib.get_close_matches(words[0], VERBS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        say(f"Unknown verb {words[0]!r}.{hint} Verbs: {', '.join(VERBS)}; see tuninglab --help.")
+        verbs = ", ".join(VERBS)
+        say(f"Unknown verb {words[0]!r}.{hint} Verbs: {verbs}; see {program()} --help.")
         return UserError.exit_code
     return run_verb(words[0], words[1:])
 
@@ -94,7 +96,14 @@ class Verb(NamedTuple):
 
     def run(self, config: Any) -> None:
         """Do the work and print what came of it."""
-        work = getattr(import_module(f"tuninglab.{self.room}"), self.work)
+        from tuninglab.data.named_files import look_at_files
+
+        # Before the room of the work, which loads torch.
+        look_at_files(config)
+        # OpenMP reads it once, as torch is loaded.
+        let_threads_sleep()
+        with working("loading torch and what builds on it"):
+            work = getattr(import_module(f"tuninglab.{self.room}"), self.work)
         self.show(work(config), getattr(config, "json", False))
 
 
@@ -160,7 +169,7 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     verb = VERBS[name]
 
     def parse_and_work() -> None:
-        config = parse(f"tuninglab {name}", verb.settings(), words)
+        config = parse(f"{program()} {name}", verb.settings(), words)
         if getattr(config, "print_config", False):
             from tuninglab.config.yaml_file import config_yaml
 
@@ -191,12 +200,12 @@ def _usage() -> str:
     lines = [f"  {verb:<{width}}  {row.settings().__doc__}" for verb, row in VERBS.items()]
     return "\n".join(
         [
-            "usage: tuninglab VERB [FLAGS]",
+            f"usage: {program()} VERB [FLAGS]",
             "",
             "Tune a Flamingo on pictures and dialogues, on this machine.",
             "",
             *lines,
             "",
-            "tuninglab VERB --help lists the flags of a verb; --version prints the version.",
+            f"{program()} VERB --help lists the flags of a verb; --version prints the version.",
         ]
     )

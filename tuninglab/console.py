@@ -1,8 +1,11 @@
 """What a command says while it works: notes to standard error, choices with their reason."""
 
 import os
+import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 # What accelerate answered, once it was asked (training/hardware.py).
 _answered: bool | None = None
@@ -30,6 +33,49 @@ def say(text: str = "") -> None:
     """Print a note to standard error, from the main process; standard output is for results."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def program(name: str = "tuninglab", module: str = "tuninglab") -> str:
+    """How the reader's shell starts a program of this environment, for commands to paste.
+
+    Its bare name only if PATH finds this very one: `make demo` runs without an active environment,
+    and another environment may have a program of that name.
+
+    Args:
+        name: of its script, which usually lies beside this Python.
+        module: the same program as a module, for an environment that lacks the script.
+    """
+    # The running one first: `pip install --user` puts scripts elsewhere than Python.
+    started, beside = Path(sys.argv[0]), Path(sys.executable).with_name(name)
+    script = started if started.name == name and started.is_file() else beside
+    if not script.is_file():
+        return f"{_importing()}{_python()} -m {module}"
+    found = shutil.which(name)
+    # The same file: pipx and the like put a link to it on PATH.
+    here = found is not None and os.path.samefile(found, script)
+    return name if here else _shortest(script)
+
+
+def _python() -> str:
+    # Not the same file: the Pythons of all environments are links to one.
+    found = shutil.which(Path(sys.executable).name)
+    here = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
+    return Path(sys.executable).name if here else _shortest(Path(sys.executable))
+
+
+def _importing() -> str:
+    """A setting before the command, where this package is found only by how it was started."""
+    root = Path(__file__).resolve().parents[1]
+    places = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    found = root.name == "site-packages" or root in (Path(place).resolve() for place in places)
+    return "" if found else f"PYTHONPATH={shlex.quote(str(root))} "
+
+
+def _shortest(path: Path) -> str:
+    """A path from the current directory or from the root, quoted; always with a slash in it."""
+    relative = os.path.relpath(path)
+    relative = relative if "/" in relative else f"./{relative}"
+    return shlex.quote(min(relative, os.path.abspath(path), key=len))
 
 
 @dataclass

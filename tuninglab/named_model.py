@@ -1,6 +1,7 @@
 """Where a model that the user named lies: its base, and the adapter upon it if there is one."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from tuninglab.disk import finish_replacing
 from tuninglab.errors import UserError
 from tuninglab.run_folder import elsewhere, how_to_end
 
+EMBEDDED = Path(__file__).parent / "embedded" / "base"
+# A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2".
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -28,11 +32,41 @@ class NamedModel:
     tuned_on: str = "none"
 
 
+def shipped(name: str | Path) -> str | Path:
+    """The directory that `embedded` stands for, whatever lies here; another name as it is."""
+    return EMBEDDED if name == "embedded" else name
+
+
+def local_directory(path_or_id: str | Path, what: str) -> Path | None:
+    """The directory that a name is; None: there is none, but it can be a hub id.
+
+    Args:
+        path_or_id: the name.
+        what: it names, for messages.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{what}: {path} is a file; give the directory that holds config.json")
+    # Under a folder that exists here, a missing name is a path too.
+    looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
+    if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
+        raise UserError(
+            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
+        )
+    return None
+
+
 def find_model(name: str) -> NamedModel:
     """Take a name apart; a name that is neither run nor adapter is its own base, unchecked.
 
     Args:
-        name: a run folder or the adapter/ in it, an adapter directory, or the name of a base.
+        name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory, or
+            the name of a base.
 
     Raises:
         UserError: the run has not ended or lies elsewhere, or the adapter does not name its base.
@@ -44,12 +78,16 @@ def find_model(name: str) -> NamedModel:
     # directory config.json.
     if (path / "config.yaml").is_file():
         return _run(path)
+    if _is_checkpoint(path):
+        return _checkpoint(path)
     # A directory with both is a model: merged ones are sometimes saved over their adapter.
     if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
         whole = path.resolve()
         if whole.name == "adapter" and (whole.parent / "config.yaml").is_file():
             # The run knows its base better: it may keep one of its own.
             return _run(whole.parent)
+        if whole.name == "adapter" and _is_checkpoint(whole.parent):
+            return _checkpoint(whole.parent)
         what = f"adapter {path} (base_model_name_or_path in its {ADAPTER_CONFIG})"
         return NamedModel(_base_of_adapter(path), path, what)
     if not path.exists() and (hint := elsewhere(path)):
@@ -61,7 +99,28 @@ def _run(run: Path) -> NamedModel:
     for name in ("adapter", "base"):
         finish_replacing(run / name)
     if not (run / "adapter").is_dir():
-        raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}")
+        talk = next(iter(sorted(run.glob("checkpoints/step-*/adapter"), reverse=True)), None)
+        hint = f"\nWhat it has learned so far answers too: {talk.parent}" if talk else ""
+        raise UserError(f"{run} has no adapter/: the run has not ended. {how_to_end(run)}{hint}")
+    return _tuned(run, run / "adapter", f"run {run}")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    run = path.resolve().parents[1:2]
+    return bool(run) and (path / "state.pt").is_file() and (run[0] / "config.yaml").is_file()
+
+
+def _checkpoint(path: Path) -> NamedModel:
+    run = path.resolve().parents[1]
+    if not (path / "adapter").is_dir():
+        raise UserError(
+            f"{path} holds no adapter/: it was written by an earlier version, only to go on from. "
+            f"{how_to_end(run)}"
+        )
+    return _tuned(run, path / "adapter", f"checkpoint {path}")
+
+
+def _tuned(run: Path, adapter: Path, what: str) -> NamedModel:
     settings = read_recipe(run / "config.yaml")
     if not isinstance(settings, FinetuneConfig):
         raise UserError(
@@ -70,7 +129,7 @@ def _run(run: Path) -> NamedModel:
         )
     # A run that started from a plain language model and a tower keeps the Flamingo they made.
     base = str(run / "base") if (run / "base").is_dir() else settings.model
-    return NamedModel(base, run / "adapter", f"run {run}", settings.base_format)
+    return NamedModel(base, adapter, what, settings.base_format)
 
 
 def _base_of_adapter(adapter: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.yaml_file import config_yaml, read_config, read_recipe
-from tuninglab.console import Choices, is_main_process
+from tuninglab.console import Choices, is_main_process, program
 from tuninglab.disk import remove_folder, write_whole
 from tuninglab.errors import UserError, WorkError
 
@@ -231,12 +231,13 @@ def how_to_end(run: Path) -> str:
     starts = read_starts(run)
     # Order and loss depend on the number of processes: a checkpoint takes no other.
     processes = starts[-1].get("processes", 1) if starts else 1
-    command = f"tuninglab {recipe}"
+    command = f"{program()} {recipe}"
     if processes > 1:
         # The script lies in a checkout only, and is that of one recipe.
         script = recipe == "finetune" and Path("fine_tuning.py").is_file()
-        work = "fine_tuning.py" if script else f"-m {command}"
-        command = f"torchrun --nproc_per_node={processes} {work}"
+        work = "fine_tuning.py" if script else f"-m tuninglab {recipe}"
+        torchrun = program("torchrun", "torch.distributed.run")
+        command = f"{torchrun} --nproc_per_node={processes} {work}"
     return f"Let it go on: {command} --resume --run_name {shlex.quote(run.name)}{place}"
 
 

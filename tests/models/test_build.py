@@ -21,6 +21,7 @@ from tuninglab.models import (
     FlamingoForConditionalGeneration,
     flamingo,
     flamingo_from_parts,
+    hub,
     load_flamingo,
 )
 
@@ -167,6 +168,8 @@ def test_wrong_models_say_what_is_wrong(saved, parts, tmp_path, monkeypatch):
 
 
 def test_hub_id_that_is_not_there(monkeypatch):
+    # As if the hub had answered, but not with this model.
+    monkeypatch.setattr(hub, "_out_of_reach", lambda: "")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no such directory here, and the hub did not give it"):
         load_flamingo("nobody/nothing")
@@ -197,7 +200,7 @@ def test_missing_file(name, saved):
 def test_a_run_or_adapter_as_model_leads_to_its_base(name, tmp_path):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).touch()
-    with pytest.raises(UserError, match="(?s)base.*--model.*`tuninglab chat .*/run(/adapter)?`"):
+    with pytest.raises(UserError, match="(?s)base.*--model.*`.*tuninglab chat .*/run(/adapter)?`"):
         load_flamingo((tmp_path / name).parent)
 
 

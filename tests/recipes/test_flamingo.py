@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from tuninglab.adapters.saving import load_adapter
+from tuninglab.cli import main
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.splits import read_splits
@@ -218,3 +220,27 @@ def test_tuning_config_is_what_is_tuned(config):
     report = finetune(replace(config, max_steps=1, tuning_config=tuning))
     # LoRA scales with its rank; two gates do not.
     assert report["train"]["trainable_parameters"] == (15_746 - 2) // 8 + 2
+
+
+def test_a_checkpoint_is_talked_to_as_the_run_was_then(config, tmp_path, capsys):
+    finetune(replace(config, save_steps=1, keep_checkpoints=3))
+    run = tmp_path / "a"
+    last, first = (open_model(str(run / "checkpoints" / f"step-00000{n}"))[0] for n in (3, 1))
+    final = dict(open_model(str(run))[0].named_parameters())
+    assert all(torch.equal(final[name], value) for name, value in last.named_parameters())
+    assert any(not torch.equal(final[name], value) for name, value in first.named_parameters())
+    # A folder as any other of PEFT, also by its own name.
+    inner, _ = open_model(str(run / "checkpoints" / "step-000001" / "adapter"))
+    values = dict(first.named_parameters())
+    assert all(torch.equal(values[name], value) for name, value in inner.named_parameters())
+    capsys.readouterr()
+    words = ["chat", str(run / "checkpoints" / "step-000001"), "--ask", "colour?"]
+    assert main([*words, "--max_new_tokens", "2"]) == 0
+    assert capsys.readouterr().out.strip()
+    # The run was stopped: its checkpoint is named. An old one has no adapter.
+    shutil.rmtree(run / "adapter")
+    with pytest.raises(UserError, match=r"answers too: .*checkpoints/step-000003"):
+        open_model(str(run))
+    shutil.rmtree(run / "checkpoints" / "step-000001" / "adapter")
+    with pytest.raises(UserError, match="step-000001 holds no adapter/.*--resume --run_name a"):
+        open_model(str(run / "checkpoints" / "step-000001"))

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tuninglab import cli
 from tuninglab.errors import UserError
-from tuninglab.reporting.report import read_figures, write_report
+from tuninglab.reporting.report import draw_curves, read_figures, write_report
+from tuninglab.reporting.tables import fact
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -80,7 +81,7 @@ def test_the_page_shows_figures_answers_settings_and_reasons(run):
     text = re.sub(r"\s+", " ", parsed(run).text)
     for part in (
         *("10.0 %", "90.0 %", "40.0 %", "30.0 %", "35.0 %", "colour", "Prior", "Blank", "Shuffled"),
-        *("12,345", "54,321", "lang_encoder.*.q_proj", "4,096", "tuning_config.r", "2.13.0"),
+        *("12,345", "53 KiB", "lang_encoder.*.q_proj", "4,096", "tuning_config.r", "2.13.0"),
         *("precision", "this CPU has it", "红色", "✓ right", "✗ wrong"),
     ):
         assert part in text
@@ -233,3 +234,44 @@ def test_the_verb_prints_the_page_or_the_figures(run, capsys):
     assert cli.main(["report", "--json", str(run)]) == 0
     assert json.loads(capsys.readouterr().out) == read_figures(run)
     assert cli.main(["report", str(run / "none")]) == 2
+
+
+def test_what_a_run_cost_is_said_in_words_with_units(run):
+    text = write_report(run).read_text()
+    assert "adapter bytes" not in text and "wall s" not in text
+    assert re.search(r"size of the adapter</th><td>53 KiB<", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("wall_s", 0.84, ("time", "0.8 s")),
+        ("wall_s", 12.3, ("time", "12 s")),
+        ("wall_s", 200.2, ("time", "3 min 20 s")),
+        ("wall_s", 7500, ("time", "2 h 5 min")),
+        ("peak_memory_mib", 812.3, ("peak memory", "812 MiB")),
+        ("peak_memory_mib", 12_345.6, ("peak memory", "12.06 GiB")),
+        ("adapter_bytes", 825_331, ("size of the adapter", "806 KiB")),
+        ("trainable_parameters", 202_758, ("trainable parameters", "202,758")),
+        ("wall_s", None, ("time", "–")),
+    ],
+)
+def test_a_figure_in_words(name, value, said):
+    assert fact(name, value) == said
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.03, "log"), (3.0, "linear"), (0.0, "linear")])
+def test_a_loss_that_falls_far_gets_a_logarithmic_axis(last, scale, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: drawn.append(figure))
+    draw_curves([{"step": 1, "loss": 7.0}, {"step": 2, "loss": last}], tmp_path / "loss.png")
+    assert drawn[0].axes[0].get_yscale() == scale
+
+
+def test_the_last_column_stays_in_sight(run):
+    text = write_report(run).read_text()
+    (row,) = re.findall(r'<tr class="all">.*?</tr>', text, re.S)
+    assert re.findall(r'<td class="(\w+) last"', row) == ["after"]
+    assert ".accuracy .last { position: sticky; right: 0;" in text

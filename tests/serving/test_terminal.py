@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 
 from tuninglab import cli
+from tuninglab.data.prompt import encode_prompt
+from tuninglab.data.sample import normal_messages
 from tuninglab.errors import UserError
 from tuninglab.serving.conversation import Conversation
 from tuninglab.serving.open_model import open_model
@@ -197,3 +199,30 @@ def test_pieces_are_the_answer_and_ctrl_c_leaves_the_dialogue_as_it_was(opened, 
     undisturbed.ask("One?")
     undisturbed.show(str(pictures[0]))
     assert conversation.ask("Two?") == undisturbed.ask("Two?")
+
+
+def test_one_question_is_answered_on_standard_output_and_that_is_all(talk, opened, pictures):
+    code, answers, notes = talk("never read\n", "--ask", "What is it?", "--image", str(pictures[0]))
+    conversation = Conversation(*opened, max_new_tokens=4)
+    conversation.show(str(pictures[0]))
+    assert (code, answers) == (0, [conversation.ask("What is it?")])
+    assert "/image PATH" not in notes
+    assert talk("", "--ask", "x" * 300)[:2] == (2, [])
+    assert talk("", "--ask", " ")[0] == 2
+
+
+def test_a_system_message_stands_first_and_outlives_reset(talk, opened, monkeypatch):
+    model, processor = opened
+    read, generate = [], type(model).generate
+
+    def spy(self, input_ids, **options):
+        read.append(input_ids[0].tolist())
+        return generate(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "generate", spy)
+    assert talk("One?\nTwo?\n/reset\nOne?\n", "--system", "Be brief.")[0] == 0
+    said = {"role": "system", "content": "Be brief."}
+    first = [said, {"role": "user", "content": "One?"}]
+    assert read[0] == encode_prompt(normal_messages(first), processor.tokenizer)
+    assert read[1][: len(read[0])] == read[0] and len(read[1]) > len(read[0])
+    assert read[2] == read[0]

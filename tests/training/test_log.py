@@ -36,7 +36,8 @@ def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == ""
-    assert lines[0].startswith("step 1/50: loss 1.5000, 1,234 tokens/s")
+    assert lines[0] == "training: 50 steps"
+    assert lines[1].startswith("step 1/50: loss 1.5000, 1,234 tokens/s")
     assert lines[-2].startswith("step 50/50:")
     assert lines[-1] == "step 50: val_loss 1.2500"
     assert len(lines) < 10
@@ -88,6 +89,37 @@ def test_an_error_in_the_loop_leaves_the_terminal_as_it_was(monkeypatch):
         raise KeyboardInterrupt
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
     assert "1/5 loss 2.0000" in terminal.seen()
+
+
+def test_a_terminal_that_cannot_move_gets_lines(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    with TrainingLog(total_steps=2) as log:
+        assert terminal.getvalue() == "training: 2 steps\n"
+        log.show({"step": 1, "loss": 2.0, "tokens_per_s": 10.0})
+        assert "step 1/2: loss 2.0000" in terminal.getvalue()
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_the_table_of_what_trains_tells_names_apart_at_80_columns(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    layers = "lang_encoder.model.layers.*"
+    ends = ["to_q (LoRA)", "to_kv (LoRA)", "to_out (LoRA)"]
+    names = [f"{layers}.gated_cross_attn_layer.attn.{end}" for end in ends]
+    # Different only where it would be cut.
+    alike = [f"{part}.{'x' * 50}.gate" for part in ("lang_encoder.one", "lang_encoder.two")]
+    rows = [
+        {"module": name, "dtype": "float32", "tensors": 1, "parameters": 1}
+        for name in [*names, *alike]
+    ]
+    print_trainable(rows, total_parameters=6000)
+    lines = terminal.seen().splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    for name, end in zip(shown, ends, strict=False):
+        assert name.startswith("lang_encoder…") and name.endswith(f"attn.{end}")
+    assert "".join(shown[3:]).startswith("".join(alike))
 
 
 def test_other_processes_draw_no_bar(monkeypatch, second_process):

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,13 @@ def save_adapter(
     lora = model.peft_config["default"]
     lora = _doubled(lora) if _lora_start(model) else lora
     write_adapter(directory, lora, state, media_mode, type(base))
+
+
+def adapter_writer(model: Any) -> Callable[[Path], None]:
+    """What writes the adapter as it is now into a folder: so a checkpoint can be talked to."""
+    # Here, where all processes are, and not in what is returned: weights may be sharded.
+    state = adapter_state(model)
+    return lambda folder: save_adapter(model, folder / "adapter", state)
 
 
 def write_adapter(

@@ -27,7 +27,7 @@ GROUPS = {
         *("max_tokens", "skip_bad_records"),
     ),
     "Memory and speed": (
-        *("precision", "quantization", "memory_savers", "activation_checkpointing"),
+        *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),
         *("checkpoint_every", "compare", "rounds"),
     ),
     "What it says": (

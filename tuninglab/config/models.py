@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tuninglab.config.checks import check
+from tuninglab.console import program
 from tuninglab.errors import UserError
 
 
@@ -103,7 +104,7 @@ class ConvertConfig:
 
     def _need(self, name: str, what: str) -> None:
         if getattr(self, name) is None:
-            raise UserError(f"--{name} is missing: {what}. See tuninglab convert --help")
+            raise UserError(f"--{name} is missing: {what}. See {program()} convert --help")
 
     def _refuse(self, name: str, why: str) -> None:
         value = getattr(self, name)

@@ -22,6 +22,8 @@ class DemoConfig:
     """Number format of the computation; the demonstration was measured in fp32."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
+    threads: int | None = None
+    """Threads that compute. None: one for each core."""
     write_data: str | None = None
     """Only write the embedded data into this folder, as files that finetune reads."""
     json: bool = False
@@ -36,7 +38,7 @@ class DemoConfig:
             UserError: naming the flag, the value given and what is expected.
         """
         check_run_name(self.run_name)
-        check_positive(self, "max_steps")
+        check_positive(self, "max_steps", "threads")
         check(0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 4294967295")
 
 
@@ -45,13 +47,19 @@ class ChatConfig:
     """Talk to a run or a model about pictures."""
 
     model: Positional[str] = "embedded"
-    """A run folder, a model directory, or `embedded`."""
+    """A run folder or one of its checkpoints, a model directory, or `embedded`."""
     terminal: bool = True
     """Chat in this terminal, the only place so far."""
     image: str | None = None
     """Picture of the first question."""
+    ask: str | None = None
+    """Answer this one question, on standard output, and end."""
+    system: str | None = None
+    """What the system message says, before all questions, as in the training data."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""
+    threads: int | None = None
+    """Threads that compute. None: one for each core."""
     debug: bool = False
     """Show the Python traceback of an error."""
 
@@ -62,7 +70,10 @@ class ChatConfig:
             UserError: naming the flag, the value given and what is expected.
         """
         check(self.terminal, "terminal", self.terminal, "true", "There is no other chat yet.")
-        check_positive(self, "max_new_tokens")
+        check_positive(self, "max_new_tokens", "threads")
+        for name in ("ask", "system"):
+            value = getattr(self, name)
+            check(value is None or value.strip() != "", name, value, "a text")
 
 
 @dataclass

@@ -21,7 +21,15 @@ Saver = Literal["norm", "glu", "attention", "loss", "embedding"]
 
 # The settings that --compare measures with, or writes by.
 MEASURED = (
-    *("compare", "rounds", "precision", "enable_int8", "memory_savers", "checkpoint_every"),
+    *(
+        "compare",
+        "rounds",
+        "precision",
+        "threads",
+        "enable_int8",
+        "memory_savers",
+        "checkpoint_every",
+    ),
     *("activation_checkpointing", "tuning_config", "output_dir", "run_name"),
 )
 
@@ -67,6 +75,8 @@ class TrainingConfig:
     """Gradients are clipped to this norm, once per optimizer step; 0 turns clipping off."""
     workers: Annotated[int, arg(aliases=("--dataloader_num_workers",)), Mark.CHANGEABLE] = 0
     """Processes that load the data; 0 loads it in the training process."""
+    threads: Annotated[int | None, Mark.CHANGEABLE] = None
+    """Threads that compute, in each process. None: one for each core."""
     precision: Annotated[Precision, Mark.DECIDED] = "auto"
     """Number format of the computation; auto says what it chose and why."""
     enable_int8: Annotated[bool | None, Mark.DECIDED] = None
@@ -207,7 +217,7 @@ class TrainingConfig:
         # Range first, then what excludes each other: the message names the simpler mistake.
         check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
         check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
-        check_positive(self, "checkpoint_every", "keep_checkpoints")
+        check_positive(self, "checkpoint_every", "keep_checkpoints", "threads")
         for name in ("warmup_steps", "workers", "seed", "score_questions"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, value, "a whole number of at least 0")

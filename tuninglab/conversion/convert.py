@@ -1,6 +1,7 @@
 """The recipe behind `tuninglab convert`: a released checkpoint becomes a model, or back."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 from tuninglab.adapters.saving import write_adapter
 from tuninglab.config import ConvertConfig
-from tuninglab.console import Choices, say
+from tuninglab.console import Choices, program, say
 from tuninglab.conversion.building import flamingo_of
 from tuninglab.conversion.fitting import told
 from tuninglab.conversion.report import report_of, unexplained, write_summary
@@ -26,7 +27,8 @@ from tuninglab.models.formats import multimodal_gpt, open_flamingo, otter
 from tuninglab.models.formats.filling import misfits
 from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
-from tuninglab.models.parts import read_config, resolve
+from tuninglab.models.hub import resolve
+from tuninglab.models.parts import read_config
 
 REPORT_NAME = "conversion.json"
 DESCRIBE: dict[str, Callable[[Checkpoint], Layout]] = {
@@ -88,7 +90,8 @@ def _detect(checkpoint: Checkpoint) -> str:
     if isinstance(settings, dict) and "cross_attn_dim_head" in settings:
         raise UserError(
             f"{checkpoint.path} is a tuninglab model already. To write it for open_flamingo: "
-            f"tuninglab convert --to open_flamingo --model {checkpoint.path} --out checkpoint.pt"
+            f"{program()} convert --to open_flamingo --model {shlex.quote(str(checkpoint.path))} "
+            "--out checkpoint.pt"
         )
     if any(".feed_forward." in name for name in names):
         return "otter"
@@ -109,8 +112,8 @@ def _refuse_unexplained(layout: Layout, checkpoint: Checkpoint) -> None:
         listed = told([f"{key.fate}: {key.name} ({key.reason})" for key in keys])
         raise UserError(
             f"{checkpoint.path}: {len(keys)} keys have no explanation: {listed}. A model "
-            "made without them would answer wrongly. `tuninglab convert --inspect --checkpoint "
-            f"{checkpoint.path}` shows all keys"
+            f"made without them would answer wrongly. `{program()} convert --inspect --checkpoint "
+            f"{shlex.quote(str(checkpoint.path))}` shows all keys"
         )
 
 

@@ -12,6 +12,7 @@ from tuninglab.data.readers import checked_object, converted, settle, to_sample
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
+from tuninglab.progress import working
 
 KEYS = ("source", "target")
 
@@ -45,8 +46,9 @@ def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> 
         UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
     """
     path = Path(data)
-    records = read_records(path)
-    pairs, wrong = converted(records, to_pair)
+    with working(f"reading {shown(path)}"):
+        records = read_records(path)
+        pairs, wrong = converted(records, to_pair)
     problems = [text for _, text in wrong]
     settle(shown(path), problems, skip_bad_records, len(problems), len(records))
     return Records([pair for _, pair in pairs], problems, len(problems))

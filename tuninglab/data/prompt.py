@@ -13,6 +13,31 @@ IGNORED = -100  # what torch's cross-entropy leaves out
 INSTRUCTION = "### Instruction:\n"  # Multimodal-GPT's section names, without its preamble
 RESPONSE = "### Response:\n"
 BREAK = "\n\n"
+# The same format as transformers renders it, for whoever asks a model in Python. Its text tokenized
+# whole may give other ids than piece by piece: see FlamingoProcessor.apply_chat_template.
+CHAT_TEMPLATE = """\
+{%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}
+{%- for message in messages %}
+  {%- set said = namespace(text=message["content"]) %}
+  {%- if said.text is not string %}
+    {%- set said.text = "" %}
+    {%- for part in message["content"] %}
+      {%- set mark = "<image>" if part["type"] == "image" else part["text"] %}
+      {%- set said.text = said.text + mark %}
+    {%- endfor %}
+  {%- endif %}
+  {%- set answer = message["role"] in ("assistant", "gpt") %}
+  {%- if said.text %}
+    {%- if answer %}{{ "### Response:\\n" }}
+    {%- elif message["role"] != "system" %}{{ "### Instruction:\\n" }}
+    {%- endif %}
+    {{- said.text }}
+    {%- if answer %}{{ "<|endofchunk|>" }}{% endif %}
+    {%- if not (answer and loop.last) %}{{ "\\n\\n" }}{% endif %}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "### Response:\\n" }}{% endif %}
+"""
 # With the tokenizer's length, because tokens may be added to it later. Finding the 262 special
 # tokens of LLaMA 3 anew for each dialogue doubled the time of tokenizing.
 _RESERVED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = WeakKeyDictionary()

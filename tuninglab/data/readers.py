@@ -16,9 +16,9 @@ from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError
+from tuninglab.progress import working
 
 PATH_KEYS = ("image", "path", "url")  # what an image part may call its own picture
-PROGRESS_RECORDS = 2_000
 HINT = "Correct the file, or go on without such records: --skip_bad_records"
 
 
@@ -39,10 +39,12 @@ def read_samples(
         UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
     """
     path = Path(data)
-    records = read_records(path)
-    root = _checked_root(path.parent if image_root is None else Path(image_root))
+    with working(f"reading {shown(path)}"):
+        records = read_records(path)
+    root = checked_root(path.parent if image_root is None else Path(image_root))
     # All texts are checked before the first picture is opened: they take no time.
-    samples, problems = converted(records, to_sample)
+    with working("checking records"):
+        samples, problems = converted(records, to_sample)
     pictures = _checked_pictures((sample for _, sample in samples), root)
     for number, sample in samples:
         found = [pictures[str(name)] for name in sample.images]
@@ -163,8 +165,12 @@ def _own_images(messages: list[Any]) -> list[str]:
     return names
 
 
-def _checked_root(root: Path) -> Path:
-    """The image root with all symlinks resolved."""
+def checked_root(root: Path) -> Path:
+    """The image root with all symlinks resolved.
+
+    Raises:
+        UserError: it is no folder, or cannot be used.
+    """
     # A root that is itself a link is fine; confinement compares with what it points to.
     try:
         resolved = root.resolve()
@@ -188,16 +194,14 @@ def _checked_pictures(samples: Iterable[Sample], root: Path) -> dict[str, Path |
 
     # Once each: LLaVA asks several questions about one picture in separate records.
     names = sorted({str(name) for sample in samples for name in sample.images})
-    if len(names) > PROGRESS_RECORDS:
-        say(f"checking {len(names):,} pictures ...")
     checked: dict[str, Path | str] = {}
     # Pillow decodes outside the interpreter lock, so threads help.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        for name, result in zip(names, pool.map(check, names), strict=True):
-            checked[name] = result
-            if len(checked) % PROGRESS_RECORDS == 0:
-                say(f"checked {len(checked):,} of {len(names):,} pictures")
+        with working("checking pictures", len(names)) as note:
+            for name, result in zip(names, pool.map(check, names), strict=True):
+                checked[name] = result
+                note(len(checked))
     finally:
         # Without this Ctrl-C would wait for all the pictures still queued.
         pool.shutdown(cancel_futures=True)

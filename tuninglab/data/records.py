@@ -44,8 +44,12 @@ def shown(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without byte order mark."""
+def check_file(path: Path) -> None:
+    """Pass if a data file is there and can be read; what it holds is not looked at.
+
+    Raises:
+        UserError: it is missing, no regular file, or not readable.
+    """
     try:
         if path.is_dir():
             raise UserError(f"{shown(path)} is a folder; name the data file inside it")
@@ -54,11 +58,24 @@ def _read_text(path: Path) -> str:
         # A pipe or device would be waited for without end, or read without end.
         if not path.is_file():
             raise UserError(f"{shown(path)} is no regular file; expected a JSON or JSONL file")
-        data = path.read_bytes()
+        path.open("rb").close()
     except (OSError, ValueError) as error:  # no permission, or a name that the system refuses
-        raise UserError(
-            f"{shown(path)} cannot be read: {reason(error)}; check its name and permissions"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{shown(path)} cannot be read: {reason(error)}; check its name and permissions"
+    )
+
+
+def _read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without byte order mark."""
+    check_file(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if data.startswith(UTF16_MARKS):
         raise UserError(f"{shown(path)} is UTF-16; save it as UTF-8")
     try:

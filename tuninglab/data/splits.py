@@ -15,6 +15,7 @@ from tuninglab.data.pairs import read_pairs
 from tuninglab.data.readers import read_samples, settle
 from tuninglab.data.sources import Records, Source, picture_digest
 from tuninglab.errors import UserError
+from tuninglab.progress import working
 
 
 @dataclass
@@ -69,9 +70,11 @@ def _split(
     records = read(data)
     if val_data:
         val = read(val_data)
-        _tell_shared_pictures(records, val)
+        with working("comparing the pictures of both files"):
+            _tell_shared_pictures(records, val)
         return Splits(Path(data).name, records, val, records.skipped + val.skipped)
-    train, held_out = split_validation(records, val_split, seed)
+    with working("looking for records that share pictures"):
+        train, held_out = split_validation(records, val_split, seed)
     return Splits(Path(data).name, Records(train), Records(held_out), records.skipped)
 
 
@@ -186,7 +189,11 @@ def fit(splits: Splits, count: Callable[[Any], int], longest: int, skip: bool) -
     """
 
     def part(samples: Source) -> Source:
-        lengths = [count(sample) for sample in samples]
+        lengths = []
+        with working("counting tokens", len(samples)) as note:
+            for sample in samples:
+                lengths.append(count(sample))
+                note(len(lengths))
         rows = list(zip(samples, lengths, strict=True))
         # Cutting would take the answer, or its end, away from the question: never silently.
         problems = [

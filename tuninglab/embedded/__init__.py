@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from tuninglab.named_model import EMBEDDED
+
 
 def base_directory() -> Path:
     """The shipped base, a model directory like any other.
 
     `python -m tools.embedded_base` rebuilds it.
     """
-    return Path(__file__).parent / "base"
+    return EMBEDDED
 
 
 def text_base_directory() -> Path:

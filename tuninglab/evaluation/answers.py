@@ -14,6 +14,7 @@ from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
+from tuninglab.progress import working
 
 GREY = (128, 128, 128)
 
@@ -52,13 +53,14 @@ def generate_answers(
     )
     device = next(model.parameters()).device
     answers: list[str] = []
-    with evaluation_mode(model):
+    with evaluation_mode(model), working("answering questions", len(rows)) as note:
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
             inputs = batch.to(device).inputs
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new = ids[:, inputs["input_ids"].shape[1] :].tolist()
             answers += [decode_answer(row, processor.tokenizer) for row in new]
+            note(len(answers))
     return answers
 
 

@@ -8,6 +8,7 @@ import torch
 from tuninglab.data.batches import padded_texts
 from tuninglab.data.text_batches import ended_ids
 from tuninglab.evaluation.answers import evaluation_mode
+from tuninglab.progress import working
 
 
 @torch.inference_mode()
@@ -29,7 +30,7 @@ def generate_texts(
     """
     device = next(model.parameters()).device
     texts: list[str] = []
-    with evaluation_mode(model):
+    with evaluation_mode(model), working("writing texts", len(sources)) as note:
         for start in range(0, len(sources), batch_size):
             some = sources[start : start + batch_size]
             rows = [{"input_ids": ended_ids(text, tokenizer)} for text in some]
@@ -37,4 +38,5 @@ def generate_texts(
             inputs = {name: value.to(device) for name, value in batch.items()}
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+            note(len(texts))
     return [text.strip() for text in texts]

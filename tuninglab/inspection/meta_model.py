@@ -14,8 +14,9 @@ from tuninglab.adapters.saving import adapter_file
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
-from tuninglab.models.parts import HUB_ID, explained, read_config, resolve
-from tuninglab.named_model import find_model
+from tuninglab.models.hub import resolve
+from tuninglab.models.parts import explained, read_config
+from tuninglab.named_model import HUB_ID, find_model
 
 
 def meta_model(name: str) -> Any:

@@ -15,6 +15,7 @@ from tuninglab.errors import UserError
 from tuninglab.int8.quantiser import mark_quantised
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
+from tuninglab.models.hub import resolve
 from tuninglab.models.parts import (
     explained,
     load_lang_encoder,
@@ -23,10 +24,10 @@ from tuninglab.models.parts import (
     load_weights,
     read_config,
     read_lang_config,
-    resolve,
 )
 from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.quantised import quantised
+from tuninglab.named_model import shipped
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 PAD_TOKEN = "<PAD>"
@@ -38,15 +39,16 @@ def load_flamingo(
     """A saved Flamingo, in evaluation mode, with its processor.
 
     Args:
-        path_or_id: a directory that `save_pretrained` wrote for both, or a hub id. The network is
-            used only if no such directory exists and the name can be a hub id.
+        path_or_id: a directory that `save_pretrained` wrote for both, `embedded` (the model that
+            ships with tuninglab), or a hub id. The network is used only if no such directory
+            exists and the name can be a hub id.
         dtype: of the weights; None keeps the one they were saved in.
         quantization: configuration of transformers for weights to quantise as they are read.
 
     Raises:
         UserError: there is no Flamingo there, or its files are damaged or do not fit together.
     """
-    where, local = resolve(path_or_id, "model")
+    where, local = resolve(shipped(path_or_id), "model")
     config = read_config(where, local, "model")
     if not isinstance(config, FlamingoConfig):
         raise UserError(

@@ -1,6 +1,7 @@
 """The parts of a Flamingo from disk or hub: a language model, its tokenizer, a vision tower."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,15 +22,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tuninglab.console import program
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
+from tuninglab.models.hub import resolve
 from tuninglab.models.quantised import read_piecewise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2", and
-# asking the hub without a network takes transformers 26 s of retries.
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FLAMINGO_HINT = (
     "Fix config.json (cross_attn_every_n_layers, number of layers), or use a complete save"
 )
@@ -146,26 +146,6 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return dtype
 
 
-def resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
-    """Where a part is, and whether that is a local directory (else it is a hub id).
-
-    Raises:
-        UserError: it is neither.
-    """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return str(path), True
-    if path.exists():
-        raise UserError(f"{what}: {path} is a file; give the directory that holds config.json")
-    # Under a folder that exists here, a missing name is a path too.
-    looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
-    if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
-        raise UserError(
-            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
-        )
-    return str(path_or_id), False
-
-
 def read_config(
     where: str, local: bool, what: str, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
@@ -181,7 +161,7 @@ def read_config(
             raise UserError(
                 f"{what}: {where} holds {tuned[0]}: a run or its adapter is the result of tuning. "
                 "Give its base (named in that file) as --model, or talk to it with "
-                f"`tuninglab chat {where}`"
+                f"`{program()} chat {shlex.quote(where)}`"
             )
         raise UserError(
             f"{what}: {where} has no config.json; give a directory that save_pretrained wrote"

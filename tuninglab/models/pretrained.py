@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import GatedCrossAttentionBlock
+from tuninglab.models.hub import located
 from tuninglab.models.perceiver import PerceiverResampler
 
 
@@ -50,9 +51,11 @@ class FlamingoPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the loader makes every weight trainable, so the tower is refrozen."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; also of `embedded`, the model that ships with tuninglab."""
+        where = located(pretrained_model_name_or_path)
+        loaded = super().from_pretrained(where, *args, **kwargs)
+        # The loader makes every weight trainable.
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.vision_encoder.requires_grad_(False)
         return loaded

@@ -1,5 +1,6 @@
 """The processor: texts with `<image>` marks and pictures in, model inputs out."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
+from tuninglab.data.batches import padded_texts
+from tuninglab.data.images import load_image
+from tuninglab.data.prompt import CHAT_TEMPLATE, encode_dialogue, encode_prompt
+from tuninglab.data.sample import Message, count_images, normal_messages
+from tuninglab.models.hub import located
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
+
+PICTURE_KEYS = ("image", "path", "bytes")
 
 
 class FlamingoProcessor(ProcessorMixin):
@@ -17,6 +25,7 @@ class FlamingoProcessor(ProcessorMixin):
     Args:
         image_processor: a `CLIPImageProcessorPil`.
         tokenizer: the language model's tokenizer with the two tokens added.
+        chat_template: in place of the prompt format that tuninglab trains on.
 
     Raises:
         ValueError: the tokenizer lacks one of the two tokens.
@@ -35,7 +44,14 @@ class FlamingoProcessor(ProcessorMixin):
                 )
         self.image_token_id = vocabulary[IMAGE_TOKEN]
         self.eoc_token_id = vocabulary[EOC_TOKEN]
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        # Of the processor, also where the tokenizer of a chat model brings one that nobody trained.
+        template = CHAT_TEMPLATE if chat_template is None else chat_template
+        super().__init__(image_processor, tokenizer, chat_template=template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; also of `embedded`, the model that ships with tuninglab."""
+        return super().from_pretrained(located(pretrained_model_name_or_path), **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -74,6 +90,10 @@ class FlamingoProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
         texts = [text] if isinstance(text, str) else text
+        # A rendered chat has its first token already, as transformers' own processors see it.
+        bos = self.tokenizer.bos_token
+        if texts and bos and texts[0].startswith(bos):
+            text_options.setdefault("add_special_tokens", False)
         # Not ProcessorMixin's own call: it wants as many images as marks, and flattens the rows.
         data: dict[str, Any] = {}
         if texts is not None:
@@ -83,6 +103,67 @@ class FlamingoProcessor(ProcessorMixin):
             pixel_values = self.pixel_values(_by_row(images, texts))
             data.update({} if pixel_values is None else {"pixel_values": pixel_values})
         return BatchFeature(data)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Dialogues as the text or the ids that training reads.
+
+        Ids come piece by piece, as in training: a rendered text that is tokenized whole may merge
+        what was apart there. With a template of your own, or options besides `padding_side`,
+        `return_tensors` and `images`, transformers does it in its way, whole.
+
+        Args:
+            conversation: messages, or a list of B such dialogues. An image part may hold its
+                picture as `image`, `path` or `bytes`; nothing is fetched from a `url`.
+            chat_template: another one than the processor's.
+            add_generation_prompt: end where the answer to the last question begins.
+            tokenize: ids instead of text.
+            return_dict: with `tokenize`: all inputs of the model instead of input_ids.
+            **options: `images`: pictures of all parts, a list for each dialogue if there are B.
+
+        Returns:
+            A text or a list of B; or input_ids (B, T), or with `return_dict` what calling the
+            processor gives.
+
+        Raises:
+            ValueError: the messages are malformed, or marks and pictures differ in number.
+        """
+        ours = self._resolve_chat_template(chat_template) == CHAT_TEMPLATE
+        ours = ours and options.keys() <= {"padding_side", "return_tensors", "images", "padding"}
+        if not (tokenize and ours):
+            return super().apply_chat_template(
+                conversation,
+                chat_template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=tokenize,
+                return_dict=return_dict,
+                **options,
+            )
+        several = not isinstance(conversation[0], Mapping)
+        dialogues = [normal_messages(d) for d in (conversation if several else [conversation])]
+        encode = encode_prompt if add_generation_prompt else _encoded
+        rows = [{"input_ids": encode(dialogue, self.tokenizer)} for dialogue in dialogues]
+        side = options.get("padding_side", "left")
+        inputs = padded_texts(rows, self.tokenizer.pad_token_id, side)
+        if not return_dict:
+            return inputs["input_ids"]
+        given = options.get("images")
+        if given is None:
+            given = [_pictures(d) for d in (conversation if several else [conversation])]
+        elif not several:
+            given = [given if isinstance(given, list | tuple) else [given]]
+        for number, (dialogue, row) in enumerate(zip(dialogues, given, strict=True)):
+            _check_pictures(count_images(dialogue), len(row), number)
+        pixels = self.pixel_values(given)
+        return BatchFeature(inputs | ({} if pixels is None else {"pixel_values": pixels}))
 
     def pixel_values(self, rows: list[list[Any]]) -> Tensor | None:
         """Images of B rows -> (B, M, 1, 3, H, W), short rows padded with zeros; None if none."""
@@ -121,3 +202,24 @@ def _by_row(images: Any, texts: list[str] | None) -> list[list[Any]]:
                 "give an image for each mark, in their order"
             )
     return [list(row) for row in images]
+
+
+def _encoded(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    return encode_dialogue(messages, tokenizer).input_ids
+
+
+def _pictures(messages: Sequence[Mapping[str, Any]]) -> list[Image]:
+    """The pictures that image parts hold themselves, in their order."""
+    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
+    parts = [part for content in contents for part in content if part["type"] == "image"]
+    # A table of parts has every key in each, null where it does not apply.
+    sources = [part[key] for part in parts for key in PICTURE_KEYS if part.get(key) is not None]
+    return [load_image(source) for source in sources]
+
+
+def _check_pictures(marks: int, pictures: int, number: int) -> None:
+    if marks != pictures:
+        raise ValueError(
+            f"dialogue {number} has {marks} {IMAGE_TOKEN} marks but {pictures} pictures; give each "
+            'image part its own ({"type": "image", "image": ...} or "path") or all as images=[...]'
+        )

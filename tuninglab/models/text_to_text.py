@@ -12,8 +12,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils.generic import can_return_tuple
 
 from tuninglab.errors import UserError
+from tuninglab.models.hub import resolve
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
-from tuninglab.models.parts import load_tokenizer, load_weights, read_config, resolve
+from tuninglab.models.parts import load_tokenizer, load_weights, read_config
 from tuninglab.models.quantised import quantised
 
 # As its config.json has it: 77 million parameters.

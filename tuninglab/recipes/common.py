@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
-from tuninglab.adapters.saving import adapter_state, save_adapter
+from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.loading import make_loader
@@ -19,6 +19,7 @@ from tuninglab.data.sampler import StepSampler
 from tuninglab.data.splits import Splits, fit
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
+from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.ending import print_scores, tell_validation
 from tuninglab.recipes.guessing import answer_rows, chance_loss
@@ -116,12 +117,13 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
         UserError: the model, the data or the tuning do not fit each other or the machine.
     """
     choices = Choices()
-    accelerator = make_accelerator(config.precision, choices)
+    accelerator = make_accelerator(config.precision, choices, config.threads)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    base = recipe.load(config, run, choices)
+    with working("loading the base model"):
+        base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(splits.train), choices)
     splits, loaders = open_loaders(config, splits, base, accelerator)
@@ -222,6 +224,7 @@ def train_setup(setup: Setup) -> Progress:
         setup.accelerator,
         setup.val_loader,
         sinks=[setup.run.append_metrics],
+        collect=adapter_writer,
     )
 
 
@@ -277,7 +280,8 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
     if is_main_process():
         from tuninglab.reporting.report import write_report
 
-        page, figures = write_report(setup.run.path), report["train"]
+        with working("writing the report"):
+            page, figures = write_report(setup.run.path), report["train"]
         say(
             f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
             f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."

@@ -1,10 +1,11 @@
 """The main job on the embedded default: what `make demo` runs."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from tuninglab.config import DemoConfig, FinetuneConfig
-from tuninglab.console import is_main_process, say
+from tuninglab.console import is_main_process, program, say
 from tuninglab.embedded.task import write_data
 from tuninglab.recipes.embedded_runs import check_own
 from tuninglab.recipes.ending import print_scores
@@ -34,6 +35,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             max_steps=config.max_steps,
             precision=config.precision,
             seed=config.seed,
+            threads=config.threads,
             embedded_pictures=PICTURES,
             overwrite=True,
             **SETTINGS,
@@ -51,4 +53,6 @@ def show(report: dict[str, Any], run: Path) -> None:
     say("prior: always the most frequent answer of the type. Only a model that looks beats them.")
     say()
     say(f"See what it answered:  {run / 'report.html'}")
-    say(f"Talk to it:            tuninglab chat {run} --terminal --image PICTURE")
+    # A picture that is there, so that the line can be pasted as it stands.
+    talk = shlex.join(["chat", str(run), "--image", str(run / "pictures" / "000.png")])
+    say(f"Talk to it:            {program()} {talk}")

@@ -20,7 +20,7 @@ from tuninglab.models.build import flamingo_from_parts, load_flamingo
 from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.hardware import DTYPES
+from tuninglab.training.hardware import DTYPES, use_threads
 
 
 def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> dict[str, Any]
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
     if config.compare:
+        use_threads(config.threads)
         from tuninglab.comparison import compare_flamingo
 
         return compare_flamingo(config)

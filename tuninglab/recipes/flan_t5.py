@@ -8,7 +8,7 @@ from typing import Any
 
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.config import FlanT5Config
-from tuninglab.console import Choices, is_main_process, say
+from tuninglab.console import Choices, is_main_process, program, say
 from tuninglab.data.pairs import Pair
 from tuninglab.data.splits import read_pair_splits
 from tuninglab.data.text_batches import PairCollator, PairDataset, ended_ids, pair_tokens
@@ -22,7 +22,7 @@ from tuninglab.recipes.embedded_runs import check_own
 from tuninglab.recipes.ending import print_scores
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.hardware import DTYPES
+from tuninglab.training.hardware import DTYPES, use_threads
 
 DEMO_NAME = "flan_t5"
 WHOLE_MODEL = ""  # the scope of LoRA: nothing of a T5 is left out
@@ -41,6 +41,7 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
     if config.compare:
+        use_threads(config.threads)
         from tuninglab.comparison import compare
 
         return compare(config)
@@ -140,7 +141,7 @@ def show(report: dict[str, Any], run: RunFolder) -> None:
     say("prior: always the most frequent date of the training data.")
     say()
     say(f"See what it wrote:              {run.path / 'report.html'}")
-    say("Compare int8 with 16 bits:      tuninglab flan-t5 --compare")
+    say(f"Compare int8 with 16 bits:      {program()} flan-t5 --compare")
 
 
 FLAN_T5 = Recipe(WHOLE_MODEL, open_data, load)

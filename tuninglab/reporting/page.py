@@ -11,6 +11,7 @@ from tuninglab.reporting.tables import (
     CONTROLS,
     Scores,
     accuracies,
+    fact,
     flat,
     looking,
     mapping,
@@ -53,9 +54,8 @@ def page(
     """The page of a run from the contents of its files; `starts` are those of environment.json."""
     scores = _scores(figures)
     exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
-    train = [(k.replace("_", " "), plain(v)) for k, v in mapping(figures.get("train")).items()]
-    if figures.get("adapter_bytes") is not None:
-        train.append(("adapter bytes", plain(figures["adapter_bytes"])))
+    cost = mapping(figures.get("train")) | {"adapter_bytes": figures.get("adapter_bytes")}
+    train = [fact(name, value) for name, value in cost.items() if value is not None]
     environment = dict(starts[-1]) if starts else {}
     choices = [row for row in environment.pop("choices", None) or [] if isinstance(row, dict)]
     pictures = any("picture" in card for card in cards)

@@ -19,6 +19,8 @@ Metrics = list[dict[str, Any]]
 
 # Steps averaged into the thick line: about 30 points remain, whatever the run's length.
 SMOOTHED_POINTS = 30
+# The loss gets a logarithmic axis where the largest is more than so many times the smallest.
+LOG_FROM = 20
 
 
 def rewrite(config: ReportConfig) -> tuple[str, dict[str, Any]]:
@@ -124,6 +126,11 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
     if any("val_loss" in entry for entry in metrics):
         marks = _series(metrics, "val_loss")
         loss_axes.plot(*marks, color="#b3541e", marker="o", label="validation")
+    values = [*losses, *_series(metrics, "val_loss")[1]]
+    # On an even axis a fall from 7 to 0.03 is a cliff and then a flat line.
+    if values and min(values) > 0 and max(values) > LOG_FROM * min(values):
+        loss_axes.set_yscale("log")
+        loss_axes.yaxis.set_major_formatter("{x:g}")
     loss_axes.set(xlabel="step", ylabel="loss (nats per answer token)", title="Loss")
     rate_axes.plot(*_series(metrics, "learning_rate"), color="#1f5f99")
     rate_axes.set(xlabel="step", title="Learning rate")

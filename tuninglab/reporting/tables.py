@@ -91,6 +91,46 @@ def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return facts
 
 
+# Figures of report.json whose names hold a unit, in words.
+WORDS = {
+    "wall_s": "time",
+    "first_loss": "loss in the first step",
+    "last_loss": "loss in the last step",
+    "peak_memory_mib": "peak memory",
+    "adapter_bytes": "size of the adapter",
+}
+
+
+def fact(name: str, value: object) -> tuple[str, str]:
+    """A figure of report.json as a person says it: `peak memory`, `812 MiB`."""
+    label, amount = WORDS.get(name, name.replace("_", " ")), number(value)
+    if amount is not None and name.endswith("_s"):
+        return label, duration(amount)
+    if amount is not None and name.endswith(("_mib", "_bytes")):
+        return label, size(amount * 2**20 if name.endswith("_mib") else amount)
+    return label, plain(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0.8 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, left = divmod(minutes, 60)
+    return (
+        f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    )
+
+
+def size(bytes_: float) -> str:
+    """A number of bytes in the unit that leaves it readable: `806 KiB`, `1.25 GiB`."""
+    for unit, factor in (("bytes", 1), ("KiB", 2**10), ("MiB", 2**20)):
+        if bytes_ < 1023.5 * factor:
+            return f"{bytes_ / factor:.0f} {unit}"
+    return f"{bytes_ / 2**30:,.2f} GiB"
+
+
 def plain(value: object) -> str:
     """A value as people read it: thousands apart, four significant digits, yes and no."""
     if isinstance(value, (list, tuple)):

@@ -22,17 +22,24 @@ class Conversation:
         model: a Flamingo, or one wrapped by PEFT, in evaluation mode.
         processor: its processor.
         max_new_tokens: longest answer.
+        system: a message before all turns, which `reset` keeps.
     """
 
-    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 64):
+    def __init__(
+        self, model: Any, processor: Any, max_new_tokens: int = 64, system: str | None = None
+    ):
         self.model = model
         self.processor = processor
         self.max_new_tokens = max_new_tokens
+        self.system = system
         self.reset()
 
     def reset(self) -> None:
         """Forget all turns and pictures."""
         self.messages: list[Message] = []
+        if self.system is not None:
+            content = [{"type": "text", "text": self.system}]
+            self.messages.append({"role": "system", "content": content})
         self.pictures: list[Image.Image] = []
         # Shown, but not yet asked about: they stand before the text of the next question.
         self.waiting: list[Image.Image] = []

@@ -11,14 +11,15 @@ from tuninglab.named_model import find_model
 from tuninglab.training.hardware import best_device
 
 
-def open_model(name: str) -> tuple[Any, Any]:
+def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     """Load a model in evaluation mode on the best device of this machine, and its processor.
 
     A base is loaded as it is saved, even if the run held it in fewer bits, which is said.
 
     Args:
-        name: a run folder or the adapter/ in it, an adapter directory (both: base with adapter), a
-            model directory, a hub id, or `embedded`.
+        name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory (all
+            of them: base with adapter), a model directory, a hub id, or `embedded`.
+        threads: that compute on a CPU; None leaves their number to torch and the environment.
 
     Raises:
         UserError: there is no such model, the run has not ended, or its base is gone.
@@ -39,7 +40,7 @@ def open_model(name: str) -> tuple[Any, Any]:
             f"{named.tuned_on}; its adapter fits both)"
         )
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
-    model.to(best_device(Choices()))  # pyright: ignore[reportArgumentType]
+    model.to(best_device(Choices(), threads))  # pyright: ignore[reportArgumentType]
     if named.adapter is None:
         return model, processor
     return load_adapter(model, named.adapter).eval(), processor

@@ -8,6 +8,7 @@ from contextlib import suppress
 from tuninglab.config import ChatConfig
 from tuninglab.console import say
 from tuninglab.errors import UserError
+from tuninglab.progress import working
 from tuninglab.serving.conversation import Conversation
 
 HELP = """\
@@ -21,22 +22,27 @@ PROMPT = "> "
 
 
 def chat(config: ChatConfig) -> None:
-    """Answer questions from the keyboard or a pipe, until /quit or the end of the input.
+    """Answer one question, or those from the keyboard or a pipe, until /quit or their end.
 
     Answers go to standard output, everything else to standard error.
 
     Raises:
-        UserError: the model or the first picture cannot be loaded.
+        UserError: the model or the first picture cannot be loaded, or the one question is longer
+            than the model can read.
     """
     # Loaded here, so that a wrong flag is answered before torch is imported.
-    from tuninglab.serving.open_model import open_model
+    with working(f"opening {config.model}"):
+        from tuninglab.serving.open_model import open_model
 
-    model, processor = open_model(config.model)
-    conversation = Conversation(model, processor, config.max_new_tokens)
+        model, processor = open_model(config.model, config.threads)
+    conversation = Conversation(model, processor, config.max_new_tokens, config.system)
     # After the model: a missing model is the larger mistake of the two, and is told first.
     if config.image is not None:
         conversation.show(config.image)
         say(f"Showing {config.image}.")
+    if config.ask is not None:
+        _answer(config.ask, conversation)
+        return
     say(f"Talking to {config.model}.\n{HELP}")
     for line in _lines():
         try:

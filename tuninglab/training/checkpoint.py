@@ -1,6 +1,7 @@
 """Checkpoints: everything an exact resume needs, in folders that are whole if they are there."""
 
 import random
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,20 +20,30 @@ from tuninglab.errors import UserError
 from tuninglab.models.weights import put, whole
 from tuninglab.training.state import TrainState
 
+Collect = Callable[[Any], Callable[[Path], None]]
+
 WEIGHTS_NAME = "trainable.safetensors"
 STATE_NAME = "state.pt"
 
 
-def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    accelerator: Accelerator,
+    keep: int,
+    collect: Collect | None = None,
+) -> Path:
     """Write `folder/step-NNNNNN`; all processes must call it. Returns the new folder.
 
-    Of all checkpoints in `folder` the newest `keep` stay.
+    Of all checkpoints in `folder` the newest `keep` stay. What `collect` returns of the model, on
+    all processes, writes what else belongs into one, from the first.
 
     Raises:
         WorkError: the disk is full; earlier checkpoints stay whole.
     """
     # On all processes: weights that are sharded are put together.
     weights = trainable_weights(state.model)
+    write_more = collect(state.model) if collect else None
     # Dropout differs between processes: each needs its own generators back.
     generators = gather_object([generator_state(accelerator.device)])
     path = folder / f"step-{state.progress.step:06d}"
@@ -49,6 +60,8 @@ def save_checkpoint(folder: Path, state: TrainState, accelerator: Accelerator, k
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         }
         torch.save(saved, beside / STATE_NAME)
+        if write_more:
+            write_more(beside)
     # Only now: killed at any moment, the run has one to go on from. What kills left goes too.
     for old in (*folder.glob(".step-*"), *_whole_checkpoints(folder)[:-keep]):
         remove_folder(old)

@@ -14,14 +14,19 @@ from tuninglab.config.training import Precision
 from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
+from tuninglab.threads import allowed_cpus, tell_other_work
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
 PROCESS = Path("/proc/self")
 
+# How many threads there were before a run asked for a number of its own: the next run of the same
+# process may not ask.
+_before: int | None = None
 
-def make_accelerator(precision: str, choices: Choices) -> Accelerator:
-    """Choose device and precision, and set up autocast, scaler and process group for them.
+
+def make_accelerator(precision: str, choices: Choices, threads: int | None = None) -> Accelerator:
+    """Choose device, threads and precision; set up autocast, scaler and process group for them.
 
     Raises:
         UserError: the precision asked for does not work on this device.
@@ -38,6 +43,7 @@ def make_accelerator(precision: str, choices: Choices) -> Accelerator:
     # From here on there is one answer to who speaks and writes.
     answer_main_process(accelerator.is_main_process)
     choices.add("device", _device_name(device), f"{processes} process{'es' * (processes > 1)}")
+    choose_threads(threads, device, choices)
     chosen = choose_precision(precision, device.type, choices)
     return accelerator if chosen == "fp32" else accelerator_in(chosen)
 
@@ -53,12 +59,41 @@ def accelerator_in(precision: str) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 
-def best_device(choices: Choices) -> torch.device:
-    """Where a model answers fastest on this machine; says which, and why."""
+def best_device(choices: Choices, threads: int | None = None) -> torch.device:
+    """Where a model answers fastest on this machine, with how many threads; says why."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     kind = "the GPU that torch can use" if device.type != "cpu" else "torch can use no GPU here"
     choices.add("device", _device_name(device), kind)
+    choose_threads(threads, device, choices)
     return device
+
+
+def choose_threads(asked: int | None, device: torch.device, choices: Choices) -> None:
+    """Set how many threads compute, and say how many and why, where a CPU does the work."""
+    use_threads(asked)
+    allowed = allowed_cpus()
+    if asked is not None:
+        why = "--threads"
+    elif "OMP_NUM_THREADS" in os.environ:
+        why = "OMP_NUM_THREADS in the environment"
+    elif allowed is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
+        why = "as many CPUs as this container may use"
+    else:
+        why = "torch's default, one for each core"
+    if device.type != "cpu":
+        return
+    choices.add("threads", str(torch.get_num_threads()), why)
+    if asked is None and torch.get_num_threads() > 1:
+        tell_other_work()
+
+
+def use_threads(asked: int | None) -> None:
+    """Compute with so many threads from now on; None: as before any run asked for a number."""
+    global _before
+    usual = torch.get_num_threads() if _before is None else _before
+    torch.set_num_threads(usual if asked is None else asked)
+    _before = None if asked is None else usual
 
 
 def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
@@ -141,4 +176,4 @@ def _has_bf16(device_type: str) -> bool:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return str(device)

@@ -2,16 +2,14 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Table
 
 from tuninglab.console import is_main_process, say
-
-# Seconds between plain lines: enough to follow a log file, few enough to read it later.
-PLAIN_INTERVAL_S = 5.0
+from tuninglab.progress import INTERVAL_S, bars
 
 
 class TrainingLog:
@@ -21,27 +19,21 @@ class TrainingLog:
         self.total_steps = total_steps
         self.first_step = first_step
         self.started = time.monotonic()
-        self.last_line = -PLAIN_INTERVAL_S
-        self.bar: rich_progress.Progress | None = None
-        console = Console(stderr=True)
-        if console.is_terminal and is_main_process():
-            self.bar = rich_progress.Progress(
-                rich_progress.BarColumn(),
-                rich_progress.MofNCompleteColumn(),
-                rich_progress.TextColumn("{task.fields[note]}"),
-                rich_progress.TimeRemainingColumn(),
-                console=console,
-            )
-            self.task = self.bar.add_task("", total=total_steps, completed=first_step, note="")
+        self.last_line = -INTERVAL_S
+        self.shown = bars()
+        self.bar: Any = None
 
     def __enter__(self) -> "TrainingLog":
+        self.bar = self.shown.__enter__()
         if self.bar:
-            self.bar.start()
+            total, done = self.total_steps, self.first_step
+            self.task = self.bar.add_task("", total=total, completed=done, note="")
+        else:
+            say(f"training: {self.total_steps - self.first_step} steps")
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.bar:
-            self.bar.stop()
+    def __exit__(self, *error: Any) -> None:
+        self.shown.__exit__(*error)
 
     def show(self, line: dict[str, Any]) -> None:
         """Show a line of metrics.jsonl, of a training step or of a validation."""
@@ -55,7 +47,7 @@ class TrainingLog:
             return
         now = time.monotonic()
         last = line["step"] >= self.total_steps
-        if now - self.last_line >= PLAIN_INTERVAL_S or last:
+        if now - self.last_line >= INTERVAL_S or last:
             self.last_line = now
             done = max(line["step"] - self.first_step, 1)
             left = (now - self.started) / done * (self.total_steps - line["step"])
@@ -67,14 +59,35 @@ def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:
     if not is_main_process():
         return
     trained = sum(row["parameters"] for row in rows)
-    table = Table("module", "dtype", title="What trains", title_justify="left")
-    table.add_column("parameters", justify="right")
-    for row in rows:
-        table.add_row(row["module"], row["dtype"], f"{row['parameters']:,}")
-    table.add_section()
-    table.add_row(
-        f"all: {trained / total_parameters:.2%} of {total_parameters:,}", "", f"{trained:,}"
-    )
+    share = trained / total_parameters
     # A file or pipe has no width of its own; 100 holds the longest module names.
-    width = None if sys.stderr.isatty() else 100
-    Console(stderr=True, width=width).print(table)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 100)
+    table = Table(title="What trains", title_justify="left")
+    # Folded, where even a shortened name is too long: its end is what tells it from others.
+    table.add_column("module", overflow="fold")
+    table.add_column("dtype", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    others = max([len(row["dtype"]) for row in rows] + [len("dtype")]) + len("parameters")
+    width = console.width - others - len("┃  ┃  ┃  ┃")
+    names = shortened([row["module"] for row in rows], width)
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(name, row["dtype"], f"{row['parameters']:,}")
+    table.add_section()
+    table.add_row(f"all: {share:.2%} of {total_parameters:,}", "", f"{trained:,}")
+    console.print(table)
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Names of modules within `width` where that can be, by parts left out after the first.
+
+    Names that differ stay different.
+    """
+    short = [_shortened(name, width) for name in names]
+    # Two that differ only in what was left out keep it.
+    return [new if short.count(new) == 1 else old for old, new in zip(names, short, strict=True)]
+
+
+def _shortened(name: str, width: int) -> str:
+    first, *rest = name.split(".")
+    shorter = [f"{first}…{'.'.join(rest[left_out:])}" for left_out in range(1, len(rest))]
+    return next((short for short in [name, *shorter] if len(short) <= width), name)

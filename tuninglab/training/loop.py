@@ -16,8 +16,15 @@ from tuninglab.config import TrainingConfig
 from tuninglab.console import say
 from tuninglab.data.loading import step_batches
 from tuninglab.data.sampler import StepSampler
+from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from tuninglab.threads import BusyWatch
+from tuninglab.training.checkpoint import (
+    Collect,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
@@ -38,6 +45,7 @@ def train(
     accelerator: Accelerator,
     val_loader: DataLoader | None = None,
     sinks: Sequence[Sink] = (),
+    collect: Collect | None = None,
 ) -> Progress:
     """Train what requires gradients, in place; returns how far the run came.
 
@@ -49,6 +57,7 @@ def train(
         accelerator: carries device, precision and processes.
         val_loader: from `make_loader`, for validation every `eval_steps` and at the end.
         sinks: take every line of metrics; the screen does besides.
+        collect: makes of the model what writes more into a checkpoint.
 
     Raises:
         WorkError: a loss or gradient is not finite, or the disk is full.
@@ -59,12 +68,12 @@ def train(
     if run.resumed:
         _go_on(state, run, accelerator)
     progress, total = state.progress, state.total_steps
+    keep, limit = config.keep_checkpoints, config.max_grad_norm
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
-        sinks = [*sinks, log.show]
+        sinks = [*sinks, log.show, *_watch(config, accelerator)]
         begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
-            limit = config.max_grad_norm
             outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
@@ -81,7 +90,7 @@ def train(
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
             if last or outcome.stop or _due(config.save_steps, progress.step):
-                save_checkpoint(run.checkpoints, state, accelerator, config.keep_checkpoints)
+                save_checkpoint(run.checkpoints, state, accelerator, keep, collect)
             if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
@@ -163,14 +172,24 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     # Apple's GPUs have no float64.
     exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
     total, count = torch.zeros((), dtype=exact, device=accelerator.device), 0
-    for batch in loader:
-        with accelerator.autocast():
-            loss = batch_loss(model, batch, 1, accelerator)
-        total += loss.to(total)
-        count += batch.answer_tokens
+    with working("validating", len(loader)) as note:
+        for number, batch in enumerate(loader, 1):
+            with accelerator.autocast():
+                loss = batch_loss(model, batch, 1, accelerator)
+            total += loss.to(total)
+            count += batch.answer_tokens
+            note(number)
     sums = torch.stack([total, total.new_tensor(count)])
     loss_sum, tokens = over_processes(sums, accelerator).tolist()
     return loss_sum / tokens
+
+
+def _watch(config: TrainingConfig, accelerator: Accelerator) -> list[Sink]:
+    """Looks for other work on the machine, where fewer threads would help and none were asked."""
+    threads = torch.get_num_threads()
+    if accelerator.device.type != "cpu" or threads == 1 or config.threads is not None:
+        return []
+    return [BusyWatch((threads + config.workers) * accelerator.num_processes)]
 
 
 def _tell(sinks: Sequence[Sink], line: dict[str, Any]) -> None:

@@ -1,0 +1,57 @@
+"""A look at the files that flags name, before torch is loaded: a typing error is told at once.
+
+What is in them is checked by whoever reads them.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tuninglab.config import ChatConfig, TrainingConfig
+from tuninglab.data.images import load_image
+from tuninglab.data.readers import checked_root
+from tuninglab.data.records import check_file, shown
+from tuninglab.errors import UserError
+from tuninglab.named_model import find_model, local_directory
+
+
+def look_at_files(config: Any) -> None:
+    """Pass if the files and folders that the settings of a verb name are there and can be read.
+
+    Raises:
+        UserError: as whoever reads them would say it, four seconds of imports later.
+    """
+    if isinstance(config, TrainingConfig):
+        _look_at_data(config)
+        _look_at_bases(config)
+    elif isinstance(config, ChatConfig):
+        named = find_model(config.model)
+        if named.adapter is None and named.base != "embedded":
+            local_directory(named.base, "model")
+        if config.image is not None:
+            picture = os.path.expanduser(config.image)
+            if not os.path.exists(picture):
+                raise UserError(f"There is no picture {picture}. Check the path.")
+            load_image(picture)
+
+
+def _look_at_data(config: TrainingConfig) -> None:
+    root = getattr(config, "image_root", None)
+    for name in (config.data, config.val_data):
+        if isinstance(name, str):
+            check_file(Path(name))
+            if os.path.getsize(name) == 0:
+                raise UserError(f"{shown(Path(name))} is empty; expected records")
+    if root is not None:
+        checked_root(Path(root))
+
+
+def _look_at_bases(config: TrainingConfig) -> None:
+    if config.model != "embedded":
+        local_directory(config.model, "model")
+    if (lang := getattr(config, "lang_encoder", None)) is not None:
+        local_directory(lang, "language model")
+    vision = getattr(config, "vision_encoder", None)
+    # An OpenCLIP tower may be a file.
+    if vision is not None and not os.path.isfile(vision):
+        local_directory(vision, "vision tower")

@@ -1,0 +1,79 @@
+"""Where a model that is named lies: what ships with the package, a directory, or the hub."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
+
+from tuninglab.errors import UserError
+from tuninglab.named_model import local_directory, shipped
+
+TIMEOUT_S = 5.0
+
+_reached = False
+
+
+def resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
+    """Where a part is, and whether that is a local directory (else it is a hub id).
+
+    Raises:
+        UserError: it is neither, or on a hub that cannot be reached.
+    """
+    directory = local_directory(path_or_id, what)
+    if directory is not None:
+        return str(directory), True
+    name = str(path_or_id)
+    if why := _out_of_reach():
+        return _downloaded_before(name, f"{what}: there is no directory {name} here, and {why}")
+    return name, False
+
+
+def located(name: Any) -> Any:
+    """What `from_pretrained` was given, with `embedded` and hub ids looked up first.
+
+    Raises:
+        OSError: as transformers raises it, but at once: it asks a hub that it cannot reach for
+            half a minute.
+    """
+    # None stands for weights that are given otherwise; transformers also takes files.
+    if name is None or os.path.exists(os.path.expanduser(name)) and name != "embedded":
+        return name
+    try:
+        return resolve(shipped(name), "model")[0]
+    except UserError as error:
+        raise OSError(str(error)) from error
+
+
+def _downloaded_before(name: str, why: str) -> tuple[str, bool]:
+    """The copy of a model that an earlier download left.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = try_to_load_from_cache(name, "config.json")
+    if isinstance(known, str):
+        return os.path.dirname(known), True
+    folder = shlex.quote(name.rpartition("/")[2])
+    raise UserError(
+        f"{why}. Where there is a network, `hf download {name} --local-dir {folder}` gets it; copy "
+        "that folder here and give its path"
+    )
+
+
+def _out_of_reach() -> str:
+    """Why the hub cannot be asked; empty if it can."""
+    global _reached
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids to ask the hub"
+    try:
+        # Through the hub's own session: it knows proxies and certificates. Any answer will do.
+        if not _reached:
+            get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
+        _reached = True
+    except Exception as error:
+        # Whatever the session's library calls it: requests, httpx, a hook of the user's.
+        return f"the hub {constants.ENDPOINT} cannot be reached ({error or type(error).__name__})"
+    return ""

@@ -1,0 +1,102 @@
+"""How many threads compute, and how they wait for each other; torch is not needed to decide."""
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tuninglab.console import say
+
+CGROUP = Path("/sys/fs/cgroup")
+LOAD = Path("/proc/loadavg")
+
+# What OpenMP's runtimes (GNU's, which torch's wheels bring, Intel's and LLVM's) read on waiting.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+
+
+def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let threads that wait for others sleep instead of spin; must come before torch is loaded.
+
+    Whoever set something of the kind in the environment is left to it.
+    """
+    # torch 2.13's wheels for CPUs bring libgomp, whose threads spin for some milliseconds at every
+    # barrier while the one that they wait for may have no core. A step of the demo (batch 16, fp32)
+    # on 2 cores that two other programs fill, median of 12 s: 9.0 s and 7.3 s of CPU spinning,
+    # 0.59 s and 0.32 s of CPU asleep, 0.37 s with one thread; with two more programs 4.6 s and
+    # 0.52 s. GOMP_SPINCOUNT=10000, a little spinning, was between (0.55 and 3.3 s).
+    if not any(name in environment for name in WAITING):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def allowed_cpus() -> int | None:
+    """CPUs that this container may use at a time, where it has a quota; OpenMP counts all.
+
+    A container of 2 CPUs on a machine of 64 would start 64 threads, which are then throttled.
+    """
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text().strip()
+                for name in ("quota", "period")
+            )
+        except OSError:
+            return None
+    # No quota is "max" in the second edition and -1 in the first.
+    return max(1, math.floor(int(quota) / int(period))) if quota.isdigit() else None
+
+
+def other_work(own: int = 0) -> str:
+    """What shows that other programs want the CPUs too; empty if nothing does.
+
+    Args:
+        own: threads of this run that computed during the last minute.
+    """
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    # A minute's mean also tells of what has ended: something must run now, too. This thread is
+    # the only one of this run that does, as long as it asks.
+    busy = load - own >= 1 and load + 1 > cpus and _running() >= 1
+    return f"load {load:.1f} on {cpus} CPU{'s' * (cpus > 1)}" if busy else ""
+
+
+def _running() -> float:
+    """How many others run at this moment; unknown (macOS) counts as many."""
+    try:
+        # "1.07 0.94 0.90 3/77 4711": running now, this process included, of all (proc(5)).
+        return float(LOAD.read_text().split()[3].partition("/")[0]) - 1
+    except (OSError, IndexError, ValueError):
+        return math.inf
+
+
+class BusyWatch:
+    """Takes the lines of metrics.jsonl, and says once if other programs slow the steps down.
+
+    Args:
+        own: threads of this run that compute, with those that load its data.
+    """
+
+    EVERY = 20
+
+    def __init__(self, own: int):
+        self.own = own
+        self.seconds: list[float] = []
+        self.told = False
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Look around at every twentieth step, and where a step took twice the usual time."""
+        if "step_s" not in line or self.told:
+            return
+        slow = len(self.seconds) > 3 and line["step_s"] > 2 * median(self.seconds)
+        self.seconds = [*self.seconds[-self.EVERY :], line["step_s"]]
+        if slow or line["step"] % self.EVERY == 0:
+            self.told = tell_other_work(self.own)
+
+
+def tell_other_work(own: int = 0) -> bool:
+    """Say what to do about other programs on this machine, if there are any; whether it was."""
+    if seen := other_work(own):
+        say(f"Other work runs on this machine ({seen}): if steps are slow, try --threads 1.")
+    return bool(seen)
