@@ -1,1 +1,0 @@
-"""How the drawings that ship with the package were made: `python -m tools.embedded_drawings`."""
