@@ -12,6 +12,7 @@ from transformers import (
 
 from tuninglab.data.splits import read_splits
 from tuninglab.evaluation.answers import exact_match
+from tuninglab.evaluation.task import Task
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import add_flamingo_tokens
 from tuninglab.models.processing import FlamingoProcessor
@@ -142,11 +143,11 @@ def colour_flamingo(tokenizer: PreTrainedTokenizerFast, tied: bool = False):
     return flamingo(flamingo_config("llama", text, vision, **bridge, **tokens), 0.6, 0.3)
 
 
-class Colours:
+class Colours(Task):
     """A task on a file of questions for a colour: its answers, and how many name the true one."""
 
     def __init__(self, data: str):
-        self.splits = read_splits(data)
+        super().__init__(read_splits(data))
 
     def before(self, answer):
         answers = answer(self.splits.train, 4)

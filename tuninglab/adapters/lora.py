@@ -23,7 +23,7 @@ from tuninglab.adapters.places import (
     frozen_parameters,
     lora_places,
 )
-from tuninglab.adapters.token_rows import token_rows
+from tuninglab.adapters.token_rows import rows_problem, token_rows
 from tuninglab.config.tuning import LoraTuning, TuningConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
@@ -48,8 +48,9 @@ def check_patterns(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> 
     """
     direct = direct_modules(model, tuning, scope)
     places = lora_places(model, tuning, direct, scope)
-    if tuning.train_new_tokens or tuning.train_answer_tokens == "true":
-        token_rows(model, tuning)
+    token_rows(model, tuning)
+    if tuning.train_answer_tokens == "true" and (problem := rows_problem(model, direct)):
+        raise UserError(f"train_answer_tokens: {problem}.")
     if tuning.part_learning_rates:
         _check_rates(model, tuning, direct, places)
 

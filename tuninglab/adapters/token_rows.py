@@ -31,15 +31,16 @@ def rows_problem(model: Any, direct: Sequence[str] = ()) -> str:
 def token_rows(
     model: Any, tuning: LoraTuning, answer_ids: Sequence[int] = ()
 ) -> dict[str, list[int]] | None:
-    """Rows that train: ids by embedding module, input and (where untied) output; None for none."""
-    new = tuning.train_new_tokens
+    """Rows that train: ids by embedding module, input and (where untied) output; None for none.
+
+    Raises:
+        UserError: those of the new tokens are asked for, and cannot train.
+    """
     ids = set(answer_ids)
-    if new:
+    if tuning.train_new_tokens:
         ids |= {model.config.eoc_token_id, model.config.image_token_id}
-    # The check before loading knows no answers yet.
-    asked = "train_new_tokens" if new else "train_answer_tokens"
-    if (ids or tuning.train_answer_tokens == "true") and (problem := rows_problem(model)):
-        raise UserError(f"{asked}: {problem}.")
+        if problem := rows_problem(model):
+            raise UserError(f"train_new_tokens: {problem}.")
     if not ids:
         return None
     names = {id(module): name for name, module in model.named_modules()}

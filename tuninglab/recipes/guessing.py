@@ -24,6 +24,8 @@ from tuninglab.training.loop import validation_loss
 
 # Records looked at: the question is whether it is above or far below, not by how much.
 LOOKED_AT = 32
+# A base with random weights is as good as guessing, give or take a little.
+MARGIN = 0.02
 TOKENS_FROM = 20_000
 
 
@@ -60,7 +62,7 @@ def answer_rows(
     if wish == "false" or (wish == "auto" and config.data is None):
         return []
     loss, chance = untuned_loss(base, samples, config, accelerator), chance_loss(base.model)
-    worse = loss > chance
+    worse = loss > (1 + MARGIN) * chance
     say(
         f"Before tuning: {loss:.2f} nats an answer token; blind guessing has {chance:.2f}."
         + " The base is worse than guessing: it does not know these words." * worse
