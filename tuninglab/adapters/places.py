@@ -202,10 +202,10 @@ def direct_modules(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> 
 
 
 def frozen_parameters(model: Any, tuning: LoraTuning) -> dict[int, str]:
-    """The parameters that --freeze names, by id; a tied one counts under each of its names."""
-    part_of = part_namer(model) if tuning.freeze else str
-    named = model.named_parameters(remove_duplicate=False) if tuning.freeze else []
-    return {id(p): part_of(name) for name, p in named if part_of(name) in tuning.freeze}
+    """The parameters that --freeze names, and unused ones, by id; tied ones under each name."""
+    part_of, frozen = part_namer(model), {*tuning.freeze, "unused"}
+    named = model.named_parameters(remove_duplicate=False)
+    return {id(p): part_of(name) for name, p in named if part_of(name) in frozen}
 
 
 def _modules_of_part(model: nn.Module, part: str) -> list[str]:
@@ -226,7 +226,7 @@ def _check_direct(model: nn.Module, direct: list[str], tuning: LoraTuning) -> No
     for module in direct:
         for name, parameter in model.get_submodule(module).named_parameters():
             part = frozen.get(id(parameter), "gates")
-            if part != "gates":
+            if part not in ("gates", "unused"):
                 raise UserError(
                     f"{module} should train in full, but {name} in it belongs to {part}, which "
                     "--freeze names (tied weights are one). Drop one of them."

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
+from tuninglab.models.towers import picture_size
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 
 class FlamingoProcessor(ProcessorMixin):
-    """A CLIP image processor and a tokenizer that has `<image>` and `<|endofchunk|>`.
+    """The image processor of a tower and a tokenizer that has `<image>` and `<|endofchunk|>`.
 
     Args:
-        image_processor: a `CLIPImageProcessorPil`.
+        image_processor: of the vision tower, e.g. a `CLIPImageProcessorPil`.
         tokenizer: the language model's tokenizer with the two tokens added.
 
     Raises:
@@ -36,6 +37,11 @@ class FlamingoProcessor(ProcessorMixin):
         self.image_token_id = vocabulary[IMAGE_TOKEN]
         self.eoc_token_id = vocabulary[EOC_TOKEN]
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of the pictures that it makes."""
+        return picture_size(self.image_processor)
 
     @property
     def model_input_names(self) -> list[str]:
