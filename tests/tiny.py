@@ -4,6 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoModel,
     CLIPImageProcessorPil,
     PreTrainedTokenizerFast,
     T5Config,
@@ -35,7 +36,7 @@ LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 16,
+    "factor": 4.0,
     "short_factor": [1.0, 1.0, 1.0],
     "long_factor": [1.0, 2.0, 4.0],
 }
@@ -105,6 +106,17 @@ def t5(**config) -> TextToText:
     settings = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "vocab_size": 160}
     settings |= {"decoder_start_token_id": 0, "pad_token_id": 0, "use_cache": False} | config
     return TextToText(T5Config(**sizes, **settings)).requires_grad_(False)
+
+
+def save_tower(folder, kind, **sizes):
+    """A random tower in a folder, without an image processor."""
+    torch.manual_seed(0)
+    tower = AutoModel.from_config(vision_config(kind, **sizes)).eval()
+    for parameter in tower.parameters():
+        # Registers and class tokens are alike at the start.
+        torch.nn.init.normal_(parameter, std=0.3)
+    tower.save_pretrained(folder)
+    return tower
 
 
 def flamingo_config(

@@ -16,7 +16,15 @@ from transformers import (
     AutoProcessor,
 )
 
-from tests.tiny import SIDE, TOWERS, flamingo, flamingo_config, text_config, vision_config
+from tests.tiny import (
+    SIDE,
+    TOWERS,
+    flamingo,
+    flamingo_config,
+    save_tower,
+    text_config,
+    vision_config,
+)
 from tuninglab.errors import UserError
 from tuninglab.models import flamingo_from_parts, load_flamingo
 from tuninglab.models.configuration import FlamingoConfig
@@ -52,17 +60,6 @@ def picture(width=30, height=24):
     # Far from 0 and 255, which Pillow cuts at after each direction of a resize and torch does not.
     pixels = np.random.default_rng(0).integers(64, 192, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def save_tower(folder, kind, **sizes):
-    """A random tower in a folder."""
-    torch.manual_seed(0)
-    tower = AutoModel.from_config(vision_config(kind, **sizes)).eval()
-    for parameter in tower.parameters():
-        # Registers and class tokens are alike at the start.
-        torch.nn.init.normal_(parameter, std=0.3)
-    tower.save_pretrained(folder)
-    return tower
 
 
 @pytest.fixture

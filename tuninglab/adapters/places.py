@@ -54,7 +54,10 @@ def lora_places(
             problems.append(_pattern_problem(model, pattern, hits, scope))
     if problems:
         listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
-        hint = f"Linear layers{under} end in: {listed}. Change lora_target_modules."
+        hint = (
+            f"Linear layers{under} end in: {listed}. Change lora_target_modules; all-linear takes "
+            "all of these but the output layer."
+        )
         raise UserError("\n".join([*problems, hint]))
     left_out = [rf"{re.escape(name)}(?:\..*)?" for name in closed if _inside(name, scope)]
     # The tower and the Perceiver have layers of the same names.
