@@ -1,15 +1,21 @@
 """Language models of today, tiny: a Flamingo around each is built, trained, saved and generates."""
 
+from typing import get_args
+
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import SIDE, save_tower, text_config
+from tuninglab.adapters.base_format import left_in_float
 from tuninglab.adapters.lora import check_patterns, tune
+from tuninglab.config.training import Saver
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
+from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.models import flamingo_from_parts, load_flamingo
+from tuninglab.savers import add_savers
 
 # name -> whether its head is tied here, as in the small releases.
 SHAPES = {
@@ -24,14 +30,16 @@ SHAPES = {
     "phi3": False,
     "phi4-mini": True,
 }
+# Linear layers of a decoder layer; 7 where queries, keys, values and both halves are apart.
+LINEAR = {"phi": 6, "phi3": 4, "phi4-mini": 4}
 TRAINED = {"train_perceiver": True, "train_cross_attention": True}
 
 
 @pytest.fixture
 def make_parts(tmp_path, make_tokenizer):
-    """A function (shape) -> Flamingo and processor around a saved random language model."""
+    """A function (shape, **options) -> Flamingo and processor around a saved language model."""
 
-    def make(shape):
+    def make(shape, **options):
         torch.manual_seed(0)
         words = make_tokenizer()
         config = text_config(shape, vocab_size=len(words), pad_token_id=None)
@@ -39,7 +47,7 @@ def make_parts(tmp_path, make_tokenizer):
         words.save_pretrained(tmp_path / shape)
         save_tower(tmp_path / "tower", "siglip_vision_model")
         bridge = {"perceiver_depth": 1, "perceiver_latents": 4, "perceiver_heads": 2}
-        return flamingo_from_parts(tmp_path / shape, tmp_path / "tower", 2, **bridge)
+        return flamingo_from_parts(tmp_path / shape, tmp_path / "tower", 2, **bridge, **options)
 
     return make
 
@@ -59,6 +67,32 @@ def generated(model, prompt, **options):
     return out
 
 
+def after_two_steps(model, processor):
+    """The model tuned by two steps on one batch, at each of which the loss fell."""
+    batch = batch_of(processor, "a dog")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    tuned = tune(model, TuningConfig(lora_target_modules=["all-linear"], **TRAINED)).train()
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
+    for _ in range(2):
+        loss = tuned(**batch, labels=labels, labels_only_logits=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert tuned(**batch, labels=labels).loss < losses[1] < losses[0]
+    return tuned
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_int8_base_trains_with_the_memory_savers(shape, make_parts):
+    left_out = left_in_float(TuningConfig(), fresh_bridge=True)
+    model, processor = make_parts(shape, quantization=Int8Config(left_out))
+    assert len(int8_layers(model)) == 4 * LINEAR.get(shape, 7)
+    add_savers(model.requires_grad_(False), get_args(Saver))
+    after_two_steps(model, processor)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_flamingo_around_it_trains_and_comes_back(shape, make_parts, tmp_path):
     model, processor = make_parts(shape)
@@ -67,18 +101,7 @@ def test_a_flamingo_around_it_trains_and_comes_back(shape, make_parts, tmp_path)
     assert len(table) == len(processor.tokenizer) == 10
     for block in model.gated_blocks:
         block.attn_gate.data.fill_(0.5)
-    batch = batch_of(processor, "a dog")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    tuned = tune(model, TuningConfig(lora_target_modules=["all-linear"], **TRAINED)).train()
-    trained = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer, losses = torch.optim.AdamW(trained, lr=3e-3), []
-    for _ in range(2):
-        loss = tuned(**batch, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert tuned(**batch, labels=labels).loss < losses[1] < losses[0]
+    tuned = after_two_steps(model, processor)
     merged = tuned.merge_and_unload().eval()
     merged.save_pretrained(tmp_path / "flamingo")
     processor.save_pretrained(tmp_path / "flamingo")
