@@ -54,6 +54,13 @@ RELEASED = {
     },
 }
 RELEASED["dinov2_with_registers"] = RELEASED["dinov2"]
+CLIP = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
+CLIP |= {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+# CLIP's own has whole numbers for its sizes, as in its early days.
+RELEASED["clip_vision_model"] = {**CLIP, "size": 20, "crop_size": SIDE, "do_center_crop": True}
 
 
 def picture(width=30, height=24):
@@ -115,7 +122,7 @@ def test_features_are_those_of_the_tower_alone(kind, lang, tmp_path):
 def released_pixels(kind, image):
     """Pixels as the released image processors make them, by torch alone."""
     pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
-    crop = "dinov2" in kind
+    crop = kind not in ("siglip_vision_model", "dinov3_vit")
     short = 20 if crop else SIDE
     shape = (20, 20 * image.width // image.height) if crop else (SIDE, SIDE)
     assert min(shape) == short
@@ -123,8 +130,9 @@ def released_pixels(kind, image):
     pixels = F.interpolate(pixels, shape, mode=mode, antialias=True).clamp(0, 255)
     top, left = (shape[0] - SIDE) // 2, (shape[1] - SIDE) // 2
     pixels = pixels[0, :, top : top + SIDE, left : left + SIDE] / 255
-    numbers = HALF if "siglip" in kind else IMAGENET
-    mean, std = (torch.tensor(numbers[n])[:, None, None] for n in ("image_mean", "image_std"))
+    mean, std = (
+        torch.tensor(RELEASED[kind][n])[:, None, None] for n in ("image_mean", "image_std")
+    )
     return (pixels - mean) / std
 
 
@@ -134,7 +142,10 @@ def test_pictures_are_those_of_the_released_image_processor(kind, lang, tmp_path
     text = json.dumps(
         {"do_resize": True, "do_rescale": True, "do_normalize": True, **RELEASED[kind]}
     )
-    (tmp_path / "tower" / "preprocessor_config.json").write_text(text)
+    # Newer saves have it inside the file of the whole processor.
+    nested, name = json.dumps({"image_processor": json.loads(text)}), "preprocessor_config.json"
+    text, name = (nested, "processor_config.json") if kind == "dinov2" else (text, name)
+    (tmp_path / "tower" / name).write_text(text)
     _, processor = flamingo_from_parts(lang, tmp_path / "tower", 2, perceiver_depth=1)
     assert processor.image_size == SIDE
     found = processor(text="<image>", images=picture())["pixel_values"][0, 0, 0]

@@ -4,11 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    PILImageResampling,
-)
+from transformers.image_utils import PILImageResampling
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
 

@@ -62,12 +62,14 @@ def load_image_processor(where: str, local: bool, config: Any) -> Any:
     Raises:
         UserError: its file is damaged.
     """
-    kind, square = TOWERS[config.model_type], {"height": config.image_size}
-    square["width"] = config.image_size
+    kind, side = TOWERS[config.model_type], config.image_size
     if local and not any((Path(where) / name).exists() for name in IMAGE_PROCESSOR_FILES):
         crops = getattr(kind.pictures, "do_center_crop", False)
-        size = {"shortest_edge": config.image_size} if crops else square
-        return kind.pictures(**kind.settings, size=size, crop_size=square if crops else None)
+        square = {"height": side, "width": side}
+        sizes = (
+            {"size": {"shortest_edge": side}, "crop_size": square} if crops else {"size": square}
+        )
+        return kind.pictures(**kind.settings, **sizes)
     with explained("image processor", where):
         said, _ = kind.pictures.get_image_processor_dict(where, local_files_only=local)
         return kind.pictures.from_dict(kind.settings | said)
