@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.tiny import save_tower
 from tuninglab.models.build import load_flamingo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,7 @@ def put_stand_ins(folder: Path, model: Path, take_apart) -> None:
         shutil.copy(model / name, lang)
     lang.rename(folder / "LM")
     clip.rename(folder / "CLIP")
+    save_tower(folder / "TOWER", "dinov3_vit")
     # The README's own record, once for each of twelve pictures.
     (shown,) = blocks(PAGES[0], "json")
     (folder / "pics").mkdir()

@@ -36,6 +36,7 @@ FLAGS = {
     "torchrun": f"{FEW} --embedded_pictures 8",
     "tuninglab flan-t5 --enable_int8": f"{FEW} --embedded_pairs 64",
     "tuninglab finetune --enable_int8": f"{FEW} --embedded_pictures 8",
+    "tuninglab finetune --lang_encoder": FEW,
     "tuninglab finetune --run_name mine": f"{FEW} --model my_flamingo",
     "tuninglab chat": "--max_new_tokens 4",
     "tuninglab convert --inspect": "",

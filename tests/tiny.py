@@ -4,8 +4,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoModel,
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -21,15 +21,43 @@ from tuninglab.models.text_to_text import TextToText
 VOCABULARY, EOC, IMAGE, PAD = 64, 60, 61, 62
 SIDE = 16  # of pictures, in pixels
 
-# Each architecture by its own names; gpt2, mpt and qwen2 with tied embeddings.
+# Each architecture by its own names, also of a shape that shares its model type (llama3).
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+GQA = {**WIDTH, "intermediate_size": 48, "num_key_value_heads": 2}
+TIED = {"tie_word_embeddings": True}
+SCALED_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "factor": 4.0,
+    "short_factor": [1.0, 1.0, 1.0],
+    "long_factor": [1.0, 2.0, 4.0],
+}
 FAMILIES = {
     "llama": {**WIDTH, "intermediate_size": 48},
-    "qwen2": {
-        **WIDTH,
-        "intermediate_size": 48,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
+    "llama3": {"model_type": "llama", **GQA, **TIED, "rope_parameters": SCALED_ROPE},
+    "mistral": {**GQA, "sliding_window": 4},
+    "qwen2": {**GQA, **TIED},
+    "qwen3": {**GQA, **TIED, "head_dim": 16},
+    "gemma": {**GQA, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {**GQA, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},
+    "phi": {**WIDTH, "intermediate_size": 48},
+    "phi3": {**WIDTH, "intermediate_size": 48, "sliding_window": 4},
+    "phi4-mini": {
+        "model_type": "phi3",
+        **GQA,
+        **TIED,
+        "max_position_embeddings": 64,
+        "original_max_position_embeddings": 16,
+        "rope_parameters": LONG_ROPE,
     },
     "opt": {**WIDTH, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
     "gpt_neox": {**WIDTH, "intermediate_size": 48},
@@ -37,11 +65,9 @@ FAMILIES = {
     "gptj": {"n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},
     # What savers must leave alone: rows of a table times sqrt(width), a feed-forward's multipliers.
-    "gemma3_text": {**WIDTH, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8},
+    "gemma3_text": {**GQA, "head_dim": 8},
     "falcon_h1": {
-        **WIDTH,
-        "intermediate_size": 48,
-        "num_key_value_heads": 2,
+        **GQA,
         "mamba_d_ssm": 32,
         "mamba_n_heads": 4,
         "mamba_d_head": 8,
@@ -53,9 +79,26 @@ FAMILIES = {
 }
 
 
+# Kinds of vision tower, likewise.
+TOWERS = {
+    "clip_vision_model": {"intermediate_size": 32},
+    "siglip_vision_model": {"intermediate_size": 32},
+    "dinov2": {"mlp_ratio": 2},
+    "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3},
+    # Its rotary positions want widths of heads that 4 divides.
+    "dinov3_vit": {"intermediate_size": 32, "num_attention_heads": 3, "num_register_tokens": 3},
+}
+
+
 def text_config(family: str = "llama", **sizes):
     usual = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
-    return AutoConfig.for_model(family, **{**usual, **FAMILIES[family], **sizes})
+    return AutoConfig.for_model(**{"model_type": family, **usual, **FAMILIES[family], **sizes})
+
+
+def vision_config(kind: str = "clip_vision_model", **sizes):
+    usual = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    usual |= {"image_size": SIDE, "patch_size": 8}
+    return AutoConfig.for_model(kind, **{**usual, **TOWERS[kind], **sizes})
 
 
 def t5(**config) -> TextToText:
@@ -66,18 +109,31 @@ def t5(**config) -> TextToText:
     return TextToText(T5Config(**sizes, **settings)).requires_grad_(False)
 
 
+def save_tower(folder, kind, **sizes):
+    """A random tower in a folder, without an image processor."""
+    torch.manual_seed(0)
+    tower = AutoModel.from_config(vision_config(kind, **sizes)).eval()
+    for parameter in tower.parameters():
+        # Registers and class tokens are alike at the start.
+        torch.nn.init.normal_(parameter, std=0.3)
+    tower.save_pretrained(folder)
+    return tower
+
+
 def flamingo_config(
-    family: str = "llama", text: dict | None = None, vision: dict | None = None, **options
+    family: str = "llama",
+    text: dict | None = None,
+    vision: dict | None = None,
+    tower: str = "clip_vision_model",
+    **options,
 ) -> FlamingoConfig:
     """Sizes by the names of each configuration, where they shall be others than the usual."""
-    tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-    tower |= {"num_attention_heads": 4, "image_size": SIDE, "patch_size": 8, **(vision or {})}
     bridge = {"perceiver_depth": 2, "perceiver_latents": 5, "perceiver_heads": 2}
     bridge |= {"perceiver_dim_head": 8, "cross_attn_heads": 2, "cross_attn_dim_head": 8}
     usual = {"cross_attn_every_n_layers": 2, "image_token_id": IMAGE, "eoc_token_id": EOC}
     return FlamingoConfig(
         text_config=text_config(family, **(text or {})),
-        vision_config=CLIPVisionConfig(**tower),
+        vision_config=vision_config(tower, **(vision or {})),
         **{**bridge, **usual, **options},
     )
 

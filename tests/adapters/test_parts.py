@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 
 from tests.adapters.test_lora_forms import inputs, logits, lora_layers, trained
+from tests.tiny import TOWERS, flamingo, flamingo_config
 from tuninglab.adapters.base_format import left_in_float
 from tuninglab.adapters.lora import check_patterns, trainable_table, tune
 from tuninglab.adapters.places import direct_modules
@@ -133,6 +134,30 @@ def test_a_trained_tower_is_in_training_mode_and_a_row_of_the_table(tiny_flaming
     assert (row["module"], row["tensors"]) == ("vision_encoder", len(tower))
     set_training_mode(model := tune(tiny_flamingo(), TuningConfig()))
     assert not model.get_base_model().vision_encoder.training
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_all_of_a_tower_trains_that_its_patches_depend_on(kind, tmp_path):
+    def base():
+        return flamingo(flamingo_config(tower=kind, text={"vocab_size": 300}), 0.5)
+
+    model = trained(base(), train=["vision"])
+    unused = {"clip_vision_model": ".post_layernorm.", "siglip_vision_model": ".head."}
+    tower = {name for name, _ in base().named_parameters() if name.startswith("vision_encoder.")}
+    kept = {name for name in tower if unused.get(kind, ".mask_token") not in name}
+    assert {name for name in names(model) if name.startswith("vision_encoder.")} == kept != tower
+    model(**inputs(model), labels=inputs(model)["input_ids"]).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    before = dict(base().named_parameters())
+    for name in kept:
+        moved = model.get_base_model().get_parameter(name)
+        # A bias of keys adds the same to all scores of a query: softmax takes it away again.
+        assert not torch.equal(moved, before[name]) or name.endswith("k_proj.bias"), name
+    save_adapter(model, tmp_path / "adapter")
+    alone = PeftModel.from_pretrained(base(), str(tmp_path / "adapter"))
+    assert torch.equal(logits(alone), logits(model))
+    frozen = tune(base(), TuningConfig(freeze=["lm"]))
+    assert not [name for name in names(frozen) if name.startswith("vision_encoder.")]
 
 
 FULL = [

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, CLIPVisionModel, LlamaConfig, PreTrainedTokenizerFast
 
+from tests.tiny import TOWERS, save_tower
 from tuninglab.adapters.lora import tune
 from tuninglab.adapters.saving import load_adapter, save_adapter
 from tuninglab.config import ConvertConfig
@@ -140,10 +141,14 @@ def test_every_family_computes_what_its_source_computes(
         assert "of no use" not in said["3 new rows of the output layer"]["reason"]
 
 
-@pytest.mark.parametrize("family", LAYERS)
-def test_there_and_back_is_bit_equal(family, make_flamingo, take_apart, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "tower"),
+    [(family, "clip_vision_model") for family in LAYERS]
+    + [("llama", tower) for tower in TOWERS if "clip" not in tower],
+)
+def test_there_and_back_is_bit_equal(family, tower, make_flamingo, take_apart, tmp_path):
     # Heads that OpenFlamingo does not have, and a table that is padded beyond the tokenizer.
-    source = make_flamingo(family, media_mode="next-v1")
+    source = make_flamingo(family, media_mode="next-v1", tower=tower)
     lang, clip = take_apart(source, tmp_path)
     save_tokenizer(lang)
     source.save_pretrained(tmp_path / "source")
@@ -157,6 +162,8 @@ def test_there_and_back_is_bit_equal(family, make_flamingo, take_apart, tmp_path
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     numbers = {name: getattr(source.config, name) for name in layout.perceiver}
     assert (layout.perceiver, layout.media_mode) == (numbers, "next-v1")
+    told = [note for note in report["notes"] if tower in note]
+    assert bool(told) == ("clip" not in tower) and all("towers of open_clip" in n for n in told)
 
 
 def test_v1_with_a_whole_clip(make_source, make_batch, take_apart, tmp_path):
@@ -284,11 +291,13 @@ def test_wrong_parts_name_the_mismatch_and_the_right_ones(make_source, take_apar
             take_apart(source, tmp_path, 40)
         with pytest.raises(UserError, match=f"(?s){message}.*{right}"):
             convert(state, parts, tmp_path, **options)
-    config = source.config.vision_config.to_dict() | {"hidden_size": 16}
-    CLIPVisionModel(type(source.config.vision_config)(**config)).save_pretrained(tmp_path / "thin")
+    save_tower(tmp_path / "thin", "clip_vision_model", hidden_size=16)
+    save_tower(tmp_path / "dino", "dinov2")
     take_apart(source, tmp_path)
     with pytest.raises(UserError, match="thin is 16 wide, but the Perceiver of .* takes 24"):
         convert(state, (lang, tmp_path / "thin"), tmp_path)
+    with pytest.raises(UserError, match="dino is of kind dinov2, .* trained on a clip_vision_mod"):
+        convert(state, (lang, tmp_path / "dino"), tmp_path)
 
 
 def test_tied_tables_that_differ_are_refused(make_source, take_apart, tmp_path):

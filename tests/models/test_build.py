@@ -140,7 +140,10 @@ def test_wrong_parts_say_what_is_wrong(parts, saved, tmp_path):
         ((tmp_path / "nowhere", vision), "language model: there is no directory"),
         ((lang, "./nowhere"), "vision tower: there is no directory"),
         ((lang / "config.json", vision), "is a file; give the directory"),
-        ((lang, lang), "holds a 'llama' model; expected a CLIP vision tower"),
+        (
+            (lang, lang),
+            "holds a 'llama' model; the vision towers .*clip_vision_model, siglip.*dinov3_vit",
+        ),
         ((saved, vision), "is a whole Flamingo"),
         ((vision, vision), "language model"),
     ):

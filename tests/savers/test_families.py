@@ -20,6 +20,7 @@ from tuninglab.savers.glu import saving_glu_of
 from tuninglab.savers.norm import is_rms_norm
 
 FAMILIES = ["llama", "gemma3_text", "opt", "gpt_neox", "mpt", "qwen2", "falcon_h1"]
+FAMILIES += ["llama3", "mistral", "qwen3", "gemma", "gemma2", "phi", "phi3", "phi4-mini"]
 AS_IT_IS = {"gemma3_text": ["embedding"], "falcon_h1": ["glu"]}
 
 
@@ -100,6 +101,8 @@ def test_what_is_left_as_it_is_is_said(make_flamingo):
     said = add_savers(model, ["embedding", "glu"])
     assert "left as it is: Gemma3TextScaledWordEmbedding" in said["embedding"]
     assert said["glu"].startswith("6 feed-forwards")
+    said = add_savers(make_flamingo("gemma2").requires_grad_(False), ["loss"])
+    assert said["loss"].startswith("all at once")
     said = add_savers(make_flamingo("falcon_h1").requires_grad_(False), ["glu"])
     assert said["glu"] == "2 feed-forwards; left as they are: FalconH1MLP"
 

@@ -54,7 +54,10 @@ def lora_places(
             problems.append(_pattern_problem(model, pattern, hits, scope))
     if problems:
         listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
-        hint = f"Linear layers{under} end in: {listed}. Change lora_target_modules."
+        hint = (
+            f"Linear layers{under} end in: {listed}. Change lora_target_modules; all-linear takes "
+            "all of these but the output layer."
+        )
         raise UserError("\n".join([*problems, hint]))
     left_out = [rf"{re.escape(name)}(?:\..*)?" for name in closed if _inside(name, scope)]
     # The tower and the Perceiver have layers of the same names.
@@ -202,10 +205,10 @@ def direct_modules(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> 
 
 
 def frozen_parameters(model: Any, tuning: LoraTuning) -> dict[int, str]:
-    """The parameters that --freeze names, by id; a tied one counts under each of its names."""
-    part_of = part_namer(model) if tuning.freeze else str
-    named = model.named_parameters(remove_duplicate=False) if tuning.freeze else []
-    return {id(p): part_of(name) for name, p in named if part_of(name) in tuning.freeze}
+    """The parameters that --freeze names, and unused ones, by id; tied ones under each name."""
+    part_of, frozen = part_namer(model), {*tuning.freeze, "unused"}
+    named = model.named_parameters(remove_duplicate=False)
+    return {id(p): part_of(name) for name, p in named if part_of(name) in frozen}
 
 
 def _modules_of_part(model: nn.Module, part: str) -> list[str]:
@@ -226,7 +229,7 @@ def _check_direct(model: nn.Module, direct: list[str], tuning: LoraTuning) -> No
     for module in direct:
         for name, parameter in model.get_submodule(module).named_parameters():
             part = frozen.get(id(parameter), "gates")
-            if part != "gates":
+            if part not in ("gates", "unused"):
                 raise UserError(
                     f"{module} should train in full, but {name} in it belongs to {part}, which "
                     "--freeze names (tied weights are one). Drop one of them."

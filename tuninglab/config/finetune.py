@@ -29,7 +29,7 @@ class FinetuneConfig(TrainingConfig):
     lang_encoder: Annotated[str | None, Mark.PATH] = None
     """Start from this plain language model instead (directory or hub id; with --vision_encoder)."""
     vision_encoder: Annotated[str | None, Mark.PATH] = None
-    """CLIP tower for --lang_encoder (directory or hub id)."""
+    """Vision tower for --lang_encoder: CLIP, SigLIP or DINO (directory or hub id)."""
     cross_attn_every_n_layers: int = EVERY_N_LAYERS
     """With --lang_encoder: a gated block before every n-th decoder layer."""
     compare: bool = False

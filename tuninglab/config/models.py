@@ -58,7 +58,7 @@ class ConvertConfig:
     lang_encoder: str | None = None
     """The language model the checkpoint was trained with (directory or hub id)."""
     vision_encoder: str | None = None
-    """Its CLIP tower: a transformers directory or hub id, or an OpenCLIP directory or file."""
+    """Its tower: a transformers directory or hub id, or an OpenCLIP directory or file."""
     tokenizer: str | None = None
     """Directory or hub id of the tokenizer. None: that of --lang_encoder."""
     model: str | None = None

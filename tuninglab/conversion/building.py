@@ -33,13 +33,12 @@ from tuninglab.models.parts import (
     TOKENIZER_FILES,
     dtype_of,
     explained,
-    load_image_processor,
     load_lang_encoder,
     load_tokenizer,
-    load_vision_encoder,
     read_lang_config,
 )
 from tuninglab.models.processing import FlamingoProcessor
+from tuninglab.models.vision import load_image_processor, load_vision_encoder
 
 OTTER_TOKENS = ("<answer>",)  # Otter 2024-03, modeling_otter.py: after the two of OpenFlamingo
 
@@ -90,6 +89,11 @@ def _with_parts(
         raise UserError(
             f"--vision_encoder {vision_encoder} is {vision.config.hidden_size} wide, but the "
             f"Perceiver of {checkpoint.path} takes {layout.media_width}. {right_parts(layout)}"
+        )
+    if vision.config.model_type != layout.tower:
+        raise UserError(
+            f"--vision_encoder {vision_encoder} is of kind {vision.config.model_type}, but the "
+            f"Perceiver of {checkpoint.path} was trained on a {layout.tower}. {right_parts(layout)}"
         )
     processor = FlamingoProcessor(image_processor, tokenizer)
     options = bridge_options(layout)
@@ -175,7 +179,7 @@ def _whole(
     with explained("configuration", str(folder)):
         text_config = AutoConfig.for_model(**{**text, "vocab_size": rows})
         vision_config = AutoConfig.for_model(**vision)
-        images = load_image_processor(str(folder), True, vision_config.image_size)
+        images = load_image_processor(str(folder), True, vision_config)
         processor = FlamingoProcessor(images, tokenizer)
         text_config.pad_token_id = tokenizer.pad_token_id
         config = flamingo_config_of(text_config, vision_config, processor, **bridge_options(layout))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CLIPVisionModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from tuninglab.errors import UserError
 from tuninglab.models.build import flamingo_config_of
@@ -81,9 +81,8 @@ def check_skeleton(
             config = flamingo_config_of(
                 lang.config, copy.deepcopy(vision_config), processor, **bridge_options(layout)
             )
-            skeleton = FlamingoForConditionalGeneration(
-                config, lang, CLIPVisionModel(config.vision_config)
-            )
+            vision = AutoModel.from_config(config.vision_config)
+            skeleton = FlamingoForConditionalGeneration(config, lang, vision)
     except (ValueError, StrictDataclassError) as error:
         raise UserError(f"{checkpoint.path} with this language model: {error}") from error
     if FAMILIES.get(path) != layout.family:

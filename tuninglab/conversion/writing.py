@@ -34,9 +34,10 @@ def write_open_flamingo(
     """
     state = OrderedDict(_released_names(tensors))
     # torch's own place for facts about modules: load_state_dict passes over what it does not know.
-    # Shapes tell neither the number of heads nor the media mode.
+    # Shapes tell neither the number of heads, nor the kind of tower, nor the media mode.
     facts = {name: getattr(model_config, name) for name in ("perceiver_heads", "cross_attn_heads")}
-    state._metadata = {"tuninglab": {**facts, "media_mode": model_config.media_mode}}  # pyright: ignore
+    facts |= {"tower": model_config.vision_config.model_type, "media_mode": model_config.media_mode}
+    state._metadata = {"tuninglab": facts}  # pyright: ignore
     with whole_file(out) as beside:
         torch.save(state, beside)
     weights = {id(tensor): tensor.numel() for tensor in state.values()}
@@ -65,8 +66,8 @@ def _released_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor
 def _notes(model_config: FlamingoConfig, state: Mapping[str, Tensor]) -> list[str]:
     text, every = model_config.text_config, model_config.cross_attn_every_n_layers
     notes = [
-        "open_flamingo takes the language model's own layers and CLIP from what its factory is "
-        f"given: the {text.model_type} and the tower of this Flamingo, with "
+        "open_flamingo takes the language model's own layers and the tower from what its factory "
+        f"is given: the {text.model_type} and the tower of this Flamingo, with "
         f"cross_attn_every_n_layers={every}. Changes to them (a merged "
         "LoRA) are not in the file",
     ]
@@ -80,6 +81,11 @@ def _notes(model_config: FlamingoConfig, state: Mapping[str, Tensor]) -> list[st
         notes.append(
             f"open_flamingo 2.0.1 builds one bridge only and will not take this one: "
             f"{', '.join(strange)}; tuninglab convert reads the file back"
+        )
+    if model_config.vision_config.model_type != "clip_vision_model":
+        notes.append(
+            f"open_flamingo builds the towers of open_clip only and will not take this "
+            f"{model_config.vision_config.model_type}; tuninglab convert reads the file back"
         )
     if model_config.media_mode != "previous":
         notes.append(

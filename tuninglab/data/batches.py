@@ -65,7 +65,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
 
     Args:
         samples: may be lazy, an item is fetched anew at each access.
-        processor: has `.tokenizer` and `.image_processor` (a CLIP processor).
+        processor: has `.tokenizer` and `.image_processor` (that of the vision tower).
         prompts_only: rows end where the last answer starts, for generation.
     """
 
@@ -163,7 +163,7 @@ class Collator:
             raise ValueError(
                 f"frames of a picture differ within a batch ({found}); make them equal"
             )
-        # Zero is the mean colour after CLIP's normalisation.
+        # Zero is the mean colour after a tower's normalisation.
         blank = torch.zeros(1, *frames, 3, self.image_size, self.image_size)
         pictures = [blank if row["pixel_values"] is None else row["pixel_values"] for row in rows]
         # At the end, because marks take a row's pictures in order: the surplus has no mark.

@@ -48,9 +48,7 @@ def generate_answers(
         max_new_tokens: longer answers are cut, and so are wrong.
     """
     rows = SampleDataset(samples, processor, prompts_only=True)
-    collate = Collator(
-        processor.tokenizer.pad_token_id, model.config.vision_config.image_size, "left"
-    )
+    collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
     device = next(model.parameters()).device
     answers: list[str] = []
     with evaluation_mode(model), working("answering questions", len(rows)) as note:

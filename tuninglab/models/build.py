@@ -1,4 +1,4 @@
-"""A Flamingo with its processor: from a model directory, or from a plain LM and a CLIP tower."""
+"""A Flamingo with its processor: from a model directory, or from a plain LM and a tower."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -20,13 +20,13 @@ from tuninglab.models.parts import (
     explained,
     load_lang_encoder,
     load_tokenizer,
-    load_vision_encoder,
     load_weights,
     read_config,
     read_lang_config,
 )
 from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.quantised import quantised
+from tuninglab.models.vision import load_vision_encoder
 from tuninglab.named_model import shipped
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
@@ -53,7 +53,7 @@ def load_flamingo(
     if not isinstance(config, FlamingoConfig):
         raise UserError(
             f"{where} holds a {config.model_type!r} model, not a Flamingo. To make a Flamingo of a "
-            "plain language model, give it as lang_encoder with a CLIP tower as vision_encoder"
+            "plain language model, give it as lang_encoder with a vision tower as vision_encoder"
         )
     options = quantised(quantization, config, where)
     model = load_weights(FlamingoForConditionalGeneration, "model", where, local, dtype, **options)
@@ -76,15 +76,15 @@ def flamingo_from_parts(
     quantization: Any = None,
     **config: Any,
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
-    """A new Flamingo around a plain language model and a CLIP vision tower, and its processor.
+    """A new Flamingo around a plain language model and a vision tower, and its processor.
 
     Perceiver and gated blocks are fresh and the gates 0: it answers as the language model alone
     until they are trained. Tokens are added as in OpenFlamingo 2.0.1 (factory.py).
 
     Args:
         lang_encoder: directory or hub id of a decoder LM and its tokenizer.
-        vision_encoder: directory or hub id of a CLIP vision tower, or of a whole CLIP; or an
-            OpenCLIP directory or file.
+        vision_encoder: directory or hub id of a vision tower, or of a whole CLIP or SigLIP (kinds:
+            `models/towers.py`); or an OpenCLIP directory or file.
         cross_attn_every_n_layers: layer i (from 0) gets a gated block if (i + 1) is a multiple.
         dtype: of all weights; None is the one that the language model was saved in.
         quantization: configuration of transformers for weights of the language model to quantise

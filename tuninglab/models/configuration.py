@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from tuninglab.models.formats.layout import MEDIA_MODES
+from tuninglab.models.towers import KNOWN, TOWERS
 
 # Without arguments the configuration is OpenFlamingo-9B: LLaMA-7B with three tokens added
 # (OpenFlamingo 2.0.1, factory.py) and the ViT-L/14 of CLIP, whose activation is QuickGELU.
@@ -34,7 +35,8 @@ class FlamingoConfig(PreTrainedConfig):
 
     Args:
         text_config: any decoder LM (configuration object or dict with `model_type`).
-        vision_config: a CLIP vision tower (configuration object or dict).
+        vision_config: a vision tower of `models/towers.py` (configuration object or dict with
+            `model_type`).
         cross_attn_every_n_layers: layer i (from 0) has a gated block if (i + 1) is a multiple.
         perceiver_depth, perceiver_latents, perceiver_heads, perceiver_dim_head: the resampler.
         cross_attn_heads, cross_attn_dim_head: the gated cross-attention blocks.
@@ -92,6 +94,10 @@ class FlamingoConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number >= 1")
         if self.media_mode not in MEDIA_MODES:
             raise ValueError(f"media_mode is {self.media_mode!r}; give one of {MEDIA_MODES}")
+        if self.vision_config.model_type not in TOWERS:
+            raise ValueError(
+                f"vision_config is of model type {self.vision_config.model_type!r}; {KNOWN}"
+            )
         text = self.text_config.get_text_config(decoder=True)
         if self.cross_attn_every_n_layers > text.num_hidden_layers:
             raise ValueError(

@@ -17,6 +17,7 @@ from tuninglab.models.generation import FlamingoGenerationMixin
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.perceiver import PerceiverResampler, with_frames
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
+from tuninglab.models.towers import patches_of
 
 # Images that a frozen tower encodes at a time: what it holds of them does not grow with a prompt's
 # images. On 2 CPU cores 32 images of 224 px took 1.8 s in groups of 16 and 2.3 s at once.
@@ -48,7 +49,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
     Args:
         config: the configuration; alone, it gives random weights.
         lang_encoder: a ready language model for `config.text_config`; it is wrapped in place.
-        vision_encoder: a ready CLIP vision tower for `config.vision_config`.
+        vision_encoder: a ready vision tower for `config.vision_config`.
 
     Raises:
         ValueError: the decoder layers of the language model were not found.
@@ -114,8 +115,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
     def encode_patches(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> patch features (B, M, F, P, D).
 
-        Features are `last_hidden_state` without the class token, before post_layernorm, as
-        OpenFlamingo was trained (open_clip <= 2.22). A frozen tower records no gradient.
+        Features are a tower's `last_hidden_state` without class and register tokens: of CLIP before
+        post_layernorm, as OpenFlamingo was trained (open_clip <= 2.22), of others after their last
+        norm. A frozen tower records no gradient.
 
         Raises:
             ValueError: the shape is another one.
@@ -129,8 +131,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         groups = [flat] if trained else flat.split(VISION_GROUP)
         with torch.set_grad_enabled(trained):
             features = [self.vision_encoder(pixel_values=group) for group in groups]
-        patches = torch.cat([found.last_hidden_state[:, 1:] for found in features])
-        return patches.unflatten(0, pixel_values.shape[:3])
+        states = torch.cat([found.last_hidden_state for found in features])
+        return patches_of(states, self.config.vision_config).unflatten(0, pixel_values.shape[:3])
 
     def encode_images(self, pixel_values: Tensor, seen: Tensor | None = None) -> Tensor:
         """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> latents (B, M, L, D).

@@ -56,6 +56,12 @@ class FlamingoGenerationMixin(GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one step of `generate`."""
+        text, past = self.config.text_config, kwargs.get("past_key_values")
+        first = getattr(text, "original_max_position_embeddings", None)
+        # LongRoPE turns all positions otherwise once a text is longer, and the cache was made for
+        # the shorter one: transformers' Phi3ForCausalLM begins anew as well.
+        if first and past is not None and 0 < past.get_seq_length() <= first < input_ids.shape[1]:
+            kwargs |= {"past_key_values": None, "next_sequence_length": None}
         inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids, **kwargs
         )

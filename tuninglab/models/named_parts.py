@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from tuninglab.models.towers import TOWERS
+
 SCOPE = "lang_encoder"
 GATED_BLOCK = "gated_cross_attn_layer"
 GATES = ("attn_gate", "ff_gate")
-# Its output, a summary of the picture, is not what the Perceiver reads: nothing trains it.
-UNUSED = "post_layernorm"
 
 
 def part_namer(model: Any) -> Callable[[str], str]:
@@ -29,13 +29,17 @@ def part_namer(model: Any) -> Callable[[str], str]:
         if id(module) in names
     }
 
+    tower = getattr(base, "vision_encoder", None)
+    # E.g. what makes a summary of the picture of a class token: not what the Perceiver reads.
+    unused = None if tower is None else TOWERS[tower.config.model_type].unused
+
     def part_of(name: str) -> str:
         name = name.removeprefix("base_model.model.")
         parts = name.split(".")
         if parts[-1] in GATES:
             return "gates"
         if parts[0] == "vision_encoder":
-            return "unused" if UNUSED in parts else "vision"
+            return "unused" if unused in parts else "vision"
         if parts[0] == "perceiver":
             return "perceiver"
         if GATED_BLOCK in parts:
@@ -52,7 +56,11 @@ def modules_of(model: nn.Module, part: str) -> list[str]:
     def largest(prefix: str, module: nn.Module) -> list[str]:
         # Tied weights stand under each of their names.
         inside = module.named_parameters(prefix, remove_duplicate=False)
-        if {part_of(name) for name, _ in inside} == {part}:
+        parts = {part_of(name) for name, _ in inside}
+        # Parameters of its own have no other module: those of DINO's embeddings have an unused one
+        # among them.
+        own = {part_of(name) for name, _ in module.named_parameters(prefix, recurse=False)}
+        if parts == {part} or part in own and parts == {part, "unused"}:
             return [prefix]
         children = module.named_children()
         return [n for name, m in children for n in largest(f"{prefix}.{name}".lstrip("."), m)]

@@ -1,4 +1,4 @@
-"""The parts of a Flamingo from disk or hub: a language model, its tokenizer, a vision tower."""
+"""Parts of a Flamingo from disk or hub: a language model, its tokenizer, and how any is read."""
 
 import re
 import shlex
@@ -15,17 +15,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionModel,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.utils import logging
 
 from tuninglab.console import program
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
-from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
 from tuninglab.models.hub import resolve
 from tuninglab.models.quantised import read_piecewise
 
@@ -91,46 +87,6 @@ def load_tokenizer(path_or_id: str | Path, trust_remote_code: bool = False) -> A
         return AutoTokenizer.from_pretrained(
             where, local_files_only=local, trust_remote_code=trust_remote_code
         )
-
-
-def load_vision_encoder(
-    path_or_id: str | Path, dtype: torch.dtype | None
-) -> tuple[PreTrainedModel, CLIPImageProcessorPil]:
-    """A CLIP vision tower with its image processor; of OpenCLIP if no config.json is there.
-
-    Raises:
-        UserError: there is none, it is damaged, or of another kind.
-    """
-    path = Path(path_or_id).expanduser()
-    is_tower_file = path.is_file() and path.name != "config.json"
-    if is_tower_file or (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file():
-        vision, image_processor = load_tower(path)
-        # pyright takes the decorated `to` for a plain function.
-        return vision.to(dtype) if dtype else vision, image_processor  # pyright: ignore
-    where, local = resolve(path_or_id, "vision tower")
-    config = read_config(where, local, "vision tower")
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise UserError(
-            f"{where} holds a {config.model_type!r} model; expected a CLIP vision tower "
-            "(model_type 'clip' or 'clip_vision_model')"
-        )
-    # A whole CLIP holds a text tower besides, which has no place here.
-    whole = config.model_type == "clip"
-    vision = load_weights(CLIPVisionModel, "vision tower", where, local, dtype, surplus=whole)
-    return vision, load_image_processor(where, local, vision.config.image_size)
-
-
-def load_image_processor(where: str, local: bool, size: int) -> CLIPImageProcessorPil:
-    """The image processor beside a model, or CLIP's own for square pictures of `size` pixels.
-
-    Raises:
-        UserError: its file is damaged.
-    """
-    if local and not (Path(where) / "preprocessor_config.json").exists():
-        square = {"height": size, "width": size}
-        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
-    with explained("image processor", where):
-        return CLIPImageProcessorPil.from_pretrained(where, local_files_only=local)
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -42,7 +42,8 @@ class FlamingoPreTrainedModel(PreTrainedModel):
 
     lang_encoder: PreTrainedModel
     config_class = FlamingoConfig
-    _no_split_modules = ["FlamingoLayer", "CLIPEncoderLayer"]
+    # transformers adds those of the tower and the language model.
+    _no_split_modules = ["FlamingoLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True

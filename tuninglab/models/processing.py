@@ -14,16 +14,17 @@ from tuninglab.data.images import load_image
 from tuninglab.data.prompt import CHAT_TEMPLATE, encode_dialogue, encode_prompt
 from tuninglab.data.sample import Message, count_images, normal_messages
 from tuninglab.models.hub import located
+from tuninglab.models.towers import picture_size
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 PICTURE_KEYS = ("image", "path", "bytes")
 
 
 class FlamingoProcessor(ProcessorMixin):
-    """A CLIP image processor and a tokenizer that has `<image>` and `<|endofchunk|>`.
+    """The image processor of a tower and a tokenizer that has `<image>` and `<|endofchunk|>`.
 
     Args:
-        image_processor: a `CLIPImageProcessorPil`.
+        image_processor: of the vision tower, e.g. a `CLIPImageProcessorPil`.
         tokenizer: the language model's tokenizer with the two tokens added.
         chat_template: in place of the prompt format that tuninglab trains on.
 
@@ -52,6 +53,11 @@ class FlamingoProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; also of `embedded`, the model that ships with tuninglab."""
         return super().from_pretrained(located(pretrained_model_name_or_path), **kwargs)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of the pictures that it makes."""
+        return picture_size(self.image_processor)
 
     @property
     def model_input_names(self) -> list[str]:

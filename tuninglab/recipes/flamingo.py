@@ -87,7 +87,7 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
         None if new else config.model,
         train_fresh_bridge(tuning, choices) if new else tuning,
         rows,
-        Collator(tokenizer.pad_token_id, model.config.vision_config.image_size),
+        Collator(tokenizer.pad_token_id, processor.image_size),
         partial(dialogue_tokens, tokenizer=tokenizer),
         partial(answer_ids, tokenizer=tokenizer),
         getattr(model.config.text_config, "max_position_embeddings", None),

@@ -77,6 +77,9 @@ def _save_feed_forwards(model: nn.Module) -> str:
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
     """Whether logits are what the head makes of the last states; some models scale or cap them."""
+    # A cap at 30 (Gemma 2) hides from the comparison below where logits are small.
+    if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None):
+        return False
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     logits = model(input_ids=token, use_cache=False).logits
     states = model.base_model(input_ids=token, use_cache=False).last_hidden_state

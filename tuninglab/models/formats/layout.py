@@ -64,6 +64,7 @@ class Layout:
         gated_layers: numbers of the decoder layers that have a gated block.
         rows: rows of the token table, or None if the file does not hold it.
         perceiver: `FlamingoConfig` fields that its shapes determine (depth, latents, heads, ...).
+        tower: model_type of the vision tower in transformers; CLIP where the file does not say.
         media_mode: the mode it was trained in; media_reason says how that is known.
         released: name of the released model it matches, or None.
         keys: the fate of every key.
@@ -77,6 +78,7 @@ class Layout:
     gated_layers: list[int]
     rows: int | None = None
     perceiver: dict[str, int] = field(default_factory=dict)
+    tower: str = "clip_vision_model"
     media_mode: str = "previous"
     media_reason: str = ""
     released: str | None = None

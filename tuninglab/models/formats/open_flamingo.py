@@ -45,6 +45,7 @@ def describe(checkpoint: Checkpoint) -> Layout:
     layout, source = layout_of(checkpoint, "open_flamingo v2", path, fates(tensors, path), kept)
     layout.keys += missing(source, path, layout.gated_layers)
     _set_version(layout, tensors, kept)
+    layout.tower = kept.get("tower", layout.tower)
     layout.released = released_as(layout)
     layout.facts = _facts(layout, source)
     return layout
@@ -114,8 +115,9 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(kept, dict):
         return {}
     heads = {name: kept.get(name) for name in ("perceiver_heads", "cross_attn_heads")}
-    fine = {name: n for name, n in heads.items() if type(n) is int and n >= 1}
-    mode = kept.get("media_mode")
+    fine: dict[str, Any] = {k: n for k, n in heads.items() if type(n) is int and n >= 1}
+    mode, tower = kept.get("media_mode"), kept.get("tower")
+    fine |= {"tower": tower} if isinstance(tower, str) else {}
     return {**fine, "media_mode": mode} if mode in MEDIA_MODES else fine
 
 
