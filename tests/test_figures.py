@@ -159,3 +159,16 @@ def test_the_paragraph_on_open_flamingo():
     assert f"and {memory} of its memory" in text
     # The ratio is of times; the page tells of speed.
     assert f"generation is {said(1 / high, 1 / low)} times as fast" in text
+
+
+def test_the_table_of_costs():
+    (shown,) = tables(README, "base | what")
+    demo = [run["report"]["train"]["peak_memory_mib"] for run in result("demo")["runs"]]
+    int8, plain = (row["peak_memory_mib"] for row in result("flamingo_int8")["rows"][:2])
+    convert, tune = (row["peak_own_mib"] for row in result("true_size")["rows"])
+    memory = [f"{mean(demo):.0f} MiB", f"{int8:.0f} MiB"]
+    memory += [f"{mib / 1024:.1f} GiB" for mib in (convert, tune)]
+    assert [row[2] for row in shown] == memory
+    assert f"16 bits without int8: {plain:.0f} MiB" in shown[1][1]
+    steps = result("true_size")["step_s"]
+    assert f"a step took {min(steps):.0f} to {max(steps):.0f} s" in README
