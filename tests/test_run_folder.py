@@ -19,7 +19,9 @@ from tuninglab.run_folder import RunFolder, git_commit, how_to_end, read_starts
 
 @pytest.fixture
 def config(tmp_path) -> FinetuneConfig:
-    return FinetuneConfig(output_dir=str(tmp_path / "runs"), run_name="a", data="my.json")
+    return FinetuneConfig(
+        output_dir=str(tmp_path / "runs"), run_name="a", data="my.json", batch_size=8
+    )
 
 
 def made(config: FinetuneConfig) -> RunFolder:
