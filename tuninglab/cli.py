@@ -17,7 +17,7 @@ from tuninglab.config.flags import parse, without_blanks
 from tuninglab.console import is_main_process, program, say
 from tuninglab.errors import UserError, WorkError
 from tuninglab.progress import working
-from tuninglab.threads import let_threads_sleep
+from tuninglab.threads import set_waiting
 
 INTERRUPTED = 130  # what shells report for Ctrl-C: 128 + SIGINT
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -101,7 +101,7 @@ class Verb(NamedTuple):
         # Before the room of the work, which loads torch.
         look_at_files(config)
         # OpenMP reads it once, as torch is loaded.
-        let_threads_sleep()
+        set_waiting()
         with working("loading torch and what builds on it"):
             work = getattr(import_module(f"tuninglab.{self.room}"), self.work)
         self.show(work(config), getattr(config, "json", False))

@@ -16,18 +16,25 @@ LOAD = Path("/proc/loadavg")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
-def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let threads that wait for others sleep instead of spin; must come before torch is loaded.
+def set_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Decide whether threads that wait for others spin or sleep; must come before torch is loaded.
 
     Whoever set something of the kind in the environment is left to it.
     """
     # torch 2.13's wheels for CPUs bring libgomp, whose threads spin for some milliseconds at every
-    # barrier while the one that they wait for may have no core. A step of the demo (batch 16, fp32)
-    # on 2 cores that two other programs fill, median of 12 s: 9.0 s and 7.3 s of CPU spinning,
-    # 0.59 s and 0.32 s of CPU asleep, 0.37 s with one thread; with two more programs 4.6 s and
-    # 0.52 s. GOMP_SPINCOUNT=10000, a little spinning, was between (0.55 and 3.3 s).
-    if not any(name in environment for name in WAITING):
+    # barrier while the one that they wait for may have no core. Medians of a step of the demo
+    # (batch 16) on 2 cores, in s: spinning without end, 10,000 times, asleep, one thread
+    #   idle machine               0.25   0.23-0.29   0.38   0.32
+    #   one busy loop beside it      -    1.0         0.39   0.42
+    #   two other trainings        9.0    0.55        0.59   0.37
+    # Asleep costs half as much again where nothing else runs, a little spinning nothing; beside
+    # other work only sleep is safe. What begins later is told (BusyWatch), with --threads 1.
+    if any(name in environment for name in WAITING):
+        return
+    if other_work():
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    else:
+        environment["GOMP_SPINCOUNT"] = "10000"
 
 
 def allowed_cpus() -> int | None:
