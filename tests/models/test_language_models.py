@@ -17,6 +17,9 @@ from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.models import flamingo_from_parts, load_flamingo
 from tuninglab.savers import add_savers
 
+# With the whole runs beside it this takes more than a minute.
+pytestmark = pytest.mark.slow
+
 # name -> whether its head is tied here, as in the small releases.
 SHAPES = {
     "llama3": True,

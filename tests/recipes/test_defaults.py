@@ -17,6 +17,9 @@ from tuninglab.recipes.defaults import MOST_EPOCHS, RECORDS_SEEN, decide
 from tuninglab.recipes.flamingo import finetune
 from tuninglab.serving.open_model import open_model
 
+# With the whole runs beside it this takes more than a minute.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("parameters", "rate", "batch"), [(5e6, 3e-3, 16), (5e8, 1e-3, 8), (9e9, 2e-4, 8)]
@@ -98,7 +101,10 @@ def test_a_base_that_knows_the_words_keeps_its_rows(config, tmp_path):
     assert report["evaluation"]["before"]["val_loss"] == pytest.approx(chance, rel=1e-5)
 
 
-def test_the_embedded_base_trains_rows_on_own_data_and_not_on_its_own(config, tmp_path):
+def test_the_embedded_base_trains_rows_on_own_data_and_not_on_its_own(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tuninglab.embedded.scoring.TEST_QUESTIONS", 8)
     own = replace(config, model="embedded", tuning_config=TuningConfig(), max_steps=1)
     finetune(own)
     assert choices_of(tmp_path / "a")[ROWS]["value"].endswith("trained")

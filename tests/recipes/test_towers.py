@@ -20,6 +20,9 @@ from tuninglab.recipes.flamingo import finetune
 from tuninglab.serving.conversation import Conversation
 from tuninglab.serving.open_model import open_model
 
+# With the whole runs beside it this takes more than a minute.
+pytestmark = pytest.mark.slow
+
 SQUARE = {"height": SIDE, "width": SIDE}
 
 

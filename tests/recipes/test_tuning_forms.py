@@ -18,6 +18,9 @@ from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
 from tuninglab.serving.open_model import open_model
 
+# With the whole runs beside it this takes more than a minute.
+pytestmark = pytest.mark.slow
+
 TOWER = TuningConfig(train=["vision"], part_learning_rates={"vision": 1e-3, "gates": 1e-2})
 PISSA = TuningConfig(init_lora_weights="pissa_niter_2", r=4)
 EMBEDDINGS = TuningConfig(modules_to_save=["embed_tokens"], freeze=["gates"])
