@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuninglab.config.training import TrainingConfig
+from tuninglab.config.tuning import TuningConfig
 from tuninglab.config.yaml_file import config_yaml, read_config, read_recipe
 from tuninglab.console import Choices, is_main_process, program
 from tuninglab.disk import remove_folder, write_whole
@@ -115,7 +116,12 @@ class RunFolder:
         Raises:
             UserError: a setting was changed that the steps made so far depend on.
         """
-        return config.going_on_from(read_config(self.path / "config.yaml", type(config)))
+        saved = read_config(self.path / "config.yaml", type(config))
+        # Runs from before that setting trained no rows: their checkpoints hold none.
+        name, tuning = "train_answer_tokens", saved.tuning_config
+        if isinstance(tuning, TuningConfig) and f"tuning_config.{name}" not in (saved.typed or ()):
+            saved = replace(saved, tuning_config=replace(tuning, **{name: "false"}))
+        return config.going_on_from(saved)
 
     @property
     def adapter(self) -> Path:

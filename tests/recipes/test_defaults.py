@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 
 from tuninglab.config import FinetuneConfig
@@ -57,13 +58,33 @@ def choices_of(run) -> dict[str, dict]:
 ROWS = "rows of the answers' tokens"
 
 
-def test_rows_of_unknown_words_train_and_load_with_peft_alone(config, tmp_path, capsys):
-    # Of a random base a few nats worse than guessing: its output layer shouts.
+@pytest.fixture
+def loud(config, tmp_path):
+    """Settings with a base that is a few nats worse than guessing: its output layer shouts."""
     base, processor = load_flamingo(config.model)
     base.lang_encoder.get_output_embeddings().weight.data *= 300
     base.save_pretrained(tmp_path / "loud")
     processor.save_pretrained(tmp_path / "loud")
-    loud = replace(config, model=str(tmp_path / "loud"), tuning_config=TuningConfig())
+    return replace(config, model=str(tmp_path / "loud"), tuning_config=TuningConfig())
+
+
+@pytest.mark.parametrize("decided", ["true", "false"])
+def test_a_resumed_run_trains_the_rows_that_it_was_started_with(loud, tmp_path, decided):
+    """Not what `auto` would come to now; runs of before the setting trained none."""
+    wish = "auto" if decided == "true" else "false"
+    finetune(replace(loud, max_steps=1, tuning_config=TuningConfig(train_answer_tokens=wish)))
+    path = tmp_path / "a" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    assert settings["tuning_config"].pop("train_answer_tokens") == decided
+    if decided == "false":
+        path.write_text(yaml.safe_dump(settings))
+    go_on = FinetuneConfig(run_name="a", output_dir=loud.output_dir, resume=True, max_steps=2)
+    assert finetune(go_on)["train"]["steps"] == 2
+    settings = json.loads((tmp_path / "a" / "adapter" / "adapter_config.json").read_text())
+    assert bool(settings["trainable_token_indices"]) == (decided == "true")
+
+
+def test_rows_of_unknown_words_train_and_load_with_peft_alone(loud, tmp_path, capsys):
     finetune(replace(loud, val_split=0.25))
     assert "worse than guessing" in capsys.readouterr().err
     assert choices_of(tmp_path / "a")[ROWS]["reason"] == "worse than guessing"

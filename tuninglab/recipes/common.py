@@ -14,15 +14,14 @@ from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_ta
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
-from tuninglab.data.loading import make_loader
-from tuninglab.data.sampler import StepSampler
-from tuninglab.data.splits import Splits, fit
+from tuninglab.data.splits import Splits
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.ending import print_scores, tell_validation
-from tuninglab.recipes.guessing import answer_rows, chance_loss
+from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
+from tuninglab.recipes.loaders import open_loaders
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
@@ -129,46 +128,18 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     splits, loaders = open_loaders(config, splits, base, accelerator)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
-    run.create(config)
-    name = base.name or keep_base(base, run)
     base.model.to(accelerator.device)
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
+    # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
+    config = as_decided(config, answers)
+    run.create(config)
+    name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
     rows = trainable_table(model)
     print_trainable(rows, count_parameters(model))
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)
-
-
-def open_loaders(
-    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
-) -> tuple[Splits, tuple[DataLoader, DataLoader | None]]:
-    """The samples that the model can read, and loaders of them (None without validation samples).
-
-    Raises:
-        DataError: samples are longer than the model can read, or than `max_tokens`.
-    """
-    longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
-    # The embedded samples are short; reading them all would draw every picture.
-    if longest and config.data is not None:
-        splits = fit(splits, base.tokens, longest, config.skip_bad_records)
-
-    def load(samples: Sequence[Any], accumulation: int, shuffle: bool) -> DataLoader:
-        sampler = StepSampler(
-            len(samples),
-            config.batch_size,
-            accumulation,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            seed=config.seed,
-            shuffle=shuffle,
-        )
-        return make_loader(base.rows(samples), base.collator, sampler, config.workers)
-
-    train_loader = load(splits.train, config.gradient_accumulation_steps, shuffle=True)
-    val_loader = load(splits.val, 1, shuffle=False) if len(splits.val) else None
-    return splits, (train_loader, val_loader)
 
 
 def keep_base(base: Base, run: RunFolder) -> str:

@@ -7,20 +7,22 @@ tokens can be trained.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from tuninglab.adapters.places import direct_modules
 from tuninglab.adapters.token_rows import rows_problem
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, say
-from tuninglab.data.loading import make_loader
-from tuninglab.data.sampler import StepSampler
 from tuninglab.evaluation.own_data import evenly
+from tuninglab.recipes.loaders import make_base_loader
 from tuninglab.recipes.recipe import Base
 from tuninglab.training.loop import validation_loss
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 # Records looked at: the question is whether it is above or far below, not by how much.
 LOOKED_AT = 32
@@ -38,10 +40,8 @@ def untuned_loss(
     base: Base, samples: Sequence[Any], config: TrainingConfig, accelerator: Accelerator
 ) -> float:
     """Nats an answer token of the base as it is, on a few of the training records."""
-    few = Subset(samples, range(min(LOOKED_AT, len(samples))))  # pyright: ignore
-    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    sampler = StepSampler(len(few), 8, 1, seed=config.seed, shuffle=False, **ranks)
-    loader: DataLoader = make_loader(base.rows(few), base.collator, sampler, 0)  # pyright: ignore
+    few: Any = Subset(samples, range(min(LOOKED_AT, len(samples))))  # pyright: ignore
+    loader = make_base_loader(few, base, config, accelerator, batch_size=8)
     return validation_loss(base.model, loader, accelerator)
 
 
@@ -55,8 +55,7 @@ def answer_rows(
 ) -> list[int]:
     """The tokens of the answers, if their rows shall train; says why, or why they cannot.
 
-    Raises:
-        UserError: they are asked for, and this base cannot train them.
+    That a base which cannot is asked to, `check_patterns` has told before.
     """
     wish = base.tuning.train_answer_tokens
     if wish == "false" or (wish == "auto" and config.data is None):
@@ -82,3 +81,12 @@ def answer_rows(
     ids = {token for sample in evenly(samples, TOKENS_FROM) for token in base.answer_ids(sample)}
     choices.add("rows of the answers' tokens", f"{len(ids):,} trained", why)
     return sorted(ids)
+
+
+def as_decided(config: Config, rows: Sequence[int]) -> Config:
+    """The settings with `train_answer_tokens auto` as it was decided, which is what a run keeps."""
+    tuning = config.tuning_config
+    if tuning.train_answer_tokens != "auto":
+        return config
+    decided = replace(tuning, train_answer_tokens="true" if rows else "false")
+    return replace(config, tuning_config=decided)

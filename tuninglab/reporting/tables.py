@@ -149,17 +149,19 @@ def percent(share: float | None) -> str:
 
 
 def looking(after: float, controls: Mapping[str, float]) -> str:
-    """In one sentence what looking at the pictures is worth.
+    """In one sentence what looking is worth: at the pictures, or at the text if there are none.
 
     Args:
         after: exact match of the tuned model, from 0 to 1.
-        controls: the same of blank, shuffled and prior, by name, at least one.
+        controls: the same of blank, shuffled and prior, by name, at least one; data without
+            pictures has the prior alone.
     """
     name, best = max(controls.items(), key=lambda item: item[1])
     figures = f"{100 * after:.1f} % exactly right, {100 * best:.1f} % without looking ({name})"
     if after > best:
         return f"{figures}: looking is worth {100 * (after - best):.1f} points."
+    parts = ", or --tuning_config.train_perceiver true" if controls.keys() != {"prior"} else ""
     return (
         f"{figures}: it did not learn to look. More --epochs, a higher --learning_rate, more "
-        "records, or --tuning_config.train_perceiver true may help."
+        f"records{parts} may help."
     )

@@ -1,0 +1,64 @@
+"""Loaders of a run's samples, in the order that the seed gives and each process its share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from tuninglab.config import TrainingConfig
+from tuninglab.data.loading import make_loader
+from tuninglab.data.sampler import StepSampler
+from tuninglab.data.splits import Splits, fit
+from tuninglab.recipes.recipe import Base
+
+
+def make_base_loader(
+    samples: Sequence[Any],
+    base: Base,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    batch_size: int,
+    accumulation: int = 1,
+    shuffle: bool = False,
+) -> DataLoader:
+    """A loader of samples as the inputs of the base.
+
+    Args:
+        samples: of a split, perhaps lazy.
+        base: makes rows of them, and batches of rows.
+        config: seed and worker processes.
+        accelerator: which process this is.
+        batch_size: rows per process and forward pass.
+        accumulation: forward passes a step.
+        shuffle: whether each epoch has an order of its own.
+    """
+    sampler = StepSampler(
+        len(samples),
+        batch_size,
+        accumulation,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        seed=config.seed,
+        shuffle=shuffle,
+    )
+    return make_loader(base.rows(samples), base.collator, sampler, config.workers)
+
+
+def open_loaders(
+    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
+) -> tuple[Splits, tuple[DataLoader, DataLoader | None]]:
+    """The samples that the model can read, and loaders of them (None without validation samples).
+
+    Raises:
+        DataError: samples are longer than the model can read, or than `max_tokens`.
+    """
+    longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
+    # The embedded samples are short; reading them all would draw every picture.
+    if longest and config.data is not None:
+        splits = fit(splits, base.tokens, longest, config.skip_bad_records)
+    size, accumulation = config.batch_size, config.gradient_accumulation_steps
+    run = (base, config, accelerator, size)
+    train_loader = make_base_loader(splits.train, *run, accumulation, shuffle=True)
+    val_loader = make_base_loader(splits.val, *run) if len(splits.val) else None
+    return splits, (train_loader, val_loader)
