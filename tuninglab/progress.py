@@ -72,6 +72,7 @@ class _Work:
         self.done = done
 
     def watch(self) -> None:
+        """Show what goes on until it is over; nothing if that is within a moment."""
         started = time.monotonic()
         if self.over.wait(QUIET_S):
             return

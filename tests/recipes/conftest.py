@@ -1,9 +1,15 @@
-"""The settings of a short run on the tiny Flamingo and its data."""
+"""The settings of a short run on the tiny Flamingo and its data, and one run made in two ways."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
+from tuninglab.recipes.flamingo import finetune
 
 
 @pytest.fixture
@@ -20,3 +26,25 @@ def config(tiny_bases, tiny_data, tmp_path) -> FinetuneConfig:
         # Nobody trained this base: it is worse than guessing, and its rows would train too.
         tuning_config=TuningConfig(train_answer_tokens="false"),
     )
+
+
+@pytest.fixture
+def stopped_and_whole():
+    """A function: trains without a stop, and with one; both come to the same adapter, bit by bit.
+
+    Returns the report of the first and the tensors.
+    """
+
+    def train_twice(config: FinetuneConfig) -> tuple[dict, dict[str, torch.Tensor]]:
+        report = finetune(replace(config, run_name="whole"))
+        finetune(replace(config, max_steps=1))
+        go_on = FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=3)
+        finetune(go_on)
+        folder = Path(config.output_dir)
+        files = [folder / n / "adapter" / "adapter_model.safetensors" for n in ("a", "whole")]
+        resumed, whole = map(load_file, files)
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+        return report, resumed
+
+    return train_twice

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from tuninglab.adapters.lora import quietly
-from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.splits import read_splits
 from tuninglab.errors import UserError
@@ -28,16 +26,12 @@ EMBEDDINGS = TuningConfig(modules_to_save=["embed_tokens"], freeze=["gates"])
 
 @pytest.mark.parametrize("tuning", [TOWER, PISSA, EMBEDDINGS], ids=["tower", "pissa", "table"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_goes_on_as_if_it_had_not_stopped(config, tmp_path, tuning, precision):
-    config = replace(config, tuning_config=tuning, precision=precision, lr_scheduler="constant")
-    finetune(replace(config, run_name="whole"))
-    finetune(replace(config, max_steps=1))
-    go_on = FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=3)
-    finetune(go_on)
-    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("a", "whole")]
-    resumed, whole = map(load_file, files)
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+def test_a_run_goes_on_as_if_it_had_not_stopped(
+    stopped_and_whole, config, tmp_path, tuning, precision
+):
+    stopped_and_whole(
+        replace(config, tuning_config=tuning, precision=precision, lr_scheduler="constant")
+    )
 
 
 def test_a_tuned_tower_answers_in_chat_as_with_peft_alone(config, tmp_path, capsys):

@@ -45,6 +45,7 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
     import tyro
 
     def read(**defaults: Any) -> Any:
+        """The settings that these words come to."""
         return tyro.cli(
             config_class,
             prog=prog,

@@ -15,6 +15,7 @@ def pairs(shape: str, number: Callable[[str], Any]) -> Any:
     """
 
     def read(words: Sequence[str]) -> dict[str, Any]:
+        """Words to a mapping; raises ValueError, which tyro tells as a wrong value."""
         found: dict[str, Any] = {}
         for word in words:
             # From the right: a regular expression may hold an equals sign.

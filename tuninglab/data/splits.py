@@ -189,6 +189,7 @@ def fit(splits: Splits, count: Callable[[Any], int], longest: int, skip: bool) -
     """
 
     def part(samples: Source) -> Source:
+        """The samples of one split that are short enough."""
         lengths = []
         with working("counting tokens", len(samples)) as note:
             for sample in samples:

@@ -45,6 +45,7 @@ class _Int8Product(torch.autograd.Function):
         lora_b: Tensor | None,
         plan: _Plan,
     ) -> Tensor:
+        """X (..., K) times weight (N, K) and LoRA, A (R, K) and B (N, R): (..., N)."""
         rows, dtype = x.reshape(-1, x.shape[-1]), plan.dtype  # (..., K) -> (M, K)
         q = scale = h = None
         if lora_a is not None or plan.forward == "int8":
@@ -68,6 +69,7 @@ class _Int8Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """From a gradient (..., N) those of x, A and B; the frozen weight has none."""
         weight, weight_scale, q, scale, h, lora_a, lora_b = ctx.saved_tensors
         grad, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype  # (M, N)
         dx = da = db = gb = None

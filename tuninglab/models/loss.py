@@ -72,6 +72,7 @@ def trains(head: nn.Module | None) -> bool:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Any, targets: Tensor, chunk_tokens: int) -> Tensor:
+        """The summed loss of hidden (N, D) against targets (N), and at once its gradient."""
         chunk_loss = getattr(head, "loss_and_grad", None) or partial(loss_and_grad, head)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)

@@ -34,6 +34,7 @@ def part_namer(model: Any) -> Callable[[str], str]:
     unused = None if tower is None else TOWERS[tower.config.model_type].unused
 
     def part_of(name: str) -> str:
+        """The part that a parameter of this name belongs to."""
         name = name.removeprefix("base_model.model.")
         parts = name.split(".")
         if parts[-1] in GATES:
@@ -54,6 +55,7 @@ def modules_of(model: nn.Module, part: str) -> list[str]:
     part_of = part_namer(model)
 
     def largest(prefix: str, module: nn.Module) -> list[str]:
+        """The module itself if all in it is of the part, else those below it that are."""
         # Tied weights stand under each of their names.
         inside = module.named_parameters(prefix, remove_duplicate=False)
         parts = {part_of(name) for name, _ in inside}

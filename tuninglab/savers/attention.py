@@ -41,7 +41,10 @@ class _BiasedAttention(torch.autograd.Function):
         causal: bool,
         scaling: float,
     ) -> Tensor:
-        # q, k, v: (B, heads, T or S, D); bias: (1, heads, T, S); mask: (B, T, S)
+        """Attention (B, T, heads, D) of a few rows of the batch at a time, keeping sums alone.
+
+        q, k, v: (B, heads, T or S, D); bias: (1, heads, T, S); mask: (B, T, S).
+        """
         batch, heads, queries, _ = query.shape
         total = torch.empty(batch, heads, queries)
         # Where it stands is where T5 wants it next: (B, T, heads, D).
@@ -59,6 +62,7 @@ class _BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The scores are made again, as in the forward pass, from what it kept."""
         query, key, value, bias, mask, total = ctx.saved_tensors
         laid = _laid(bias, query)
         dq, dk, dv = (torch.empty_like(t) for t in (query, key, value))
