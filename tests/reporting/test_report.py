@@ -135,6 +135,21 @@ def test_the_headline_says_what_looking_is_worth(run, after, said):
     assert said in parsed(run).text
 
 
+def test_losses_stand_beside_those_of_guessing(run):
+    report = figures(0.1, 0.9)
+    for name, loss in (("before", 14.6), ("after", 1.3), ("prior", 0.4), ("chance", 6.9)):
+        report["evaluation"].setdefault(name, {})["val_loss"] = loss
+    (run / "report.json").write_text(json.dumps(report))
+    text = parsed(run).text
+    for row in (
+        "validation loss after 1.300",
+        "loss of blind guessing 6.900",
+        "loss of knowing how frequent the answers are 0.400",
+    ):
+        name, value = row.rsplit(" ", 1)
+        assert re.search(rf"{name}\s*{re.escape(value)}", text), row
+
+
 def test_own_data_shows_the_validation_loss(run):
     evaluation = {"before": {"val_loss": 3.0}, "after": {"val_loss": 1.5}, "controls": {}}
     (run / "report.json").write_text(json.dumps({"evaluation": evaluation}))

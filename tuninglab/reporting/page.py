@@ -56,6 +56,7 @@ def page(
     exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
     cost = mapping(figures.get("train")) | {"adapter_bytes": figures.get("adapter_bytes")}
     train = [fact(name, value) for name, value in cost.items() if value is not None]
+    train += _losses(figures)
     environment = dict(starts[-1]) if starts else {}
     choices = [row for row in environment.pop("choices", None) or [] if isinstance(row, dict)]
     pictures = any("picture" in card for card in cards)
@@ -93,6 +94,19 @@ def _scores(figures: dict[str, Any]) -> Scores:
     controls = mapping(evaluation.get("controls"))
     found = {key: mapping(evaluation.get(key) or controls.get(key)) for key, _, _ in CONTROLS}
     return {key: score for key, score in found.items() if score}
+
+
+def _losses(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Validation losses, those of guessing beside them: 5.29 looks good until one sees 6.85."""
+    evaluation = mapping(figures.get("evaluation"))
+    named = {
+        "before": "validation loss before",
+        "after": "validation loss after",
+        "prior": "loss of knowing how frequent the answers are",
+        "chance": "loss of blind guessing",
+    }
+    losses = {t: number(mapping(evaluation.get(k)).get("val_loss")) for k, t in named.items()}
+    return [(title, f"{loss:.3f}") for title, loss in losses.items() if loss is not None]
 
 
 def _verdict(figures: dict[str, Any], scores: Scores) -> dict[str, str]:
@@ -139,6 +153,7 @@ def _curves_text(metrics: Metrics) -> str:
 def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
     truth, name = str(card.get("truth", "")), card.get("picture")
     # A run may have kept only one of the two answers.
+    kinds = [str(card.get(key) or "") for key in ("type", "group")]
     answers = [(title, card.get(title.lower())) for title in ("Before", "After")]
     return {
         "picture": None if "picture" not in card else str(name),
@@ -147,7 +162,8 @@ def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
         "truth": truth,
         # Right is an exact match, as the accuracies above count it.
         "answers": [(t, str(a), str(a) == truth) for t, a in answers if a is not None],
-        "kinds": " · ".join(str(card[key]) for key in ("type", "group") if card.get(key)),
+        # Of own data a question that is asked often is its own type.
+        "kinds": " · ".join(kind for kind in kinds if kind and kind != card.get("question")),
     }
 
 
