@@ -19,7 +19,6 @@ from tuninglab.conversion.fitting import told
 from tuninglab.conversion.report import report_of, unexplained, write_summary
 from tuninglab.conversion.writing import write_open_flamingo
 from tuninglab.disk import whole_folder
-from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
@@ -29,6 +28,7 @@ from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import read_config
+from tuninglab.named_model import shipped
 
 REPORT_NAME = "conversion.json"
 DESCRIBE: dict[str, Callable[[Checkpoint], Layout]] = {
@@ -172,7 +172,7 @@ def _adapter_of(
 
 
 def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:
-    where, local = resolve(base_directory() if name == "embedded" else name, "model")
+    where, local = resolve(shipped(name), "model")
     if not local:
         raise UserError(f"model: {name} is a hub id; download it (hf download) and name its folder")
     found = read_config(where, local, "model")

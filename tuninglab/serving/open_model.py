@@ -4,7 +4,6 @@ from typing import Any
 
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.console import Choices, say
-from tuninglab.embedded import base_directory
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 from tuninglab.named_model import find_model
@@ -25,9 +24,8 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
         UserError: there is no such model, the run has not ended, or its base is gone.
     """
     named = find_model(name)
-    base = base_directory() if named.base == "embedded" else named.base
     try:
-        model, processor = load_flamingo(base)
+        model, processor = load_flamingo(named.base)
     except UserError as error:
         if named.adapter is None:
             raise
