@@ -37,6 +37,7 @@ def without_bitsandbytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
 
 
+@pytest.mark.slow
 def test_compare_gives_one_object_with_rows_and_ratio(small, tmp_path, monkeypatch):
     without_bitsandbytes(monkeypatch)
     config = FlanT5Config(output_dir=str(tmp_path), rounds=2, precision="bf16")
@@ -107,6 +108,7 @@ def test_finetune_settings_have_both_rows_too():
     assert [row.quantization for row in rows[:2]] == ["int8", "none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "flamingo"])
 def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
     rows = [

@@ -37,6 +37,7 @@ def test_a_model_of_64_mib_more_is_measured_as_such(tmp_path):
     assert sum(parts[1].values()) == pytest.approx(found[1]["peak_memory_mib"], abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_with_its_reason(tmp_path, small_bases):
     bench = replace(small_bases["text"], base=tmp_path / "nowhere")
     with pytest.raises(WorkError, match=r"(?s)memory of 'plain' failed:\n.*nowhere"):

@@ -74,6 +74,7 @@ def test_the_first_tree_of_the_document_byte_for_byte(capsys):
     assert capsys.readouterr() == (DOCUMENT_LLAMA + "\n", "")
 
 
+@pytest.mark.slow
 def test_the_second_tree_of_the_document_through_a_pipe():
     # Peak memory by the kernel's account of the process image, which `exec` sets back.
     code = (

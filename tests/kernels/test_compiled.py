@@ -69,6 +69,7 @@ def in_a_process(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_no_folder_is_left_behind_where_none_can_be_kept(tmp_path):
     if library.library() is None:
         pytest.skip(library.kernels_here()[1])
@@ -84,6 +85,7 @@ def test_no_folder_is_left_behind_where_none_can_be_kept(tmp_path):
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_openmp_of_torch_is_taken_whatever_was_imported_first():
     pytest.importorskip("sklearn")
@@ -111,6 +113,7 @@ def test_the_sources_are_installed():
     assert shipped >= {*library.SOURCES.glob("*.c"), *library.SOURCES.glob("*.h")}
 
 
+@pytest.mark.slow
 def test_they_compile_without_a_warning(tmp_path):
     compiler = library.shutil.which("cc")
     if compiler is None:
@@ -127,6 +130,7 @@ def test_they_compile_without_a_warning(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_exponentials_and_slopes_hold_over_their_whole_range(fresh):
     if library.library() is None:
         pytest.skip(library.kernels_here()[1])

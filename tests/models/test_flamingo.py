@@ -339,6 +339,7 @@ def test_autocast_trains(make_flamingo, make_batch):
     assert loss.isfinite() and tokens.shape == (2, 12)
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph(make_flamingo, make_batch):
     model = make_flamingo()
     batch = make_batch([[2], [3, 5]])

@@ -173,6 +173,7 @@ def short_demo(monkeypatch, tmp_path):
     return FlanT5Config(output_dir=str(tmp_path), max_steps=3, embedded_pairs=100)
 
 
+@pytest.mark.slow
 def test_the_demonstration_reports_and_replaces_itself(short_demo, tmp_path, capsys):
     report = flan_t5(short_demo)
     run = tmp_path / "flan_t5"

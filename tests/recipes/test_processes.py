@@ -25,6 +25,7 @@ def command_line(config: FinetuneConfig, name: str, **flags) -> list[str]:
     return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
 
+@pytest.mark.slow
 # An int8 gradient is rounded on each row by itself; what differs between the two runs in the last
 # bit may round to the next step.
 @pytest.mark.parametrize(
