@@ -27,7 +27,7 @@ demo: install
 
 # Without the slow ones: what to run while working.
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow and not rate"
 
 test-all: .venv/installed-dev
 	.venv/bin/python -m pytest
