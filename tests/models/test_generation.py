@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FAMILIES = ["llama", "qwen2", "opt", "gpt_neox", "mpt", "gptj", "gpt2"]
 MARKS = [[2], [], [3, 5], [4, 6, 8]]
@@ -214,3 +215,39 @@ def test_wrong_inputs_say_what_is_wrong(make_flamingo, make_batch):
         model.generate(batch["input_ids"], max_new_tokens=2)
     with pytest.raises(ValueError, match="neither input_ids nor inputs"):
         model.generate(pixel_values=batch["pixel_values"])
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the most numbers that any operation gave (a batched product expands what it takes)."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 12])
+def test_the_last_logits_are_those_of_transformers(count, make_flamingo, make_batch):
+    model, batch = make_flamingo(gate=0.0), make_batch([[], [], []])
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    positions = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    plain = model.lang_encoder(**given, position_ids=positions, logits_to_keep=count).logits
+    logits = model(**given, logits_to_keep=count).logits
+    assert logits.shape == plain.shape
+    torch.testing.assert_close(logits, plain)
+
+
+def test_the_prompt_makes_no_copy_of_a_frozen_head(make_flamingo, make_batch):
+    model, batch = make_flamingo().requires_grad_(False), make_batch(MARKS)
+    # More numbers than anything else that these 4 rows of 10 tokens make.
+    head = torch.nn.Linear(32, 4096, bias=False).requires_grad_(False)
+    model.lang_encoder.lm_head = head
+    with torch.no_grad(), Largest() as forward:
+        model(**batch, logits_to_keep=1)
+    with Largest() as generation:
+        model.generate(**batch, max_new_tokens=1)
+    # The head itself, turned.
+    assert forward.numbers <= head.weight.numel() and generation.numbers <= head.weight.numel()

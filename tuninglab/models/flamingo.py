@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions, sees_image
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
-from tuninglab.models.generation import FlamingoGenerationMixin
+from tuninglab.models.generation import FlamingoGenerationMixin, last_positions
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.perceiver import PerceiverResampler, with_frames
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
@@ -277,7 +277,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             )
         runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
         optional = {"position_ids": position_ids}
-        optional |= {} if chunked else {"logits_to_keep": logits_to_keep}
+        kept = last_positions(logits_to_keep, input_ids)
+        optional |= {} if chunked else {"logits_to_keep": kept}
         with conditioned_on(conditioning):
             outputs = runner(
                 input_ids=input_ids,
