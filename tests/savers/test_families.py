@@ -107,6 +107,15 @@ def test_what_is_left_as_it_is_is_said(make_flamingo):
     assert said["glu"] == "2 feed-forwards; left as they are: FalconH1MLP"
 
 
+@pytest.mark.parametrize("family, count", [("llama", "8 of 9"), ("qwen3", "8 of 17")])
+def test_only_norms_that_int8_layers_read_keep_rows(make_flamingo, family, count):
+    """Neither the last one, whose reader is the head, nor Qwen3's of queries and keys."""
+    model = make_flamingo(family).requires_grad_(False)
+    for name in Int8Config(["vision_encoder", "perceiver"]).layers(model):
+        model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))
+    assert add_savers(model, ["norm", "norm_rows"])["norm_rows"].startswith(f"{count} RMS norms")
+
+
 def mlp(change=lambda gate, up, act: act(gate) * up):
     """LLaMA's feed-forward with another formula between its layers."""
     module = LlamaMLP(text_config("llama"))

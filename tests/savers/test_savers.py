@@ -14,6 +14,7 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
 from tests.tiny import t5
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
+from tuninglab.int8.quantiser import Int8Config
 from tuninglab.models.loss import chunked_loss, next_token_loss
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.savers.glu import ACTIVATIONS, SavingActivation, SavingGLU, activation_of
@@ -43,6 +44,63 @@ def test_norm(kernels, kind, width):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
     y = SavingRMSNorm(norm.to(torch.bfloat16))(x.bfloat16())
     assert y.dtype == torch.bfloat16 and relative(y, expected[0]) < 0.01
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, T5LayerNorm])
+def test_a_norm_in_16_bits_is_as_near_to_float64_as_the_one_it_stands_for(kernels, kind):
+    torch.manual_seed(0)
+    norm = kind(64, eps=1e-5).requires_grad_(False)
+    norm.weight.uniform_(-2, 2)
+    norm = norm.bfloat16()
+    x, grad = (torch.randn(50, 64).bfloat16() for _ in range(2))
+
+    def exact(x):
+        root = (x.pow(2).mean(1, keepdim=True) + 1e-5).rsqrt()
+        return x * root * norm.weight.double()
+
+    expected = gradients(exact, x.double(), grad=grad.double())
+    ours, theirs = gradients(SavingRMSNorm(norm), x, grad=grad), gradients(norm, x, grad=grad)
+    for value, other, wanted in zip(ours, theirs, expected, strict=True):
+        assert relative(value, wanted) <= relative(other, wanted)
+
+
+def keeping_rows(norm):
+    saving = SavingRMSNorm(norm)
+    saving.keeps_rows = True
+    return saving
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_that_keeps_rows_computes_the_stated_algorithm(kernels, dtype):
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(96, eps=1e-5).requires_grad_(False)
+    norm.weight.uniform_(0.1, 3).mul_(torch.randn(96).sign())
+    x, grad = torch.randn(7, 9, 96).to(dtype), torch.randn(7, 9, 96).to(dtype)
+    y, dx = gradients(keeping_rows(norm), x, grad=grad)
+    exact_y, exact_dx = gradients(SavingRMSNorm(norm), x, grad=grad)
+    assert torch.equal(y, exact_y)
+    # In float64, from the rows of y that int8 layers round in float32.
+    largest = y.float().abs().amax(-1, keepdim=True)
+    q, step = (y.float() * (127 / largest)).round().double(), (largest / 127).double()
+    g, weight = grad.double(), norm.weight.double()
+    inverse = (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+    unit = q * step / weight
+    wanted = (g * weight - unit * (g * weight * unit).mean(-1, keepdim=True)) * inverse
+    assert relative(dx, wanted) < (1e-6 if dtype == torch.float32 else 3e-3)
+    assert relative(dx, exact_dx) < 5e-3
+
+
+def test_a_tiny_weight_costs_its_column_no_more_than_the_second_term():
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(64).requires_grad_(False)
+    norm.weight[:4] = torch.tensor([1e-2, 1e-4, 1e-8, 1e-30])
+    x, grad = torch.randn(40, 64), torch.randn(40, 64)
+    dx = gradients(keeping_rows(norm), x, grad=grad)[1]
+    exact = gradients(norm.double(), x.double(), grad=grad.double())[1]
+    inverse = (x.double().pow(2).mean(1, keepdim=True) + norm.variance_epsilon).rsqrt()
+    second = grad.double() * norm.weight * inverse - exact
+    assert ((dx - exact).abs() <= 1.1 * second.abs() + 1e-3).all()
+    assert relative(dx[:, 4:], exact[:, 4:]) < 5e-3
 
 
 def test_a_norm_that_trains_gets_its_gradient():
@@ -193,6 +251,53 @@ def loss_and_gradient(model):
     loss.backward()
     hook.remove()
     return loss.detach(), embeddings["rows"].grad
+
+
+def int8_t5():
+    model = t5(tie_word_embeddings=False)
+    for name in Int8Config().layers(model):
+        model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))
+    model.set_attn_implementation("eager")
+    return model
+
+
+def test_norms_that_int8_layers_read_keep_their_rows():
+    model = int8_t5()
+    expected = loss_and_gradient(copy.deepcopy(model))
+    # A weight of 0 leaves nothing that an input could be made from.
+    zero = copy.deepcopy(model)
+    zero.encoder.block[1].layer[0].layer_norm.weight[3] = 0
+    said = add_savers(model, ["norm", "norm_rows"])
+    # All but the decoder's last, which the head reads; it is float here.
+    assert said["norm_rows"].startswith("16 of 17 ")
+    assert not model.decoder.final_layer_norm.keeps_rows
+    loss, gradient = loss_and_gradient(model)
+    assert relative(loss, expected[0]) < 1e-5 and relative(gradient, expected[1]) < 0.03
+    checkpoint_blocks(model, 1)
+    assert torch.equal(loss_and_gradient(model)[1], gradient)
+
+    assert add_savers(zero, ["norm", "norm_rows"])["norm_rows"].startswith("15 of 17 ")
+    assert loss_and_gradient(zero)[1].isfinite().all()
+    floats = t5()
+    assert add_savers(floats, ["norm", "norm_rows"])["norm_rows"].startswith("0 of 17 ")
+
+
+def test_what_a_norm_keeps_is_what_its_readers_keep():
+    """With LoRA on a layer that reads it, the norm keeps a number a row of its own, no more."""
+    norm, layer = LlamaRMSNorm(64).requires_grad_(False), Int8Linear.of(nn.Linear(64, 32))
+    x, lora = torch.randn(50, 64, requires_grad=True), (torch.randn(4, 64), torch.randn(32, 4))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer.multiply(keeping_rows(norm)(x), *lora)
+    known = {t.data_ptr() for t in (layer.weight, layer.weight_scale, norm.weight, *lora)}
+    sizes = [tensor.nbytes for place, tensor in kept.items() if place not in known]
+    # q, its scales, LoRA's h, and the norm's number a row.
+    assert y.shape == (50, 32) and sorted(sizes) == [200, 200, 800, 3200]
 
 
 @pytest.mark.parametrize("piece", ["norm", "glu", "attention", "loss", "embedding"])

@@ -101,9 +101,14 @@ def _quantised_once(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     version, *kept = getattr(x, "_int8_rows", (None,))
     if version != x._version:
         kept = quantise_rows(rows)
-        x._int8_rows = (x._version, *kept)  # pyright: ignore[reportAttributeAccessIssue]
+        hang_rows(x, *kept)
     q, scale = kept
     return q, scale
+
+
+def hang_rows(x: Tensor, q: Tensor, scale: Tensor) -> None:
+    """Let the layers that read x (..., K) find its int8 rows, q (M, K) and scale (M,)."""
+    x._int8_rows = (x._version, q, scale)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Int8Weight(nn.Module):

@@ -23,6 +23,7 @@ def add_savers(model: Any, names: Collection[str]) -> dict[str, str]:
         model: a Flamingo or a T5, its base frozen.
         names: of
             norm: RMS norms keep their input alone.
+            norm_rows: of these, those that int8 layers read keep what the layers keep: int8 rows.
             glu: gated feed-forwards, and the gated blocks' GELU, keep int8 rows.
             attention: attention with a position bias (T5) computes its scores again.
             loss: logits exist for 128 tokens at a time, never for all.
@@ -36,6 +37,8 @@ def add_savers(model: Any, names: Collection[str]) -> dict[str, str]:
     if "norm" in names:
         norms = {n: SavingRMSNorm(m) for n, m in text.named_modules() if is_rms_norm(m)}
         done["norm"] = f"{_replace(text, norms)} RMS norms"
+    if "norm_rows" in names:
+        done["norm_rows"] = _keep_rows(text)
     if "glu" in names:
         done["glu"] = _save_feed_forwards(text)
     if "attention" in names:
@@ -57,6 +60,28 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> int:
     for name, module in modules.items():
         model.set_submodule(name, module.train(model.training))
     return len(modules)
+
+
+@torch.no_grad()
+def _keep_rows(model: Any) -> str:
+    """Find the norms whose output is what an int8 layer reads, by reading a token."""
+    norms = [module for module in model.modules() if isinstance(module, SavingRMSNorm)]
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    given, read = {}, []
+    hooks = [
+        norm.register_forward_hook(lambda *call: given.update({call[0]: call[2]})) for norm in norms
+    ]
+    hooks += [layer.register_forward_pre_hook(lambda _, x: read.extend(x)) for layer in layers]
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    both = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+    model(input_ids=token, use_cache=False, **both)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        norm.keeps_rows = norm.allows_rows() and any(x is given.get(norm) for x in read)
+    return (
+        f"{sum(norm.keeps_rows for norm in norms)} of {len(norms)} RMS norms, read by int8 layers"
+    )
 
 
 def _save_feed_forwards(model: nn.Module) -> str:

@@ -1,4 +1,15 @@
-"""RMS norm that keeps its input and one number a row for the backward pass, nothing else."""
+"""RMS norm that keeps its input and one number a row for the backward pass, nothing else.
+
+Where int8 layers read what it gives, they keep that as int8 rows; then it can keep the same rows
+instead of its input (D numbers of 2 or 4 bytes a token less), and makes the input again from
+
+    y = q s = x inverse weight
+
+In that input each number is off by half a step, s / 2, over what it was multiplied by, and by no
+more than itself: a number whose y is below half a step comes back as 0. So it goes into the
+gradient's second term alone, and where a weight is tiny beside the others of its norm, that term is
+lost for its column. The first, grad x weight x inverse, is exact.
+"""
 
 import inspect
 from typing import Any
@@ -6,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuninglab.int8.linear import hang_rows
+from tuninglab.int8.rows import TINIEST, quantise_rows, scale_rows
 from tuninglab.kernels.dispatch import Kernel, run
 
 _NORM = Kernel("rms_norm(x: T[M N], weight: f32[N], eps: float) -> y: T[M N], inverse: f32[M]")
@@ -32,8 +45,34 @@ class _RMSNorm(torch.autograd.Function):
         return dx.view(x.shape), None, None
 
 
+class _RowsRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Y (..., D), and its rows as int8 (M, D) with their scales (M,)."""
+        y, inverse = run(_NORM, _torch_normed, x.flatten(0, -2).contiguous(), weight.float(), eps)
+        q, scale = quantise_rows(y)
+        ctx.save_for_backward(q, scale, inverse, weight)
+        ctx.mark_non_differentiable(q, scale)
+        return y.view(x.shape), q, scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        q, scale, inverse, weight = ctx.saved_tensors
+        grad, weight = grads[0].flatten(0, -2).contiguous(), weight.float()
+        # Alive for this alone, in the format of the gradient, as the kernel wants it.
+        x = scale_rows(q, scale / inverse, 1 / weight, grad.dtype)
+        dx = run(_GRAD, _torch_normed_grad, grad, x, inverse, weight)
+        return dx.view(grads[0].shape), None, None
+
+
 class SavingRMSNorm(nn.Module):
-    """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,)."""
+    """Stands in for LlamaRMSNorm and T5LayerNorm, with the same `weight` (D,).
+
+    Attributes:
+        keeps_rows: keep the int8 rows of what it gives instead of its input; see `allows_rows`.
+    """
+
+    keeps_rows = False
 
     def __init__(self, norm: nn.Module):
         super().__init__()
@@ -46,7 +85,18 @@ class SavingRMSNorm(nn.Module):
         if self.weight.requires_grad:
             rows = hidden_states.flatten(0, -2)
             return _torch_normed(rows, self.weight, self.variance_epsilon)[0].view_as(hidden_states)
-        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+        given = (hidden_states, self.weight, self.variance_epsilon)
+        keeps = torch.is_grad_enabled() and hidden_states.requires_grad
+        if not (self.keeps_rows and keeps) or torch.compiler.is_compiling():
+            return _RMSNorm.apply(*given)
+        y, q, scale = _RowsRMSNorm.apply(*given)
+        hang_rows(y, q, scale)
+        return y
+
+    @torch.no_grad()
+    def allows_rows(self) -> bool:
+        """Whether its input can be made from its output: where a weight is 0, nothing is left."""
+        return bool((self.weight.abs() >= TINIEST).all())
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
