@@ -88,7 +88,7 @@ def test_a_library_that_is_missing_is_told(monkeypatch):
         comparison.measure_alone(FlanT5Config(precision="fp32", quantization="bnb-int8"))
 
 
-def test_rows_follow_the_flags_but_plain_is_what_a_user_gets():
+def test_rows_follow_the_flags_but_plain_has_nothing_of_ours():
     config = FlanT5Config(precision="bf16", checkpoint_every=2)
     rows = {row.config: row for row in comparison.rows_of(config, CPU)}
     assert rows[INT8] == Variant(INT8, "bf16", "int8", tuple(config.savers), 2)

@@ -1,8 +1,10 @@
 import math
+from typing import get_args
 
 import pytest
 
 from tuninglab.config import ChatConfig, DemoConfig, FinetuneConfig, FlanT5Config
+from tuninglab.config.training import Saver
 from tuninglab.config.tuning import T5_TARGET_MODULES
 from tuninglab.errors import UserError
 
@@ -186,10 +188,10 @@ def test_the_precision_that_was_decided_is_kept():
     assert (kept.precision, kept.resolved()) == ("bf16", kept)
 
 
-def test_memory_savers_come_with_int8_unless_they_are_named():
-    assert FinetuneConfig().savers == []
-    assert FlanT5Config(quantization="none").savers == []
-    assert FlanT5Config().savers == ["norm", "glu", "attention", "loss", "embedding"]
+def test_all_memory_savers_come_with_int8_and_exact_ones_always_unless_they_are_named():
+    exact = ["norm", "loss"]
+    assert FinetuneConfig().savers == FlanT5Config(quantization="bnb-nf4").savers == exact
+    assert FlanT5Config().savers == list(get_args(Saver)) and len(FlanT5Config().savers) == 6
     assert FlanT5Config(memory_savers=[]).savers == []
     assert FinetuneConfig(memory_savers=["loss"]).savers == ["loss"]
     with pytest.raises(UserError, match="--memory_savers is 'gl'; expected one of norm, glu"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuninglab.int8 import cross_entropy, rows
-from tuninglab.kernels import compiled
+from tuninglab.kernels import compiled, dispatch
 from tuninglab.kernels.dispatch import Kernel, run
 from tuninglab.savers import attention, glu, norm
 
@@ -118,6 +118,18 @@ def test_what_c_cannot_take_goes_to_torch(kernels):
     assert seen == [torch.float16, torch.float64, torch.float32]
     got = run(quantise, in_torch, torch.ones(2, 3), None)
     assert (got == "torch") == (kernels == "torch")
+
+
+def test_a_gpu_without_a_c_compiler_beside_it_is_served_as_well(monkeypatch):
+    class OnGpu:
+        is_cuda = True
+
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(dispatch, "_compiled", lambda function: lambda *_: "compiled")
+    monkeypatch.delenv("CC", raising=False)
+    for found, wanted in ((None, "torch"), ("/usr/bin/cc", "compiled")):
+        monkeypatch.setattr(compiled.shutil, "which", lambda name, found=found: found)
+        assert run(KERNELS["quantise_rows"], lambda *_: "torch", OnGpu(), None) == wanted
 
 
 def test_compiled_forms_are_those_of_torch(kernels):

@@ -127,6 +127,22 @@ def test_a_resumed_run_keeps_its_decisions_and_adds_its_start(config, tmp_path):
     assert asked == [{"choice": "precision", "value": decided, "reason": "asked for"}]
 
 
+def test_exact_memory_savers_are_on_and_change_no_number(config, tmp_path):
+    plain = finetune(replace(config, memory_savers=[], run_name="plain"))["train"]
+    usual = finetune(config)["train"]
+    for name in ("first_loss", "last_loss"):
+        assert usual[name] == pytest.approx(plain[name], rel=1e-5)
+    adapters = [tmp_path / n / "adapter" / "adapter_model.safetensors" for n in ("a", "plain")]
+    ours, theirs = map(load_file, adapters)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+    (start,) = json.loads((tmp_path / "a" / "environment.json").read_text())
+    said = {c["choice"]: c["reason"] for c in start["choices"] if "memory saver" in c["choice"]}
+    assert said == dict.fromkeys(
+        ["memory saver norm", "memory saver loss"], "the same numbers, less memory"
+    )
+
+
 @pytest.mark.parametrize("savers", [["norm", "loss"], []])
 def test_a_run_of_version_0_1_goes_on_answers_and_reports(config, tmp_path, savers):
     """Its config.yaml has `lean` and `precision: auto`, its environment.json is one object."""

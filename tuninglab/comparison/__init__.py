@@ -93,9 +93,9 @@ def variant_of(config: TrainingConfig, name: str, precision: str) -> Variant:
 
 
 def rows_of(config: TrainingConfig, device: torch.device) -> list[Variant]:
-    """The rows to compare: int8 as these settings have it, plain as a user gets it, and rivals."""
+    """The rows to compare: int8 as these settings have it, plain without any saver, and rivals."""
     precision = choose_precision(config.precision, device.type, Choices())
-    none: dict[str, Any] = {"memory_savers": None, "checkpoint_every": None}
+    none: dict[str, Any] = {"memory_savers": [], "checkpoint_every": None}
     off = replace(
         config, enable_int8=False, quantization=None, activation_checkpointing=False, **none
     )

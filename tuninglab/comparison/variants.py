@@ -84,7 +84,7 @@ class Training:
 
 
 def standard_rows(int8: Variant, plain: Variant, device: torch.device) -> list[Variant]:
-    """The rows of the comparison: int8 and plain as a user gets them, and their rivals.
+    """The rows of the comparison: int8 as a user gets it, plain, and their rivals.
 
     Where plain is fp32 (a CPU without 16-bit arithmetic), so are the rivals.
     """

@@ -16,7 +16,8 @@ Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "bnb-int8", "bnb-nf4", "none"]
-Saver = Literal["norm", "glu", "attention", "loss", "embedding"]
+Saver = Literal["norm", "glu", "attention", "loss", "embedding", "norm_rows"]
+EXACT_SAVERS: list[Saver] = ["norm", "loss"]  # they compute the same, in less memory
 
 
 # The settings that --compare measures with, or writes by.
@@ -84,7 +85,7 @@ class TrainingConfig:
     quantization: Annotated[Quantization | None, Mark.DECIDED] = None
     """Format of the frozen base. None: int8 with --enable_int8, else none."""
     memory_savers: Annotated[list[Saver] | None, arg(aliases=("--lean",)), Mark.DECIDED] = None
-    """Memory savers to use, by name. None: all with int8, none without."""
+    """Memory savers to use, by name. None: all with int8, else norm and loss, which are exact."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
     logging_steps: Annotated[int, Mark.CHANGEABLE] = 1
@@ -147,7 +148,7 @@ class TrainingConfig:
         """Names of the memory savers in use: what --memory_savers comes to."""
         if self.memory_savers is not None:
             return self.memory_savers
-        return list(get_args(Saver)) if self.base_format == "int8" else []
+        return list(get_args(Saver)) if self.base_format == "int8" else list(EXACT_SAVERS)
 
     @property
     def checkpoint_interval(self) -> int | None:

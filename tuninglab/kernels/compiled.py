@@ -36,11 +36,16 @@ def kernels_here() -> tuple[str, str]:
     return "C, compiled for this CPU" if found else "torch, in several steps: slower", reason
 
 
+def c_compiler() -> str | None:
+    """The C compiler of this machine, which torch needs as well for what it compiles for GPUs."""
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
 @functools.cache
 def _loaded() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("TUNINGLAB_NATIVE") == "0":
         return None, "TUNINGLAB_NATIVE=0"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = c_compiler()
     if compiler is None:
         return None, "no C compiler (cc, gcc) was found; with one it would be faster"
     try:

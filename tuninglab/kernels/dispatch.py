@@ -140,7 +140,8 @@ def run(kernel: Kernel, in_torch: Callable[..., Any], *given: Any) -> Any:
     """
     if in_c(*given):
         return kernel(*given)
-    if not torch.compiler.is_compiling() and any(getattr(t, "is_cuda", False) for t in given):
+    on_gpu = any(getattr(value, "is_cuda", False) for value in given)
+    if on_gpu and not torch.compiler.is_compiling() and compiled.c_compiler():
         # Compiling makes one kernel of it. One in Triton would be chosen here, as C is above.
         in_torch = _compiled(in_torch)
     return in_torch(*given)

@@ -1,7 +1,7 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -170,10 +170,13 @@ def wrap(
     # First of all, because a saver may make no gradient for the weights that it finds frozen.
     for module in direct_modules(model, tuning, scope):
         model.get_submodule(module).requires_grad_(True)
-    # Tokens train as rows of a float table.
+    # Tokens train as rows of a float table and head; the loss in chunks is for a frozen one.
     rows = tuning.train_new_tokens or answers
-    wanted = [name for name in config.savers if name != "embedding" or not rows]
-    why = "the base is int8" if config.base_format == "int8" else "--memory_savers"
+    wanted = [name for name in config.savers if name not in ("embedding", "loss") or not rows]
+    usual = "the base is int8" if config.base_format == "int8" else "the same numbers, less memory"
+    why = (
+        usual if config.savers == replace(config, memory_savers=None).savers else "--memory_savers"
+    )
     for saver, what in add_savers(model, wanted).items():
         choices.add(f"memory saver {saver}", what, why)
     # LoRA last: it wraps the layers that the savers left in place.
