@@ -110,6 +110,7 @@ def _killed(folder, place):
         cache.write([2, 3], digests(2, 3), values(2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["row", "index"])
 def test_a_killed_process_leaves_what_it_finished(tmp_path, place):
     process = multiprocessing.get_context("spawn").Process(
@@ -145,6 +146,7 @@ def _fill(folder, first, queue):
         queue.put(len(missing))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_write_each_picture_once(tmp_path):
     """Pictures 0 to 5 and 3 to 8: whoever comes second writes three."""
     spawn = multiprocessing.get_context("spawn")

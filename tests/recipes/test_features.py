@@ -1,6 +1,9 @@
 """`--cache_features`: a run that reads features learns what a run that computes them learns."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +14,12 @@ from safetensors.torch import load_file
 
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
+from tuninglab.embedded import scoring
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
 
+ROOT = Path(__file__).parents[2]
 # Of the clock and the machine, not of what was computed.
 MEASURED = ("step_s", "tokens_per_s", "peak_memory_mib")
 
@@ -122,15 +127,18 @@ def test_pictures_that_changed_are_computed_anew(config, tiny_data, tmp_path):
     assert lines(tmp_path / "new") == lines(tmp_path / "plain") != lines(tmp_path / "old")
 
 
-def test_pictures_in_memory_are_known_by_what_they_show(tmp_path):
-    """The embedded data draws each picture anew; training, test and blank pictures are 64 px."""
+@pytest.mark.slow
+def test_pictures_in_memory_are_known_by_what_they_show(tmp_path, monkeypatch):
+    """The embedded data draws each picture anew, whenever it is asked for."""
+    monkeypatch.setattr(scoring, "TEST_QUESTIONS", 24)
+    monkeypatch.setattr(scoring, "VAL_QUESTIONS", 24)
     given = {"output_dir": str(tmp_path), "embedded_pictures": 24, "max_steps": 2, "batch_size": 8}
     given |= {"score_questions": 0, "precision": "fp32"}
     finetune(FinetuneConfig(run_name="plain", **given))
     for name in ("first", "second"):
         finetune(FinetuneConfig(run_name=name, cache_features=str(tmp_path / "kept"), **given))
         assert lines(tmp_path / name) == lines(tmp_path / "plain")
-    assert choice(tmp_path / "second")["value"].startswith("cached, 0 new of 1,")
+    assert choice(tmp_path / "second")["value"].startswith("cached, 0 new of 73 ")
     evaluations = [
         json.loads((tmp_path / name / "report.json").read_text())["evaluation"]
         for name in ("plain", "first", "second")
@@ -179,14 +187,32 @@ def test_a_cache_of_another_model_or_precision_is_refused_by_name(config, tiny_b
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
 
 
-def test_a_bad_picture_is_named(config, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("tuninglab.recipes.features.AT_A_TIME", 4)
-    data = tmp_path / "data"
-    data.mkdir()
-    for file in tiny_data.parent.glob("*.png"):
-        (data / file.name).write_bytes(file.read_bytes())
-    (data / tiny_data.name).write_text(tiny_data.read_text())
-    (data / "7.png").write_bytes((data / "7.png").read_bytes()[:60])
-    config = replace(config, data=str(data / tiny_data.name), cache_features="auto", workers=1)
-    with pytest.raises(UserError, match=r"7\.png"):
-        finetune(config)
+@pytest.mark.slow
+def test_two_processes_fill_one_cache(config, tmp_path):
+    """Twelve pictures, six for each; then one process finds them all."""
+    flags = {"run_name": "two", "model": config.model, "data": config.data, "max_steps": 2}
+    flags |= {"output_dir": str(tmp_path), "precision": "fp32", "val_split": 0.25}
+    flags |= {"batch_size": 2, "learning_rate": 2e-4, "cache_features": str(tmp_path / "kept")}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *torchrun, "fine_tuning.py", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert choice(tmp_path / "two")["value"] == "cached, 12 new of 12 pictures"
+    assert (tmp_path / "kept" / "index.bin").stat().st_size == 12 * 32
+    tuning = TuningConfig()
+    one = replace(config, **{**flags, "run_name": "one", "batch_size": 4}, tuning_config=tuning)
+    finetune(one)
+    assert choice(tmp_path / "one")["value"] == "cached, 0 new of 12 pictures"
+    plain = finetune(replace(one, run_name="plain", cache_features=None))
+    found = json.loads((tmp_path / "two" / "report.json").read_text())
+    for when in ("before", "after"):
+        both = (r["evaluation"][when]["val_loss"] for r in (found, plain))
+        assert next(both) == pytest.approx(next(both), rel=1e-5)
+    assert lines(tmp_path / "one") == lines(tmp_path / "plain")
