@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -63,13 +63,13 @@ class FeatureCache:
     def refresh(self) -> None:
         """Read anew which pictures there are."""
         places = self._index()
-        done = places.any(axis=1).nonzero()[0].tolist()
+        done = np.flatnonzero(places.any(axis=1)).tolist()
         self.rows = {places[number].tobytes(): number for number in done}
 
     def free_rows(self, count: int) -> list[int]:
         """The numbers of so many rows that hold nothing: those left half written come first."""
         places = self._index()
-        holes = (~places.any(axis=1)).nonzero()[0].tolist()
+        holes = np.flatnonzero(~places.any(axis=1)).tolist()
         return [*holes, *range(len(places), len(places) + count)][:count]
 
     def _index(self) -> np.ndarray:
@@ -283,5 +283,5 @@ def content_digest(image: ImageSource) -> bytes:
     return bytes.fromhex(picture_digest(picture))
 
 
-def _is_file(image: ImageSource) -> bool:
+def _is_file(image: ImageSource) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, str | os.PathLike)

@@ -62,7 +62,8 @@ def open_loaders(
     config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
 ) -> tuple[DataLoader, DataLoader | None]:
     """Loaders of the samples for training and for validation (None without these)."""
-    size, accumulation = config.batch_size, config.gradient_accumulation_steps
+    size: Any = config.batch_size  # decided by now
+    accumulation = config.gradient_accumulation_steps
     run = (base, config, accelerator, size)
     train_loader = make_base_loader(splits.train, *run, accumulation, shuffle=True)
     val_loader = make_base_loader(splits.val, *run) if len(splits.val) else None
