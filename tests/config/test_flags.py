@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from tuninglab.config import ChatConfig, FinetuneConfig, FlanT5Config, ReportConfig
@@ -164,3 +166,24 @@ def test_help_lists_other_spellings(capsys):
     assert caught.value.code == 0
     for word in ("--lr ", "--num_train_epochs", "--tuning_config.r", "--config", "Peak learning"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("", None),
+        ("--cache_features", "auto"),
+        ("--cache_features --epochs 2", "auto"),
+        ("--cache-features --epochs 2", "auto"),
+        ("--cache_features kept --epochs 2", "kept"),
+        ("--cache_features=kept", "kept"),
+        ("--cache_features auto", "auto"),
+    ],
+)
+def test_a_flag_that_may_stand_without_a_value(words, folder):
+    config = finetune(*words.split())
+    assert config.cache_features == folder
+    assert config.epochs == (2 if "epochs" in words else None)
+    # A run keeps its folder, from wherever it is resumed; `auto` moves with the runs.
+    kept = os.path.abspath("kept") if folder == "kept" else folder
+    assert config.located().cache_features == kept

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
 
-from tuninglab.data.loading import make_loader, step_batches
+from tuninglab.data.batches import image_pixels
+from tuninglab.data.loading import make_loader, picture_batches, step_batches
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError
 
@@ -55,3 +58,20 @@ def test_a_lost_picture_is_one_message(workers):
     with pytest.raises(UserError) as caught:
         list(step_batches(loader, 1))
     assert str(caught.value) == "my.json, record 14: picture gone"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_come_in_order_and_a_bad_one_is_named(workers):
+    size = {"height": 8, "width": 8}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=size)
+    pictures = [Image.new("RGB", (9, 12), (40 * k, 0, 0)) for k in range(5)]
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    batches = list(picture_batches(pictures, processor, 2, workers))
+    assert torch.equal(torch.rand(3), expected)
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), image_pixels(pictures, processor))
+    with pytest.raises(UserError) as told:
+        list(picture_batches([*pictures, b"no picture"], processor, 2, workers))
+    assert str(told.value).startswith("the picture given as bytes is not a picture")

@@ -349,3 +349,43 @@ def test_compiles_in_one_graph(make_flamingo, make_batch):
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
         batch["pixel_values"] += 1
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_images_in_groups_equal_all_at_once_and_patches_equal_pixels(make_flamingo, frozen):
+    """Nineteen images: two whole groups and the rest of one."""
+    model = make_flamingo().requires_grad_(not frozen)
+    sizes = []
+    model.perceiver.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    pixels = torch.randn(19, 1, 1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    # The parts themselves, without the code that makes groups.
+    states = model.vision_encoder(pixel_values=pixels.flatten(0, 2)).last_hidden_state
+    patches = states[:, None, None, 1:]
+    expected = model.perceiver(patches)
+    sizes.clear()
+    latents = model.encode_images(pixels)
+    assert sizes == ([8, 8, 3] if frozen else [19])
+    assert latents.requires_grad is not frozen
+    torch.testing.assert_close(latents, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.encode_patches(pixels), patches, atol=1e-6, rtol=1e-5)
+    given = model.encode_images(patch_features=model.encode_patches(pixels))
+    assert torch.equal(given, latents)
+    with pytest.raises(ValueError, match="neither"):
+        model.encode_images()
+
+
+def test_patch_features_instead_of_pixels(make_flamingo, make_batch):
+    model = make_flamingo()
+    batch = make_batch([[2, 6], [3]])
+    labels = batch["input_ids"].clone()
+    options = {"max_new_tokens": 4, "do_sample": False}
+    answer, pixels = model.generate(**batch, **options), batch.pop("pixel_values")
+    model.perceiver.requires_grad_(True)
+    gradients = []
+    for images in ({"pixel_values": pixels}, {"patch_features": model.encode_patches(pixels)}):
+        loss = model(**batch, **images, labels=labels).loss
+        gradients.append([loss, *torch.autograd.grad(loss, list(model.perceiver.parameters()))])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert torch.equal(model.generate(**batch, **images, **options), answer)
+    with pytest.raises(ValueError, match="row 0 has 2 <image> marks but 1 images"):
+        model(**batch, patch_features=images["patch_features"][:, :1])

@@ -104,11 +104,11 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(
 
 
 def test_the_base_is_int8_unless_it_is_told_otherwise(config, pairs):
-    splits = module.open_data(config).splits
+    task = module.open_data(config)
     # Four layers of 6 attentions, three of 4 feed-forwards, and the head.
     for quantization, expected in ((None, 24 + 12 + 1), ("none", 0)):
         asked, run = open_run(replace(config, quantization=quantization, overwrite=True))
-        setup = prepare(module.FLAN_T5, asked, run, splits)
+        setup = prepare(module.FLAN_T5, asked, run, task)
         assert sum(isinstance(m, Int8Linear) for m in setup.model.modules()) == expected
 
 

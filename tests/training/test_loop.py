@@ -38,7 +38,7 @@ def config(tiny_bases, tiny_data, tmp_path) -> FinetuneConfig:
 def opened(config: FinetuneConfig) -> Setup:
     """All that the recipe does before training."""
     config, run = open_run(config)
-    return prepare(FLAMINGO, config, run, open_data(config).splits)
+    return prepare(FLAMINGO, config, run, open_data(config))
 
 
 def trained(config: FinetuneConfig):

@@ -25,6 +25,8 @@ class Mark(Enum):
     CHANGEABLE = auto()
     # Left open by its default; what a run's start decides is kept for its resume.
     DECIDED = auto()
+    # Its flag may stand without a value, which is then `auto`.
+    BARE = auto()
 
 
 def marked(config_class: type, mark: Mark) -> set[str]:

@@ -1,6 +1,7 @@
 """The settings of `finetune`: the source of its flags, YAML keys and help."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress
@@ -32,6 +33,9 @@ class FinetuneConfig(TrainingConfig):
     """Vision tower for --lang_encoder: CLIP, SigLIP or DINO (directory or hub id)."""
     cross_attn_every_n_layers: int = EVERY_N_LAYERS
     """With --lang_encoder: a gated block before every n-th decoder layer."""
+    cache_features: Annotated[str | None, Mark.BARE, Mark.CHANGEABLE] = None
+    """Compute once what frozen parts make of each picture, and read it from this folder. Without
+    a value or auto: a folder for each model and precision in features/ of --output_dir."""
     compare: bool = False
     """Train nothing but measure: time, memory and loss of int8 against 16-bit and others, on a
     Flamingo with random weights."""
@@ -43,6 +47,13 @@ class FinetuneConfig(TrainingConfig):
     def is_demo(self) -> bool:
         """Whether everything is the embedded default."""
         return super().is_demo and self.lang_encoder is None
+
+    def located(self) -> "FinetuneConfig":
+        """As of all trainings; the folder of features, which need not exist yet, too."""
+        config, folder = super().located(), self.cache_features
+        if folder in (None, "auto"):
+            return config
+        return replace(config, cache_features=os.path.abspath(folder))
 
     def validate(self) -> None:
         """Check every range, and settings that exclude each other.

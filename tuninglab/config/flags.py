@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-from tuninglab.config.fields import spellings
+from tuninglab.config.fields import Mark, marked, spellings
 from tuninglab.config.help import help_of
 from tuninglab.config.other_names import our_name
 from tuninglab.config.training import TrainingConfig
@@ -17,10 +17,14 @@ TRUTHS = ("true", "false")
 
 
 class Flag(NamedTuple):
-    """What a flag sets: the name of the field, `tuning_config.r` inside another, and its type."""
+    """What a flag sets: the name of the field, `tuning_config.r` inside another, and its type.
+
+    A `bare` flag may stand without a value, which is then `auto`.
+    """
 
     field: str
     hint: Any
+    bare: bool = False
 
 
 def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
@@ -77,25 +81,31 @@ def without_blanks(argv: Sequence[str]) -> list[str]:
 
 def flags_of(config_class: type, prefix: str = "") -> dict[str, Flag]:
     """Every spelling of every flag, without its dashes."""
-    hints, flags = get_type_hints(config_class), {}
+    hints, flags, bare = get_type_hints(config_class), {}, marked(config_class, Mark.BARE)
     for name in (field.name for field in fields(config_class)):
         hint = hints[name]
         if is_dataclass(hint):
             flags |= flags_of(hint, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
         else:
-            flags[prefix + name] = Flag(prefix + name, hint)
+            flags[prefix + name] = Flag(prefix + name, hint, name in bare)
     # tyro gives these no prefix.
     other = spellings(config_class).items()
     return flags | {alias: Flag(prefix + name, hints[name]) for alias, name in other}
 
 
 def spell_out_switches(words: list[str], flags: Mapping[str, Flag]) -> list[str]:
-    """Turn `--x`, `--x true` and `--x=true` of a boolean field into tyro's `--x True`."""
+    """Turn `--x`, `--x true` and `--x=true` of a boolean field into tyro's `--x True`.
+
+    And `--x` alone of a field that may stand so into `--x auto`.
+    """
     spelled, rest = [], list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         flag = flags.get(_flag_name(word))
+        if flag is not None and flag.bare and not equals and (not rest or rest[0].startswith("--")):
+            spelled += [word, "auto"]
+            continue
         # A switch with None beside true and false says "not given", e.g. enable_int8.
         if flag is None or flag.hint not in (bool, bool | None):
             spelled.append(word)

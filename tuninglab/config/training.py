@@ -41,6 +41,8 @@ class TrainingConfig:
 
     # What --enable_int8 means where it is not given.
     INT8_BY_DEFAULT: ClassVar[bool] = False
+    # Only a Flamingo has pictures; its FinetuneConfig makes a setting of it.
+    cache_features: ClassVar[str | None] = None
 
     recipe: Suppress[str] = ""
     """Kept in config.yaml: which recipe the settings are for."""

@@ -9,11 +9,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import limit_aspect, load_image
 from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
 from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.data.sampler import MaskedRow
 from tuninglab.errors import UserError
+
+# What frozen parts make of a picture, by the names of the model's arguments.
+FEATURES = ("image_features", "patch_features")
 
 
 @dataclass
@@ -67,12 +71,20 @@ class SampleDataset(Dataset[dict[str, Any]]):
         samples: may be lazy, an item is fetched anew at each access.
         processor: has `.tokenizer` and `.image_processor` (that of the vision tower).
         prompts_only: rows end where the last answer starts, for generation.
+        features: what was computed of the pictures; rows have it in place of pixels.
     """
 
-    def __init__(self, samples: Sequence[Sample], processor: Any, prompts_only: bool = False):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Any,
+        prompts_only: bool = False,
+        features: FeatureCache | None = None,
+    ):
         self.samples = samples
         self.processor = processor
         self.prompts_only = prompts_only
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,10 +92,11 @@ class SampleDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Row `index`: input_ids and labels (lists), pixel_values (M, F=1, 3, H, W) or None.
 
-        A prompt has no labels.
+        A prompt has no labels. With features, these (M, *shape) stand in place of pixel_values,
+        under the name that the model has for them; without pictures they are zeros (1, *shape).
 
         Raises:
-            UserError: a picture of the sample cannot be read any more.
+            UserError: a picture of the sample cannot be read any more, or has no features.
         """
         # A plain int: what a lazy Sequence makes of a subclass is its own affair.
         sample = self.samples[int(index)]
@@ -97,7 +110,10 @@ class SampleDataset(Dataset[dict[str, Any]]):
             row["input_ids"], labels = encode_dialogue(sample.messages, tokenizer)
             row["labels"] = [IGNORED] * len(labels) if isinstance(index, MaskedRow) else labels
         try:
-            row["pixel_values"] = image_pixels(sample.images, self.processor.image_processor)
+            if self.features is None:
+                row["pixel_values"] = image_pixels(sample.images, self.processor.image_processor)
+            else:
+                row[self.features.name] = self.features.read(sample.images)
         except UserError as error:
             raise UserError(f"{sample.origin}: {error}") from error
         return row
@@ -143,9 +159,17 @@ class Collator:
             raise ValueError("pad_token_id is None; add <PAD> (load_flamingo does) and pass its id")
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        """A batch of what `padded_texts` makes and pixel_values (B, M, F, 3, H, W)."""
+        """A batch of what `padded_texts` makes and pixel_values (B, M, F, 3, H, W).
+
+        Or, where the rows have features of their pictures (M, *shape), these (B, M, *shape).
+        """
         inputs = padded_texts(rows, self.pad_token_id, self.padding_side)
-        return Batch.of(rows, inputs | {"pixel_values": self._pixels(rows)})
+        name = next((name for name in FEATURES if name in rows[0]), None)
+        if name is None:
+            return Batch.of(rows, inputs | {"pixel_values": self._pixels(rows)})
+        # A row without pictures has a blank one, as in `_pixels`.
+        features = pad_sequence([row[name] for row in rows], batch_first=True)
+        return Batch.of(rows, inputs | {name: features})
 
     def _pixels(self, rows: Sequence[dict[str, Any]]) -> Tensor:
         """Pictures as (B, M, F, 3, H, W), rows with fewer than M filled up at the end.

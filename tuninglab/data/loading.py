@@ -1,13 +1,16 @@
 """From samples to the batches of optimizer steps, through a DataLoader."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tuninglab.data.batches import Batch
+from tuninglab.data.batches import Batch, image_pixels
+from tuninglab.data.sample import ImageSource
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError
 
@@ -29,6 +32,29 @@ def make_loader(
     )
 
 
+def picture_batches(
+    pictures: Sequence[ImageSource], image_processor: Any, size: int, workers: int = 0
+) -> Iterator[Tensor]:
+    """Pictures as the vision tower reads them, (N, F=1, 3, H, W), at most `size` at a time.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    batches = iter(
+        DataLoader(
+            pictures,  # pyright: ignore[reportArgumentType]
+            batch_size=size,
+            collate_fn=partial(image_pixels, image_processor=image_processor),
+            num_workers=workers,
+            worker_init_fn=_leave_interrupts,
+            # As above: torch's own generator is left as it is.
+            generator=torch.Generator(),
+        )
+    )
+    for _ in range(0, len(pictures), size):
+        yield _next(batches)
+
+
 def step_batches(loader: DataLoader, steps: int) -> Iterator[list[Batch]]:
     """The micro-batches of the next `steps` optimizer steps, a list each, across epochs.
 
@@ -46,7 +72,7 @@ def step_batches(loader: DataLoader, steps: int) -> Iterator[list[Batch]]:
             done += 1
 
 
-def _next(batches: Iterator[Batch]) -> Batch:
+def _next(batches: Iterator[Any]) -> Any:
     try:
         return next(batches)
     except UserError as error:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tuninglab.data.batches import Collator, SampleDataset
+from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
@@ -37,6 +38,7 @@ def generate_answers(
     samples: Sequence[Sample],
     batch_size: int = 64,
     max_new_tokens: int = 12,
+    features: FeatureCache | None = None,
 ) -> list[str]:
     """Greedy answers to the last question of each sample, as plain text.
 
@@ -46,8 +48,9 @@ def generate_answers(
         samples: dialogues whose last turn is the true answer, which the model does not see.
         batch_size: dialogues generated together.
         max_new_tokens: longer answers are cut, and so are wrong.
+        features: what was computed of the pictures, to be read instead.
     """
-    rows = SampleDataset(samples, processor, prompts_only=True)
+    rows = SampleDataset(samples, processor, prompts_only=True, features=features)
     collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
     device = next(model.parameters()).device
     answers: list[str] = []

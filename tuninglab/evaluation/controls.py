@@ -26,6 +26,10 @@ class PictureTask(ExactMatchTask):
         # `val_loss` of whoever knows how frequent the answers are, where it is known.
         self.prior_loss: dict[str, float] = {}
 
+    def shown(self) -> list[Sequence[Any]]:
+        """The samples whose pictures the scores show: those scored, and blank ones."""
+        return [self.scored, Blanked(self.scored)] if self.groups else [self.scored]
+
     def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model: `after`, `controls` (blank, shuffled), and the `prior`."""
         asked: dict[str, Sequence[Sample]] = {"after": self.scored}

@@ -27,6 +27,10 @@ class Task:
         """Take the records that the model can read, and how many questions shall be scored."""
         self.splits = splits
 
+    def shown(self) -> list[Sequence[Any]]:
+        """The samples whose pictures the scores show, beside the splits."""
+        return []
+
     def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model, for `evaluation.before` of the report."""
         return {}

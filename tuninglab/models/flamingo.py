@@ -10,21 +10,19 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions, sees_image
+from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions
 from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.encoding import ImageEncodingMixin
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
-from tuninglab.models.generation import FlamingoGenerationMixin, last_positions
+from tuninglab.models.generation import FlamingoGenerationMixin, first_given, last_positions
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
-from tuninglab.models.perceiver import PerceiverResampler, with_frames
+from tuninglab.models.perceiver import PerceiverResampler
 from tuninglab.models.pretrained import FlamingoPreTrainedModel, find_decoder_layers
-from tuninglab.models.towers import patches_of
-
-# Images that a frozen tower encodes at a time: what it holds of them does not grow with a prompt's
-# images. On 2 CPU cores 32 images of 224 px took 1.8 s in groups of 16 and 2.3 s at once.
-VISION_GROUP = 16
 
 
-class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerationMixin):
+class FlamingoForConditionalGeneration(
+    FlamingoPreTrainedModel, ImageEncodingMixin, FlamingoGenerationMixin
+):
     """A language model whose layers cross-attend to images (Alayrac et al. 2022, OpenFlamingo).
 
     The vision tower is frozen (`requires_grad` False) as in OpenFlamingo; unfreeze it to train it.
@@ -35,6 +33,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
             cache, positions are counted from it.
         pixel_values (B, M, F, 3, H, W) or (B, M, 3, H, W): the k-th image of a row belongs to its
             k-th mark; images beyond its marks are padding and are ignored.
+        patch_features (B, M, F, P, D): from `encode_patches`, instead of pixel_values.
         image_features (B, M, L, D): from `encode_images`, instead of pixel_values.
         media_key_values (B, G, M, L, 2 * width): from `encode_key_values`, instead of either.
         text_time (B, T): the number from 1 of the image each token sees, 0 for none. Needed only
@@ -112,50 +111,6 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         """The gated blocks, from the first layer to the last."""
         return [m for m in self.lang_encoder.modules() if isinstance(m, GatedCrossAttentionBlock)]
 
-    def encode_patches(self, pixel_values: Tensor) -> Tensor:
-        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> patch features (B, M, F, P, D).
-
-        Features are a tower's `last_hidden_state` without class and register tokens: of CLIP before
-        post_layernorm, as OpenFlamingo was trained (open_clip <= 2.22), of others after their last
-        norm. A frozen tower records no gradient.
-
-        Raises:
-            ValueError: the shape is another one.
-        """
-        pixel_values = with_frames(pixel_values)
-        # Decided by the weights and not by a setting, so unfreezing a part of the tower is enough.
-        trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
-        flat = pixel_values.flatten(0, 2).to(self.vision_encoder.dtype)
-        trained = trained and torch.is_grad_enabled()
-        # Without a gradient nothing is kept of a group of images once the next one is encoded.
-        groups = [flat] if trained else flat.split(VISION_GROUP)
-        with torch.set_grad_enabled(trained):
-            features = [self.vision_encoder(pixel_values=group) for group in groups]
-        states = torch.cat([found.last_hidden_state for found in features])
-        return patches_of(states, self.config.vision_config).unflatten(0, pixel_values.shape[:3])
-
-    def encode_images(self, pixel_values: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Pixels (B, M, F, 3, H, W) or (B, M, 3, H, W) -> latents (B, M, L, D).
-
-        Images that are not `seen` (B, M) are padding: they are not encoded and come out as 0.
-        """
-        pixel_values = with_frames(pixel_values)
-        # Reading `seen` would break a compiled graph.
-        if seen is None or torch.compiler.is_compiling():
-            return self.perceiver(self.encode_patches(pixel_values).to(self.perceiver.latents))
-        # Where nothing is seen, one image is encoded all the same: trained parameters that took
-        # part on one rank only would hang DDP.
-        seen = seen.clone()
-        seen[:1, :1] |= ~seen.any()
-        latents = self.encode_images(pixel_values[seen].unsqueeze(1)).squeeze(1)
-        padded = latents.new_zeros(*seen.shape, *latents.shape[1:])
-        padded[seen] = latents
-        return padded
-
-    def encode_seen(self, pixel_values: Tensor, text_time: Tensor) -> Tensor:
-        """Latents (B, M, L, D) of the images that some token of text_time (B, T) sees."""
-        return self.encode_images(pixel_values, sees_image(text_time, pixel_values.shape[1]).any(1))
-
     def encode_key_values(self, image_features: Tensor) -> Tensor:
         """Latents (B, M, L, D) -> keys and values of the G gated blocks, (B, G, M, L, 2 * width).
 
@@ -186,15 +141,15 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None,
+        patch_features: Tensor | None,
         image_features: Tensor | None,
         media_key_values: Tensor | None,
         text_time: Tensor | None,
         past_key_values: Any,
     ) -> Conditioning | None:
         """What the gated blocks attend to, from whichever form the images were given in."""
-        images = pixel_values if image_features is None else image_features
-        if media_key_values is not None:
-            images = media_key_values[:, 0]
+        encoded = image_features if media_key_values is None else media_key_values[:, 0]
+        images = first_given(encoded, patch_features, pixel_values)
         if text_time is None:
             cached = 0 if past_key_values is None else past_key_values.get_seq_length()
             if images is not None and cached:
@@ -207,8 +162,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
                 self.check_marks(input_ids, images)
             text_time = self.text_time(input_ids)
         # A batch without images may come as (B, 0, F, 3, H, W).
-        if images is pixel_values and images is not None and images.shape[1]:
-            image_features = self.encode_seen(images, text_time)
+        if encoded is None and images is not None and images.shape[1]:
+            image_features = self.encode_seen(text_time, pixel_values, patch_features)
         return Conditioning.of(text_time, image_features, media_key_values)
 
     def _targets(
@@ -257,6 +212,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         num_items_in_batch: int | Tensor | None = None,
         labels_only_logits: bool = False,
         loss_only: bool = False,
+        patch_features: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next tokens, and the loss if labels are given; arguments: see the class.
@@ -264,9 +220,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, FlamingoGenerati
         Raises:
             ValueError: a row has more marks than images, or arguments do not fit together.
         """
-        conditioning = self._condition(
-            input_ids, pixel_values, image_features, media_key_values, text_time, past_key_values
-        )
+        images = (pixel_values, patch_features, image_features, media_key_values)
+        conditioning = self._condition(input_ids, *images, text_time, past_key_values)
         if position_ids is None and past_key_values is None and attention_mask is not None:
             position_ids = count_positions(attention_mask) if attention_mask.ndim == 2 else None
         targets, chunked = None, False

@@ -31,7 +31,7 @@ class FlamingoGenerationMixin(GenerationMixin):
     config: FlamingoConfig
     lang_encoder: PreTrainedModel
     generation_config: GenerationConfig
-    encode_seen: Callable[[Tensor, Tensor], Tensor]
+    encode_seen: Callable[..., Tensor]
     encode_key_values: Callable[[Tensor], Tensor]
     check_marks: Callable[[Tensor, Tensor | None], None]
 
@@ -54,18 +54,23 @@ class FlamingoGenerationMixin(GenerationMixin):
         return count_text_time(input_ids, self.config.image_token_id, self.config.media_mode)
 
     def key_values_of(
-        self, input_ids: Tensor, pixel_values: Tensor | None, image_features: Tensor | None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        patch_features: Tensor | None = None,
     ) -> Tensor | None:
         """Keys and values (B, G, M, L, 2 * width) of a prompt's images; None without images.
 
         Raises:
             ValueError: a row has more marks than images.
         """
-        images = pixel_values if image_features is None else image_features
+        images = first_given(image_features, patch_features, pixel_values)
         # Here and not in forward, which gets text_time and so no longer counts.
         self.check_marks(input_ids, images)
-        if image_features is None and pixel_values is not None and pixel_values.shape[1]:
-            image_features = self.encode_seen(pixel_values, self.text_time(input_ids))
+        if image_features is None and images is not None and images.shape[1]:
+            text_time = self.text_time(input_ids)
+            image_features = self.encode_seen(text_time, pixel_values, patch_features)
         return None if image_features is None else self.encode_key_values(image_features)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
@@ -92,6 +97,7 @@ class FlamingoGenerationMixin(GenerationMixin):
         *,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        patch_features: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Prompt and continuation (B, T + new), by transformers' `generate` and its options.
@@ -105,7 +111,7 @@ class FlamingoGenerationMixin(GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
             raise ValueError("generate got neither input_ids nor inputs; give the prompt's ids")
-        key_values = self.key_values_of(input_ids, pixel_values, image_features)
+        key_values = self.key_values_of(input_ids, pixel_values, image_features, patch_features)
         if key_values is not None:
             # Under this name, because generate drops pixel_values after the prompt, but keeps
             # other tensors and repeats their rows for beams and returned sequences.
@@ -116,3 +122,8 @@ class FlamingoGenerationMixin(GenerationMixin):
         return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids, generation_config=generation_config, **kwargs
         )
+
+
+def first_given(*forms: Tensor | None) -> Tensor | None:
+    """The first of the forms that images were given in; None without images."""
+    return next((form for form in forms if form is not None), None)

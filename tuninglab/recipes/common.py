@@ -20,8 +20,9 @@ from tuninglab.evaluation.task import Answer, Task
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.ending import print_scores, tell_validation
+from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
-from tuninglab.recipes.loaders import open_loaders
+from tuninglab.recipes.loaders import open_loaders, readable
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
@@ -68,8 +69,7 @@ def run_recipe(
     """
     # Mistakes in settings and data are told before a model is loaded.
     task = task or recipe.data(config)
-    setup = prepare(recipe, config, run, task.splits)
-    task.settle(setup.splits, setup.config.score_questions or 0, setup.base.answer_ids)
+    setup = prepare(recipe, config, run, task)
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
     if evaluation["before"]:
         evaluation["chance"] = {"val_loss": chance_loss(setup.model)}
@@ -109,8 +109,10 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     return config, run
 
 
-def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Splits) -> Setup:
+def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) -> Setup:
     """Load the model, make the run folder, add what is tuned; says and saves every choice.
+
+    The task gets the records that the model can read.
 
     Raises:
         UserError: the model, the data or the tuning do not fit each other or the machine.
@@ -124,19 +126,26 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     with working("loading the base model"):
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
-    config = decide(config, base.model.num_parameters(), len(splits.train), choices)
-    splits, loaders = open_loaders(config, splits, base, accelerator)
+    config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)
+    splits = readable(config, task.splits, base)
+    task.settle(splits, config.score_questions or 0, base.answer_ids)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
     base.model.to(accelerator.device)
+    trained = direct_modules(base.model, base.tuning, recipe.scope)
+    pictured = [splits.train, splits.val, *task.shown()]
+    base = read_features(config, base, trained, pictured, accelerator, choices)
+    loaders = open_loaders(config, splits, base, accelerator)
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
     config = as_decided(config, answers)
     run.create(config)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
-    rows = trainable_table(model)
-    print_trainable(rows, count_parameters(model))
+    rows, parameters = trainable_table(model), count_parameters(model)
+    print_trainable(rows, parameters)
+    # Once a new base is saved.
+    leave_out_tower(base.model, config)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)

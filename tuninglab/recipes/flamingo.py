@@ -9,6 +9,7 @@ from tuninglab.adapters.lora import SCOPE, train_fresh_bridge
 from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices, say
 from tuninglab.data.batches import Collator, SampleDataset
+from tuninglab.data.features import FeatureCache
 from tuninglab.data.prompt import answer_ids, dialogue_tokens
 from tuninglab.data.sample import Sample, plain_text
 from tuninglab.data.splits import read_splits
@@ -75,11 +76,17 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     model, processor = load_model(config, run)
     tokenizer = processor.tokenizer
 
-    def rows(samples: Sequence[Sample]) -> SampleDataset:
-        return SampleDataset(samples, processor)
+    def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
+        return SampleDataset(samples, processor, features=features)
 
-    def answer(tuned: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-        return generate_answers(tuned, processor, samples, max_new_tokens=max_new_tokens)
+    def answer(
+        tuned: Any,
+        samples: Sequence[Sample],
+        max_new_tokens: int,
+        features: FeatureCache | None = None,
+    ) -> list[str]:
+        options = {"max_new_tokens": max_new_tokens, "features": features}
+        return generate_answers(tuned, processor, samples, **options)
 
     return Base(
         model,

@@ -45,20 +45,26 @@ def make_base_loader(
     return make_loader(base.rows(samples), base.collator, sampler, config.workers)
 
 
-def open_loaders(
-    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
-) -> tuple[Splits, tuple[DataLoader, DataLoader | None]]:
-    """The samples that the model can read, and loaders of them (None without validation samples).
+def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
+    """The samples that the model can read.
 
     Raises:
-        DataError: samples are longer than the model can read, or than `max_tokens`.
+        DataError: samples are longer than that, or than `max_tokens`.
     """
     longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
     # The embedded samples are short; reading them all would draw every picture.
     if longest and config.data is not None:
         splits = fit(splits, base.tokens, longest, config.skip_bad_records)
-    size, accumulation = config.batch_size, config.gradient_accumulation_steps
+    return splits
+
+
+def open_loaders(
+    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
+) -> tuple[DataLoader, DataLoader | None]:
+    """Loaders of the samples for training and for validation (None without these)."""
+    size: Any = config.batch_size  # decided by now
+    accumulation = config.gradient_accumulation_steps
     run = (base, config, accelerator, size)
     train_loader = make_base_loader(splits.train, *run, accumulation, shuffle=True)
     val_loader = make_base_loader(splits.val, *run) if len(splits.val) else None
-    return splits, (train_loader, val_loader)
+    return train_loader, val_loader

@@ -1,6 +1,6 @@
 """What a recipe answers to the driver: its data, its base model, and how the two meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,24 +24,25 @@ class Base:
         processor: saved beside a base that is new.
         name: what the report and adapter_config.json call it; None: it is new, the run keeps it.
         tuning: what trains.
-        rows: samples -> rows, each made when it is asked for.
+        rows: samples -> rows, each made when it is asked for; with `features`, a cache, of these.
         collator: rows -> a `Batch`.
         tokens: how many tokens a sample has.
         answer_ids: the tokens of a sample's answers.
         longest_tokens: of what the model can read; None: it has no limit.
-        answer: model, samples, most new tokens -> what the model answers to each.
+        answer: model, samples, most new tokens -> what the model answers to each; with `features`,
+            as above.
     """
 
     model: Any
     processor: Any
     name: str | None
     tuning: LoraTuning
-    rows: Callable[[Sequence[Any]], Dataset]
+    rows: Callable[..., Dataset]
     collator: Callable[[Any], Any]
     tokens: Callable[[Any], int]
     answer_ids: Callable[[Any], list[int]]
     longest_tokens: int | None
-    answer: Callable[[Any, Sequence[Any], int], list[str]]
+    answer: Callable[..., list[str]]
 
 
 @dataclass(frozen=True)
