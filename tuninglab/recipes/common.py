@@ -17,6 +17,7 @@ from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.splits import Splits
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
+from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.ending import print_scores, tell_validation
@@ -26,7 +27,7 @@ from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
-from tuninglab.training.hardware import make_accelerator, precision_of
+from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import train, validation_loss
 from tuninglab.training.parallel import shared_out
@@ -176,6 +177,10 @@ def wrap(
     why = "the base is int8" if config.base_format == "int8" else "--memory_savers"
     for saver, what in add_savers(model, wanted).items():
         choices.add(f"memory saver {saver}", what, why)
+    # That saver stands for keeping no probabilities.
+    keeps = "attention" not in wanted
+    if keeps and (chosen := choose_attention(model, DTYPES[config.precision])):
+        choices.add("attention", *chosen)
     # LoRA last: it wraps the layers that the savers left in place.
     tuned = tune(model, tuning, name, scope, answers)
     if config.checkpoint_interval:
