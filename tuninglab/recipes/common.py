@@ -1,7 +1,7 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
+from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
@@ -133,6 +134,8 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, splits: Spli
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
     config = as_decided(config, answers)
+    products = config.products, base.model, DTYPES[config.precision]
+    config = replace(config, products=choose_products(*products, choices))
     run.create(config)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
@@ -183,6 +186,8 @@ def wrap(
         choices.add("attention", *chosen)
     # LoRA last: it wraps the layers that the savers left in place.
     tuned = tune(model, tuning, name, scope, answers)
+    if config.products == "onednn":
+        use_onednn(tuned)
     if config.checkpoint_interval:
         count = checkpoint_blocks(tuned, config.checkpoint_interval)
         flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
