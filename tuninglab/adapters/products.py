@@ -54,7 +54,8 @@ def use_onednn(model: nn.Module) -> int:
     for module in model.modules():
         plain = type(module) is nn.Linear and not module.weight.requires_grad
         if plain or type(module) is LoraLinear and type(module.get_base_layer()) in LINEAR:
-            module.__class__ = FastLinear if plain else FastLoraLinear
+            kind: Any = FastLinear if plain else FastLoraLinear
+            module.__class__ = kind
             count += 1
     return count
 

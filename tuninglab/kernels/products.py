@@ -40,8 +40,9 @@ def has_onednn() -> bool:
 def takes_onednn(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether x (..., K) may go through `multiply` with a frozen weight and others beside it."""
     given = [x, weight, *(tensor for tensor in others if tensor is not None)]
-    compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if compiling or weight.requires_grad or not x.numel() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    if weight.requires_grad or not x.numel():
         return False
     return all(type(t) in PLAIN and t.is_cpu and t.dtype == torch.float32 for t in given)
 
