@@ -170,6 +170,17 @@ def test_what_the_start_decided_stands_where_it_is_left_open_again(config):
         typed(config, "--precision", "fp32")
 
 
+def test_a_run_goes_on_with_the_products_that_it_was_started_with(config):
+    made(replace(config, products="onednn"))
+    assert typed(config).products == typed(config, "--products", "auto").products == "onednn"
+    with pytest.raises(UserError, match="--products is 'torch', .* with 'onednn'"):
+        typed(config, "--products", "torch")
+    path = Path(config.output_dir) / "a" / "config.yaml"
+    path.write_text(path.read_text().replace("products: onednn\n", ""))
+    # From before there was a choice.
+    assert typed(config).products == "torch"
+
+
 @pytest.mark.parametrize("recipe", [FinetuneConfig, FlanT5Config])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_to_go_on_can_be_pasted(recipe, processes, tmp_path, monkeypatch):

@@ -121,6 +121,9 @@ class RunFolder:
         name, tuning = "train_answer_tokens", saved.tuning_config
         if isinstance(tuning, TuningConfig) and f"tuning_config.{name}" not in (saved.typed or ()):
             saved = replace(saved, tuning_config=replace(tuning, **{name: "false"}))
+        # And multiplied as torch does by itself.
+        if "products" not in (saved.typed or ()):
+            saved = replace(saved, products="torch")
         return config.going_on_from(saved)
 
     @property

@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
+from tests.kernels.test_products import needs_onednn
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.config import FinetuneConfig
@@ -143,6 +144,18 @@ def test_exact_memory_savers_are_on_and_change_no_number(config, tmp_path):
     )
 
 
+@needs_onednn
+def test_a_resumed_run_multiplies_as_it_began(config, tmp_path):
+    config = replace(config, products="onednn", max_steps=1, lr_scheduler="constant")
+    finetune(replace(config, run_name="whole", max_steps=2))
+    finetune(config)
+    finetune(FinetuneConfig(run_name="a", output_dir=config.output_dir, resume=True, max_steps=2))
+    assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["products"] == "onednn"
+    places = (tmp_path / run / "adapter" / "adapter_model.safetensors" for run in ("a", "whole"))
+    resumed, whole = map(load_file, places)
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
 @pytest.mark.parametrize("savers", [["norm", "loss"], []])
 def test_a_run_of_version_0_1_goes_on_answers_and_reports(config, tmp_path, savers):
     """Its config.yaml has `lean` and `precision: auto`, its environment.json is one object."""
@@ -151,7 +164,7 @@ def test_a_run_of_version_0_1_goes_on_answers_and_reports(config, tmp_path, save
     finetune(config)
     run = tmp_path / "a"
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    for name in ("memory_savers", "keep_checkpoints"):
+    for name in ("memory_savers", "keep_checkpoints", "products"):
         settings.pop(name)
     settings |= {"precision": "auto", "lean": savers}
     (run / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -21,7 +21,7 @@ class Int8LoraLinear(LoraLinear):
         # Not int8: the base was dequantised since.
         if not plain or self.lora_variant or not isinstance(base, Int8Linear):
             return super().forward(x, *args, **kwargs)
-        if self.lora_bias[names[0]] or not _passes(self.lora_dropout[names[0]]):
+        if self.lora_bias[names[0]] or not passes(self.lora_dropout[names[0]]):
             return super().forward(x, *args, **kwargs)
         a: Any = self.lora_A[names[0]]
         b: Any = self.lora_B[names[0]]
@@ -57,7 +57,8 @@ class Int8LoraLinear(LoraLinear):
         super().merge(safe_merge, adapter_names)
 
 
-def _passes(dropout: nn.Module) -> bool:
+def passes(dropout: nn.Module) -> bool:
+    """Whether a dropout of PEFT's lets everything through as it is."""
     return isinstance(dropout, nn.Identity) or not dropout.training
 
 

@@ -28,7 +28,7 @@ GROUPS = {
     ),
     "Memory and speed": (
         *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),
-        *("checkpoint_every", "cache_features", "compare", "rounds"),
+        *("checkpoint_every", "cache_features", "products", "compare", "rounds"),
     ),
     "What it says": (
         "logging_steps",

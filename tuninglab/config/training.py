@@ -15,6 +15,7 @@ from tuninglab.errors import UserError
 Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Products = Literal["auto", "onednn", "torch"]
 Quantization = Literal["int8", "bnb-int8", "bnb-nf4", "none"]
 Saver = Literal["norm", "glu", "attention", "loss", "embedding", "norm_rows"]
 EXACT_SAVERS: list[Saver] = ["norm", "loss"]  # they compute the same, in less memory
@@ -22,16 +23,8 @@ EXACT_SAVERS: list[Saver] = ["norm", "loss"]  # they compute the same, in less m
 
 # The settings that --compare measures with, or writes by.
 MEASURED = (
-    *(
-        "compare",
-        "rounds",
-        "precision",
-        "threads",
-        "enable_int8",
-        "memory_savers",
-        "checkpoint_every",
-    ),
-    *("activation_checkpointing", "tuning_config", "output_dir", "run_name"),
+    *("compare", "rounds", "precision", "threads", "enable_int8", "memory_savers"),
+    *("checkpoint_every", "activation_checkpointing", "tuning_config", "output_dir", "run_name"),
 )
 
 
@@ -82,6 +75,8 @@ class TrainingConfig:
     """Threads that compute, in each process. None: one for each core."""
     precision: Annotated[Precision, Mark.DECIDED] = "auto"
     """Number format of the computation; auto says what it chose and why."""
+    products: Annotated[Products, Mark.DECIDED] = "auto"
+    """Who multiplies float32 on a CPU; auto tries both and says which it took."""
     enable_int8: Annotated[bool | None, Mark.DECIDED] = None
     """Keep the frozen base in int8 and multiply it as int8. None: in flan-t5 only."""
     quantization: Annotated[Quantization | None, Mark.DECIDED] = None

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tuninglab.kernels.attention import attend
 from tuninglab.models.conditioning import current_conditioning
 from tuninglab.models.perceiver import feed_forward, split_heads
 
@@ -49,7 +49,7 @@ class MaskedCrossAttention(nn.Module):
     def _attend(self, query: Tensor, key_value: Tensor) -> Tensor:
         """Queries (N, S, width) of N images (N, L, 2 * width) -> (N, S, width)."""
         key, value = key_value.to(query.dtype).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
+        attended = attend(
             split_heads(query, self.heads),
             split_heads(key, self.heads),
             split_heads(value, self.heads),

@@ -1,8 +1,9 @@
 """The Perceiver resampler: any number of image patches in, a fixed number of latents out."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tuninglab.kernels.attention import attend
 
 
 def feed_forward(width: int, mult: int) -> nn.Sequential:
@@ -16,7 +17,7 @@ def feed_forward(width: int, mult: int) -> nn.Sequential:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, heads * D) -> (B, heads, T, D), the order that scaled_dot_product_attention takes."""
+    """(B, T, heads * D) -> (B, heads, T, D), the order that attention takes."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -55,9 +56,7 @@ class PerceiverAttention(nn.Module):
         key, value = self.to_kv(source).chunk(2, dim=-1)
         query = split_heads(self.to_q(latents), self.heads)
         # Its default scale, dim_head ** -0.5, is OpenFlamingo's.
-        attended = F.scaled_dot_product_attention(
-            query, split_heads(key, self.heads), split_heads(value, self.heads)
-        )
+        attended = attend(query, split_heads(key, self.heads), split_heads(value, self.heads))
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
 

@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
+from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.splits import Splits
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
+from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.ending import print_scores, tell_validation
@@ -27,7 +29,7 @@ from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
-from tuninglab.training.hardware import make_accelerator, precision_of
+from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import train, validation_loss
 from tuninglab.training.parallel import shared_out
@@ -139,6 +141,8 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
     config = as_decided(config, answers)
+    products = config.products, base.model, DTYPES[config.precision]
+    config = replace(config, products=choose_products(*products, choices))
     run.create(config)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
@@ -188,8 +192,14 @@ def wrap(
     )
     for saver, what in add_savers(model, wanted).items():
         choices.add(f"memory saver {saver}", what, why)
+    # That saver stands for keeping no probabilities.
+    keeps = "attention" not in wanted
+    if keeps and (chosen := choose_attention(model, DTYPES[config.precision])):
+        choices.add("attention", *chosen)
     # LoRA last: it wraps the layers that the savers left in place.
     tuned = tune(model, tuning, name, scope, answers)
+    if config.products == "onednn":
+        use_onednn(tuned)
     if config.checkpoint_interval:
         count = checkpoint_blocks(tuned, config.checkpoint_interval)
         flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
