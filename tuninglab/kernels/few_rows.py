@@ -44,7 +44,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (..., K) that `fits`, times int8 rows (N, K) with their float32 scale (N,): (..., N)."""
+    """Rows x (..., K) that fit, times int8 rows (N, K) of float32 scale (N,): (..., N)."""
     return _product(_FEW_ROWS_INT8, x, weight, scale)
 
 

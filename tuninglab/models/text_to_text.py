@@ -156,7 +156,7 @@ class TextToText(T5ForConditionalGeneration):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Targets (B, T), by transformers' `generate` and its options."""
         with few_rows_in_c(self):
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # pyright: ignore
 
     def _head(
         self,
