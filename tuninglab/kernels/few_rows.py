@@ -58,13 +58,13 @@ def _product(kernel: Kernel, x: Tensor, weight: Tensor, beside: Tensor | None) -
     return y
 
 
-def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
-    """What nn.Linear computes, (..., K) -> (..., N)."""
+def _forward(linear: nn.Linear, input: Tensor) -> Tensor:
+    """What nn.Linear computes, (..., K) -> (..., N), under nn.Linear's name of its argument."""
     weight, bias = linear.weight, linear.bias
-    alike = x.dtype is weight.dtype and (bias is None or bias.dtype is weight.dtype)
-    if alike and fits(x, weight):
-        return _product(_FEW_ROWS, x, weight, bias)
-    return F.linear(x, weight, bias)
+    alike = input.dtype is weight.dtype and (bias is None or bias.dtype is weight.dtype)
+    if alike and fits(input, weight):
+        return _product(_FEW_ROWS, input, weight, bias)
+    return F.linear(input, weight, bias)
 
 
 @contextmanager
