@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tuninglab.int8 import cross_entropy, rows
-from tuninglab.kernels import compiled, dispatch
+from tuninglab.kernels import compiled, dispatch, few_rows
 from tuninglab.kernels.dispatch import Kernel, run
 from tuninglab.savers import attention, glu, norm
 
-MODULES = (rows, cross_entropy, norm, glu, attention)
+MODULES = (rows, cross_entropy, norm, glu, attention, few_rows)
 KERNELS = {k.name: k for module in MODULES for k in vars(module).values() if isinstance(k, Kernel)}
 
 
@@ -28,7 +28,7 @@ def prototypes():
 
 def test_every_signature_is_that_of_its_c_function():
     wanted = prototypes()
-    assert KERNELS.keys() == wanted.keys() and len(wanted) == 10
+    assert KERNELS.keys() == wanted.keys() and len(wanted) == 12
     pointers = {"T": "T*", "f32": "float*", "i8": "int8_t*", "i32": "int32_t*"}
     pointers |= {"i64": "int64_t*", "bool": "uint8_t*"}
     for name, kernel in KERNELS.items():

@@ -12,17 +12,21 @@ over, so it is multiplied into g before g is quantised; the same W_q serves both
     dx = s_g (q_g W_q)  +  c (g B) A
 
 A, B and c are LoRA's. The weight is frozen, so its gradient never exists; x is kept as q_x, s_x.
+
+A few rows without a gradient, as generation has them, are not rounded: y = (x W_q^T) s_w there.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad
 from tuninglab.int8.rows import frozen, multiply, quantise_rows, scale_rows
 from tuninglab.int8.ways import Way, ways
+from tuninglab.kernels.few_rows import fits, int8_product
 
 
 class _Plan(NamedTuple):
@@ -167,6 +171,12 @@ class Int8Linear(Int8Weight):
         scaling: float = 1.0,
     ) -> Tensor:
         """(..., K) -> (..., N), with LoRA of A (R, K) and B (N, R) in the same pass."""
+        if fits(x, self.weight):
+            y = int8_product(x, self.weight, self.weight_scale)
+            if lora_a is not None and lora_b is not None:
+                h = F.linear(x, lora_a.to(x.dtype))  # (..., R)
+                y.add_(F.linear(h, lora_b.to(x.dtype)), alpha=scaling)
+            return y if self.bias is None else y.add_(self.bias)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         forward, backward = ways(x.device, x.numel() // self.in_features, self.weight.shape)

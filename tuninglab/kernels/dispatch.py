@@ -49,6 +49,15 @@ class Kernel:
     def __init__(self, signature: str):
         self.name, _, rest = signature.partition("(")
         self.inputs, self.outputs = map(_parts, f"{rest} -> ".split(" -> ")[:2])
+        # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
+        self.kinds: list[Any] = []
+        for _, kind, names, steps, *_ in (*self.inputs, *self.outputs):
+            if names:
+                self.kinds += [ctypes.c_long] * (1 + len(steps))
+            elif kind != "T":
+                self.kinds.append(ctypes.c_float if kind == "float" else ctypes.c_long)
+        sizes = {size for _, _, names, *_ in self.inputs for size in names}
+        self.kinds += [ctypes.c_long] * len(sizes)
 
     def __call__(self, *given: Any) -> Any:
         """Run it on CPU tensors; returns its outputs, one alone as it is.
@@ -79,13 +88,19 @@ class Kernel:
             made.append(torch.empty(shape, dtype=DTYPES.get(kind, dtype)) if there else None)
             passed.append(made[-1].data_ptr() if there else 0)
         passed += sizes.values()
+        self.unchecked(dtype)(*passed)
+        return made[0] if len(made) == 1 else made
+
+    def unchecked(self, dtype: torch.dtype) -> Callable[..., Any]:
+        """The C function for a format, to be called with addresses, steps and sizes.
+
+        For a caller that has made sure of its arguments, where a call takes microseconds: checking
+        them in general takes 10.
+        """
         function = getattr(compiled.library(), self.name + SUFFIXES[dtype])
         if function.argtypes is None:
-            # As wide as pointers and sizes are: without a type ctypes would pass 32 bits.
-            kinds = [ctypes.c_float if type(v) is float else ctypes.c_long for v in passed]
-            function.argtypes = kinds
-        function(*passed)
-        return made[0] if len(made) == 1 else made
+            function.argtypes = self.kinds
+        return function
 
     def _checked(self, argument: Any, tensor: Any, dtype: Any, sizes: dict) -> list[int]:
         """Its address and steps."""

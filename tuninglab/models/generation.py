@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from tuninglab.kernels.few_rows import few_rows_in_c
 from tuninglab.models.conditioning import count_text_time
 from tuninglab.models.configuration import FlamingoConfig
 
@@ -119,9 +120,10 @@ class FlamingoGenerationMixin(GenerationMixin):
         settings = generation_config or self.generation_config
         suppressed = kwargs.get("suppress_tokens") or settings.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*suppressed, self.config.image_token_id})
-        return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids, generation_config=generation_config, **kwargs
-        )
+        with few_rows_in_c(self.lang_encoder):
+            return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
+                input_ids, generation_config=generation_config, **kwargs
+            )
 
 
 def first_given(*forms: Tensor | None) -> Tensor | None:

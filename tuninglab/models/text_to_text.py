@@ -12,6 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils.generic import can_return_tuple
 
 from tuninglab.errors import UserError
+from tuninglab.kernels.few_rows import few_rows_in_c
 from tuninglab.models.hub import resolve
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.parts import load_tokenizer, load_weights, read_config
@@ -150,6 +151,12 @@ class TextToText(T5ForConditionalGeneration):
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
         )
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Targets (B, T), by transformers' `generate` and its options."""
+        with few_rows_in_c(self):
+            return super().generate(*args, **kwargs)  # pyright: ignore
 
     def _head(
         self,

@@ -5,6 +5,7 @@ from typing import Any
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
+from tuninglab.kernels.compiled import kernels_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.named_model import find_model
 from tuninglab.training.hardware import best_device
@@ -37,8 +38,12 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
             f"base weights: {floats}, as they are saved ({named.tuned} was tuned on them in "
             f"{named.tuned_on}; its adapter fits both)"
         )
+    choices = Choices()
+    device = best_device(choices, threads)
+    if device.type == "cpu":
+        choices.add("products of few rows", *kernels_here())
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
-    model.to(best_device(Choices(), threads))  # pyright: ignore[reportArgumentType]
+    model.to(device)  # pyright: ignore[reportArgumentType]
     if named.adapter is None:
         return model, processor
     return load_adapter(model, named.adapter).eval(), processor

@@ -1,0 +1,84 @@
+"""Few rows times a whole weight, as generation multiplies them: C that reads each weight once.
+
+With one token a row nearly all time goes into reading the weights. For two rows of float32 torch
+read them at 7 to 13 GB/s, on an AMD CPU whose memory gives one thread 33 GB/s.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuninglab.kernels import compiled
+from tuninglab.kernels.dispatch import SUFFIXES, Kernel
+
+_FEW_ROWS = Kernel("few_rows(x: T[M K], weight: T[N K], bias: T[N]?) -> y: T[M N]")
+_FEW_ROWS_INT8 = Kernel("few_rows_int8(x: T[M K], weight: i8[N K], scale: f32[N]) -> y: T[M N]")
+# Up to so many rows C was the faster one, by the format of the weight. For more rows of bfloat16
+# torch has products of pairs of them (AVX512-BF16), which C is not given.
+MOST_ROWS = {torch.float32: 8, torch.bfloat16: 4, torch.int8: 8}
+# Below, a call costs as much as the product.
+SMALLEST = 1 << 16
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether C multiplies x (..., K) by a weight (N, K): few rows, no gradient, on the CPU."""
+    size = weight.shape[1]
+    return (
+        not torch.is_grad_enabled()
+        and 0 < x.numel() <= MOST_ROWS.get(weight.dtype, 0) * size
+        and x.shape[-1] == size
+        and weight.numel() >= SMALLEST
+        and x.dtype in SUFFIXES
+        and x.is_cpu
+        and weight.is_cpu
+        and weight.is_contiguous()
+        # A compiled graph fuses what torch does; autocast has formats of its own.
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and compiled.library() is not None
+    )
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Rows x (..., K) that fit, times int8 rows (N, K) of float32 scale (N,): (..., N)."""
+    return _product(_FEW_ROWS_INT8, x, weight, scale)
+
+
+def _product(kernel: Kernel, x: Tensor, weight: Tensor, beside: Tensor | None) -> Tensor:
+    x, (out, size) = x.contiguous(), weight.shape
+    y = x.new_empty((*x.shape[:-1], out))
+    address = 0 if beside is None else beside.data_ptr()
+    kernel.unchecked(x.dtype)(
+        x.data_ptr(), weight.data_ptr(), address, y.data_ptr(), x.numel() // size, size, out
+    )
+    return y
+
+
+def _forward(linear: nn.Linear, input: Tensor) -> Tensor:
+    """What nn.Linear computes, (..., K) -> (..., N), under nn.Linear's name of its argument."""
+    weight, bias = linear.weight, linear.bias
+    alike = input.dtype is weight.dtype and (bias is None or bias.dtype is weight.dtype)
+    if alike and fits(input, weight):
+        return _product(_FEW_ROWS, input, weight, bias)
+    return F.linear(input, weight, bias)
+
+
+@contextmanager
+def few_rows_in_c(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's plain linear layers multiply few rows in C.
+
+    Each by a `forward` of its own, so that its class, hooks, adapters around it and what is saved
+    of it stay as they are. A layer that has such a forward already keeps it.
+    """
+    plain = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    try:
+        for layer in plain:
+            layer.forward = partial(_forward, layer)
+        yield
+    finally:
+        for layer in plain:
+            vars(layer).pop("forward", None)
