@@ -82,6 +82,8 @@ def test_learning_rate_of_a_line_is_the_one_of_its_step(config):
 def test_steps_equal_a_loop_written_by_hand(config):
     """AdamW on the mean over all answer tokens of the batch, clipped, at a constant rate."""
     settings = {"max_steps": 3, "lr_scheduler": "constant", "warmup_steps": 0}
+    # Savers round otherwise, and where a gradient is all but 0 AdamW makes a whole step of that.
+    settings["memory_savers"] = []
     config = replace(config, **settings, tuning_config=TuningConfig(gate_lr_multiplier=1.0))
     model, lines = trained(config)
     setup = opened(replace(config, run_name="b"))
