@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tools.embedded_base.english import English
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
 from tools.embedded_base.text import passage, training_text
 from tools.embedded_base.vocabulary import load_tokenizer
 
 BATCH, BLOCK_TOKENS = 24, 96
+ENGLISH_SHARE = 0.6  # of documents
 
 
 def new_language_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -45,14 +47,16 @@ def encode_pieces(
 
 
 def blocks(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, english: English, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of packed documents: ids (B, T) and loss weights (B, T)."""
     ids: list[int] = []
     weights: list[float] = []
     while True:
         while len(ids) < BATCH * BLOCK_TOKENS:
-            more, weight = encode_pieces(training_text(rng), tokenizer)
+            real = rng.random() < ENGLISH_SHARE
+            pieces = [(english.draw(rng), 1.0)] if real else training_text(rng)
+            more, weight = encode_pieces(pieces, tokenizer)
             ids += [tokenizer.bos_token_id, *more, tokenizer.eos_token_id]
             weights += [0.0, *weight, 0.1]
         size = BATCH * BLOCK_TOKENS
@@ -96,17 +100,35 @@ def reading_exact_match(
     return right / count
 
 
-def train_language_model(out: Path, steps: int) -> dict[str, float]:
+@torch.no_grad()
+def english_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, english: English, count: int = 300
+) -> float:
+    """Nats a token on documents of real text (drawn anew, from the same sources)."""
+    rng, losses, tokens = random.Random(98), 0.0, 0
+    for _ in range(count):
+        ids = [tokenizer.bos_token_id, *tokenizer(english.draw(rng)).input_ids]
+        losses += model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (
+            len(ids) - 1
+        )
+        tokens += len(ids) - 1
+    return round(losses / tokens, 3)
+
+
+def train_language_model(out: Path, english: English, steps: int) -> dict[str, float]:
     """Train from nothing and save to `out/lm`; returns what it reached."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(out)
     model = new_language_model(tokenizer)
     optimizer = make_optimizer([(model, 1.0)])
-    progress, batches = Progress("lm", steps), blocks(tokenizer, random.Random(1))
+    progress, batches = Progress("lm", steps), blocks(tokenizer, english, random.Random(1))
     for step in range(steps):
         ids, weights = next(batches)
         loss = weighted_loss(model(ids).logits, ids, weights)
         optimize(optimizer, loss, learning_rate(step, steps, 2e-3))
         progress(step, loss=loss.item())
     model.eval().save_pretrained(out / "lm")
-    return {"reading_exact_match": reading_exact_match(model, tokenizer)}
+    return {
+        "reading_exact_match": reading_exact_match(model, tokenizer),
+        "english_loss": english_loss(model, tokenizer, english),
+    }
