@@ -29,8 +29,6 @@ from tuninglab.embedded.scenes import sample_scene
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor
 
 PICTURES, ROWS_EACH = 24, 3
-# Which object a statement starts with is the author's whim; what follows is in the picture.
-START_WEIGHT = 0.05
 TEXT_EVERY, PAIR_EVERY = 5, 4
 PATCH_WEIGHT = 0.15
 GATE_AT_START = 0.5  # all parts are trained here, so nothing has to be protected by a closed gate
@@ -74,7 +72,8 @@ def rows_about(picture: Picture, rng: random.Random, count: int) -> list[Row]:
             row = [(caption(picture), 1.0)]
         else:
             chosen = [said[(3 * k + j) % len(said)] for j in range(3)]
-            row = [piece for start, end in chosen for piece in ((start, START_WEIGHT), (end, 1.0))]
+            # What a statement starts with is the author's whim; what follows is in the picture.
+            row = [piece for start, end in chosen for piece in ((start, 0.0), (end, 1.0))]
         rows.append([("<image>", 0.0), *row, ("<|endofchunk|>", 1.0)])
     return rows
 
@@ -119,8 +118,8 @@ def caption_loss(
         ]
     ids, mask, weights = pad([row for picture_rows in rows for row in picture_rows], tokenizer)
     features = features.repeat_interleave(ROWS_EACH, 0)
-    logits = model(input_ids=ids, attention_mask=mask, image_features=features).logits
-    return weighted_loss(logits, ids, weights) + PATCH_WEIGHT * in_patches
+    said = weighted_loss(model, ids, weights, attention_mask=mask, image_features=features)
+    return said + PATCH_WEIGHT * in_patches
 
 
 @torch.no_grad()
@@ -229,7 +228,7 @@ def train_bridge(out: Path, english: English, steps: int) -> dict[str, float]:
     for step in range(first, steps):
         if step % TEXT_EVERY == TEXT_EVERY - 1:
             ids, weights = next(texts)
-            loss = weighted_loss(model(input_ids=ids).logits, ids, weights)
+            loss = weighted_loss(model, ids, weights)
         else:
             pair = step % PAIR_EVERY == 0
             loss = caption_loss(model, tokenizer, processor, heads, rng, pair)

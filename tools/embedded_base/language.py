@@ -67,14 +67,18 @@ def blocks(
         ids, weights = ids[size:], weights[size:]
 
 
-def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Next-token loss, averaged with the weight of the predicted token.
+def weighted_loss(
+    model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor, **inputs: torch.Tensor
+) -> torch.Tensor:
+    """Next-token loss, averaged with the weight of the predicted token; ids, weights (B, T).
 
-    Logits are (B, T, V), ids and weights (B, T).
+    Logits are computed where a token counts only: they are a third of the work.
     """
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weight = weights[:, 1:].flatten()
-    return (loss * weight).sum() / weight.sum()
+    weight, following = F.pad(weights[:, 1:], (0, 1)), F.pad(ids[:, 1:], (0, 1))
+    counts = weight > 0
+    logits = model(input_ids=ids, logits_to_keep=counts, **inputs).logits.flatten(0, -2)  # (N, V)
+    loss = F.cross_entropy(logits, following[counts], reduction="none")
+    return (loss * weight[counts]).sum() / weight.sum()
 
 
 @torch.no_grad()
@@ -124,7 +128,7 @@ def train_language_model(out: Path, english: English, steps: int) -> dict[str, f
     progress, batches = Progress("lm", steps), blocks(tokenizer, english, random.Random(1))
     for step in range(steps):
         ids, weights = next(batches)
-        loss = weighted_loss(model(ids).logits, ids, weights)
+        loss = weighted_loss(model, ids, weights)
         optimize(optimizer, loss, learning_rate(step, steps, 2e-3))
         progress(step, loss=loss.item())
     model.eval().save_pretrained(out / "lm")
