@@ -18,7 +18,9 @@ from tools.embedded_base.english import English
 STAGES = ("tokenizer", "lm", "tower", "bridge")
 
 
-def run_stage(stage: str, out: Path, english: English, steps: int | None) -> dict[str, float]:
+def run_stage(
+    stage: str, out: Path, english: English, steps: int | None, earlier: Path | None
+) -> dict[str, float]:
     """Run one stage with its default or the given number of steps; returns its figures."""
     if stage == "tokenizer":
         from tools.embedded_base.vocabulary import train_tokenizer
@@ -29,14 +31,14 @@ def run_stage(stage: str, out: Path, english: English, steps: int | None) -> dic
     if stage == "lm":
         from tools.embedded_base.language import train_language_model
 
-        return train_language_model(out, english, steps or 3000)
+        return train_language_model(out, english, steps or 3000, earlier)
     if stage == "tower":
         from tools.embedded_base.tower import train_tower
 
-        return train_tower(out, steps or 4000)
+        return train_tower(out, steps or 4000, earlier)
     from tools.embedded_base.bridge import train_bridge
 
-    return train_bridge(out, english, steps or 6000)
+    return train_bridge(out, english, steps or 6000, earlier)
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; none: all")
     parser.add_argument("--out", type=Path, default=Path("build/embedded_base"))
     parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--earlier", type=Path, help="a base to go on from, instead of nothing")
     parser.add_argument("--steps", type=int, help="instead of the default of the stage")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -62,7 +65,7 @@ def main() -> None:
     figures_file = options.out / "figures.json"
     for stage in stages:
         began_s = time.perf_counter()
-        figures = run_stage(stage, options.out, english, options.steps)
+        figures = run_stage(stage, options.out, english, options.steps, options.earlier)
         figures["wall_s"] = round(time.perf_counter() - began_s, 1)
         known = json.loads(figures_file.read_text()) if figures_file.exists() else {}
         figures_file.write_text(json.dumps({**known, stage: figures}, indent=2) + "\n")

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tools.embedded_base.captions import Picture, caption, statements
+from tools.embedded_base.earlier import take_bridge
 from tools.embedded_base.english import English
 from tools.embedded_base.language import blocks, encode_pieces, weighted_loss
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
@@ -36,8 +37,10 @@ GATE_AT_START = 0.5  # all parts are trained here, so nothing has to be protecte
 Row = list[tuple[str, float]]
 
 
-def new_flamingo(out: Path, tokenizer: PreTrainedTokenizerFast) -> FlamingoForConditionalGeneration:
-    """The two trained backbones, and a fresh bridge.
+def new_flamingo(
+    out: Path, tokenizer: PreTrainedTokenizerFast, earlier: Path | None = None
+) -> FlamingoForConditionalGeneration:
+    """The two trained backbones, and a bridge that is fresh or an earlier base's.
 
     The bridge has 2 Perceiver layers, and gated blocks at layers 1, 3 and 5.
     """
@@ -61,6 +64,8 @@ def new_flamingo(out: Path, tokenizer: PreTrainedTokenizerFast) -> FlamingoForCo
     for name, gate in model.named_parameters():
         if name.endswith("_gate"):
             torch.nn.init.constant_(gate, GATE_AT_START)
+    if earlier:
+        take_bridge(model, earlier)
     return model
 
 
@@ -204,7 +209,7 @@ def save_base(
     FlamingoProcessor(processor, tokenizer).save_pretrained(folder)
 
 
-def train_bridge(out: Path, english: English, steps: int) -> dict[str, float]:
+def train_bridge(out: Path, english: English, steps: int, earlier: Path | None) -> dict[str, float]:
     """Train the whole Flamingo on captions and text, save it to `out/base`, return its scores.
 
     Stopped and started again it goes on from its last thousand steps (`out/bridge.pt`).
@@ -212,7 +217,7 @@ def train_bridge(out: Path, english: English, steps: int) -> dict[str, float]:
     torch.manual_seed(0)
     tokenizer = load_tokenizer(out)
     processor = CLIPImageProcessorPil.from_pretrained(out / "tower")
-    model = new_flamingo(out, tokenizer)
+    model = new_flamingo(out, tokenizer, earlier)
     heads = torch.nn.Linear(model.vision_encoder.config.hidden_size, sum(CLASSES.values()))
     optimizer = make_optimizer([*rates(model), (heads, 1.0)])
     first, state = 0, out / "bridge.pt"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tools.embedded_base.earlier import take_language
 from tools.embedded_base.english import English
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
 from tools.embedded_base.text import passage, training_text
@@ -119,11 +120,15 @@ def english_loss(
     return round(losses / tokens, 3)
 
 
-def train_language_model(out: Path, english: English, steps: int) -> dict[str, float]:
-    """Train from nothing and save to `out/lm`; returns what it reached."""
+def train_language_model(
+    out: Path, english: English, steps: int, earlier: Path | None
+) -> dict[str, float]:
+    """Train and save to `out/lm`, from nothing or from an earlier base; returns what it reached."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(out)
     model = new_language_model(tokenizer)
+    if earlier:
+        take_language(model, tokenizer, earlier)
     optimizer = make_optimizer([(model, 1.0)])
     progress, batches = Progress("lm", steps), blocks(tokenizer, english, random.Random(1))
     for step in range(steps):

@@ -10,11 +10,19 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tuninglab.embedded.drawings import Drawing, DrawingScene, drawings, sample_drawings
+from tuninglab.embedded.drawings import (
+    Drawing,
+    DrawingScene,
+    asked_about,
+    drawings,
+    sample_drawings,
+)
 from tuninglab.embedded.scenes import SIDE_PX
 
-# There are as many people, hands and flags as of everything else together.
-CROWDED, CROWDED_SHARE = ("person", "hand", "flag", "body part"), 0.3
+# Half of what is shown are things of everyday life, which are a quarter of all drawings: the others
+# are flags, signs, and people and hands in six skins.
+EVERYDAY_SHARE, CROWDED_SHARE = 0.5, 0.2
+CROWDED = ("person", "hand", "flag", "body part")
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,17 @@ class VariedDrawings(DrawingScene):
 
 
 @cache
-def seen_drawings() -> tuple[tuple[Drawing, ...], tuple[Drawing, ...]]:
-    """What training may show: the crowded kinds, and all others."""
-    seen = [d for d in drawings() if not d.held_out]
-    crowded = tuple(d for d in seen if d.kind in CROWDED)
-    return crowded, tuple(d for d in seen if d.kind not in CROWDED)
+def seen_drawings() -> tuple[tuple[Drawing, ...], ...]:
+    """What training may show: things of everyday life, the crowded kinds, and all others."""
+    everyday = asked_about(held_out=False)
+    rest = [d for d in drawings() if not d.held_out and d not in everyday]
+    crowded = tuple(d for d in rest if d.kind in CROWDED)
+    return everyday, crowded, tuple(d for d in rest if d.kind not in CROWDED)
 
 
 def sample_varied_drawings(rng: random.Random) -> VariedDrawings:
     """Content as in tuning, varied in look."""
-    crowded, others = seen_drawings()
-    plain = sample_drawings(rng, crowded if rng.random() < CROWDED_SHARE else others)
+    shares = EVERYDAY_SHARE, CROWDED_SHARE, 1 - EVERYDAY_SHARE - CROWDED_SHARE
+    (among,) = rng.choices(seen_drawings(), shares)
+    plain = sample_drawings(rng, among)
     return VariedDrawings(plain.things, plain.seed)
