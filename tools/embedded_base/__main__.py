@@ -1,7 +1,9 @@
 """Rebuild the embedded base: `python -m tools.embedded_base --out build/embedded_base`.
 
-It starts from nothing. Stages run in order, each leaves its part in --out and its figures in
-figures.json; name one or more to run those.
+It starts from nothing but text: --sources is a folder with WordNet's data.noun, data.verb, data.adj
+and data.adv (Debian's wordnet-base) and the English and Chinese annotations.json of npm's
+cldr-annotations-full as names.json and names_zh.json. Stages run in order, each leaves its part in
+--out and its figures in figures.json; name one or more to run those.
 """
 
 import argparse
@@ -11,30 +13,32 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("tokenizer", "lm", "tower", "bridge", "refine")
+from tools.embedded_base.english import English
+
+STAGES = ("tokenizer", "lm", "tower", "bridge")
 
 
-def run_stage(stage: str, out: Path, steps: int | None) -> dict[str, float]:
+def run_stage(
+    stage: str, out: Path, english: English, steps: int | None, earlier: Path | None
+) -> dict[str, float]:
     """Run one stage with its default or the given number of steps; returns its figures."""
     if stage == "tokenizer":
         from tools.embedded_base.vocabulary import train_tokenizer
 
-        tokenizer = train_tokenizer()
+        tokenizer = train_tokenizer(english)
         tokenizer.save_pretrained(out / "tokenizer")
         return {"vocabulary_tokens": len(tokenizer)}
     if stage == "lm":
         from tools.embedded_base.language import train_language_model
 
-        return train_language_model(out, steps or 1500)
+        return train_language_model(out, english, steps or 3000, earlier)
     if stage == "tower":
         from tools.embedded_base.tower import train_tower
 
-        return train_tower(out, steps or 2000)
+        return train_tower(out, steps or 4000, earlier)
     from tools.embedded_base.bridge import train_bridge
 
-    if stage == "refine":
-        return train_bridge(out, steps or 1300, refine=True)
-    return train_bridge(out, steps or 5000)
+    return train_bridge(out, english, steps or 6000, earlier)
 
 
 def main() -> None:
@@ -44,6 +48,8 @@ def main() -> None:
     )
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; none: all")
     parser.add_argument("--out", type=Path, default=Path("build/embedded_base"))
+    parser.add_argument("--sources", type=Path, required=True)
+    parser.add_argument("--earlier", type=Path, help="a base to go on from, instead of nothing")
     parser.add_argument("--steps", type=int, help="instead of the default of the stage")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -55,10 +61,11 @@ def main() -> None:
         parser.error("--steps is for one stage: name it")
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    english = English(options.sources)
     figures_file = options.out / "figures.json"
     for stage in stages:
         began_s = time.perf_counter()
-        figures = run_stage(stage, options.out, options.steps)
+        figures = run_stage(stage, options.out, english, options.steps, options.earlier)
         figures["wall_s"] = round(time.perf_counter() - began_s, 1)
         known = json.loads(figures_file.read_text()) if figures_file.exists() else {}
         figures_file.write_text(json.dumps({**known, stage: figures}, indent=2) + "\n")

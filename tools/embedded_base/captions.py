@@ -10,16 +10,27 @@ import random
 from itertools import permutations
 
 from tuninglab.embedded.digits import DigitScene
+from tuninglab.embedded.drawings import Drawing, DrawingScene
 from tuninglab.embedded.questions import absent_name, with_article
 from tuninglab.embedded.scenes import COLORS, SHAPES, Scene, direction, sample_scene
 
 # (start, continuation): the start is given or cheap to guess, the continuation needs the picture
 Statement = tuple[str, str]
+Picture = Scene | DigitScene | DrawingScene
+NUMBERS = ("no", "one", "two", "three", "four")
 
 
-def caption(picture: Scene | DigitScene) -> str:
+def caption(picture: Picture) -> str:
     """All things in reading order, in one sentence."""
-    if isinstance(picture, DigitScene):
+    if isinstance(picture, DrawingScene):
+        shown = [t.drawing for t in picture.things]
+        parts = [
+            name_in_caption(d)
+            if shown.count(d) == 1
+            else f"{NUMBERS[shown.count(d)]} times {d.name}"
+            for d in dict.fromkeys(shown)
+        ]
+    elif isinstance(picture, DigitScene):
         parts = [f"a {ink.color} {ink.digit}" for ink in picture.inks]
     else:
         parts = [f"a {t.size} {t.name} at the {t.place}" for t in picture.things]
@@ -35,8 +46,10 @@ def caption_text(rng: random.Random) -> str:
     return " ".join(f"{a} {b}" for a, b in scene_statements(scene, rng)[:3])
 
 
-def statements(picture: Scene | DigitScene, rng: random.Random) -> list[Statement]:
+def statements(picture: Picture, rng: random.Random) -> list[Statement]:
     """Statements in random order, each with one right continuation."""
+    if isinstance(picture, DrawingScene):
+        return drawing_statements(picture, rng)
     if isinstance(picture, DigitScene):
         return digit_statements(picture, rng)
     return scene_statements(picture, rng)
@@ -91,6 +104,45 @@ def digit_statements(scene: DigitScene, rng: random.Random) -> list[Statement]:
             said.append((f"The {ink.digit} is", f"{ink.color}."))
     rng.shuffle(said)
     return said
+
+
+def drawing_statements(scene: DrawingScene, rng: random.Random) -> list[Statement]:
+    """What can be said of drawings: name, kind, skin, colour, keywords, place, number."""
+    shown = [t.drawing for t in scene.things]
+    said: list[Statement] = [("The picture shows", number(len(shown), "thing"))]
+    if len(shown) == 1:
+        only = shown[0]
+        said += [("It shows", f"{name_in_caption(only)}."), ("Its name is", f"{only.name}.")]
+        said += [("It is a kind of", f"{only.kind}.")] * bool(only.kind)
+        said += [("Its main color is", f"{only.color}.")] * bool(only.color)
+        if only.keywords:
+            words = rng.sample(only.keywords, min(3, len(only.keywords)))
+            said.append(("It has to do with", f"{', '.join(words)}."))
+        if only.kind in ("hand", "body part", "person"):
+            said.append(("The skin is", f"{only.tone or 'yellow'}."))
+    else:
+        for drawing in dict.fromkeys(shown):
+            said.append((f"As for {drawing.name}, there is", f"{NUMBERS[shown.count(drawing)]}."))
+        kinds = [d.kind for d in shown]
+        for kind in sorted({k for k in kinds if k}):
+            said.append((f"The number of things of kind {kind} is", f"{kinds.count(kind)}."))
+        for d, place in zip(shown, scene.places, strict=True):
+            said.append((f"At the {place} one sees", f"{name_in_caption(d)}."))
+            said += [(f"The thing at the {place} is a kind of", f"{d.kind}.")] * bool(d.kind)
+            said += [(f"The thing at the {place} is mainly", f"{d.color}.")] * bool(d.color)
+            if shown.count(d) == 1:
+                said.append((f"The {d.name} is at the", f"{place}."))
+    rng.shuffle(said)
+    return said
+
+
+def name_in_caption(drawing: Drawing) -> str:
+    """`a red apple`, `thumbs up with dark skin`; what is many or has no article gets none."""
+    name = drawing.name
+    plural = name.endswith("s") and not name.endswith("ss")
+    if not (plural or name[0].isupper() or drawing.kind in ("hand", "key", "zodiac sign", "")):
+        name = with_article(name)
+    return f"{name} with {drawing.tone} skin" if drawing.tone else name
 
 
 def number(count: int, noun: str) -> str:

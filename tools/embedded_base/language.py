@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tools.embedded_base.earlier import take_language
+from tools.embedded_base.english import English
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
 from tools.embedded_base.text import passage, training_text
 from tools.embedded_base.vocabulary import load_tokenizer
 
 BATCH, BLOCK_TOKENS = 24, 96
+ENGLISH_SHARE = 0.6  # of documents
 
 
 def new_language_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -45,14 +48,16 @@ def encode_pieces(
 
 
 def blocks(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, english: English, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of packed documents: ids (B, T) and loss weights (B, T)."""
     ids: list[int] = []
     weights: list[float] = []
     while True:
         while len(ids) < BATCH * BLOCK_TOKENS:
-            more, weight = encode_pieces(training_text(rng), tokenizer)
+            real = rng.random() < ENGLISH_SHARE
+            pieces = [(english.draw(rng), 1.0)] if real else training_text(rng)
+            more, weight = encode_pieces(pieces, tokenizer)
             ids += [tokenizer.bos_token_id, *more, tokenizer.eos_token_id]
             weights += [0.0, *weight, 0.1]
         size = BATCH * BLOCK_TOKENS
@@ -63,14 +68,18 @@ def blocks(
         ids, weights = ids[size:], weights[size:]
 
 
-def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Next-token loss, averaged with the weight of the predicted token.
+def weighted_loss(
+    model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor, **inputs: torch.Tensor
+) -> torch.Tensor:
+    """Next-token loss, averaged with the weight of the predicted token; ids, weights (B, T).
 
-    Logits are (B, T, V), ids and weights (B, T).
+    Logits are computed where a token counts only: they are a third of the work.
     """
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weight = weights[:, 1:].flatten()
-    return (loss * weight).sum() / weight.sum()
+    weight, following = F.pad(weights[:, 1:], (0, 1)), F.pad(ids[:, 1:], (0, 1))
+    counts = weight > 0
+    logits = model(input_ids=ids, logits_to_keep=counts, **inputs).logits.flatten(0, -2)  # (N, V)
+    loss = F.cross_entropy(logits, following[counts], reduction="none")
+    return (loss * weight[counts]).sum() / weight.sum()
 
 
 @torch.no_grad()
@@ -96,17 +105,39 @@ def reading_exact_match(
     return right / count
 
 
-def train_language_model(out: Path, steps: int) -> dict[str, float]:
-    """Train from nothing and save to `out/lm`; returns what it reached."""
+@torch.no_grad()
+def english_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, english: English, count: int = 300
+) -> float:
+    """Nats a token on documents of real text (drawn anew, from the same sources)."""
+    rng, losses, tokens = random.Random(98), 0.0, 0
+    for _ in range(count):
+        ids = [tokenizer.bos_token_id, *tokenizer(english.draw(rng)).input_ids]
+        losses += model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (
+            len(ids) - 1
+        )
+        tokens += len(ids) - 1
+    return round(losses / tokens, 3)
+
+
+def train_language_model(
+    out: Path, english: English, steps: int, earlier: Path | None
+) -> dict[str, float]:
+    """Train and save to `out/lm`, from nothing or from an earlier base; returns what it reached."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(out)
     model = new_language_model(tokenizer)
+    if earlier:
+        take_language(model, tokenizer, earlier)
     optimizer = make_optimizer([(model, 1.0)])
-    progress, batches = Progress("lm", steps), blocks(tokenizer, random.Random(1))
+    progress, batches = Progress("lm", steps), blocks(tokenizer, english, random.Random(1))
     for step in range(steps):
         ids, weights = next(batches)
-        loss = weighted_loss(model(ids).logits, ids, weights)
+        loss = weighted_loss(model, ids, weights)
         optimize(optimizer, loss, learning_rate(step, steps, 2e-3))
         progress(step, loss=loss.item())
     model.eval().save_pretrained(out / "lm")
-    return {"reading_exact_match": reading_exact_match(model, tokenizer)}
+    return {
+        "reading_exact_match": reading_exact_match(model, tokenizer),
+        "english_loss": english_loss(model, tokenizer, english),
+    }

@@ -32,7 +32,7 @@ def make_optimizer(modules: Iterable[tuple[torch.nn.Module, float]]) -> torch.op
         )
         if gates:
             groups.append({"params": gates, "weight_decay": 0.0, "scale": 10 * scale})
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
 def optimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:

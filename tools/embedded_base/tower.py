@@ -13,33 +13,41 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from tools.embedded_base.captions import Picture
+from tools.embedded_base.earlier import take_tower
 from tools.embedded_base.schedule import Progress, learning_rate, make_optimizer, optimize
 from tools.embedded_base.strokes import sample_varied_digits
+from tools.embedded_base.varied_drawings import sample_varied_drawings
 from tuninglab.embedded.digits import DigitScene, sample_digits
-from tuninglab.embedded.scenes import COLORS, SHAPES, SIDE_PX, SIZES, Scene, sample_scene
+from tuninglab.embedded.drawings import DrawingScene, drawings, sample_drawings
+from tuninglab.embedded.scenes import COLORS, SHAPES, SIDE_PX, SIZES, sample_scene
 
 PATCH_PX = 16
 GRID = SIDE_PX // PATCH_PX
 BATCH = 48
-# classes per patch: colour, kind (shape or digit) and size, 0 for none; and which cell of the 3 x 3
-# grid it is in
+# All colours that a drawing may have are named too; UNASKED leaves a patch out of a class.
+COLOR_NAMES = (*COLORS, "white", "gray", "brown", "pink")
+DRAWING_KINDS = tuple(dict.fromkeys(d.kind for d in drawings()))
+UNASKED = -100
+# Classes per patch: colour, kind (shape, digit or drawing) and size, 0 for none; which cell of the
+# 3 x 3 grid it is in; and what a drawing is a kind of.
 CLASSES = {
-    "color": 1 + len(COLORS),
-    "kind": 1 + len(SHAPES) + 10,
+    "color": 1 + len(COLOR_NAMES),
+    "kind": 1 + len(SHAPES) + 10 + len(drawings()),
     "size": 1 + len(SIZES),
     "cell": 9,
+    "group": 1 + len(DRAWING_KINDS),
 }
-WEIGHTS = {"color": 0.5, "kind": 2.0, "size": 0.5, "cell": 1.0}
-
-Picture = Scene | DigitScene
+WEIGHTS = {"color": 0.5, "kind": 2.0, "size": 0.5, "cell": 1.0, "group": 1.0}
+DRAWING_SHARE = 0.6
 
 
 def new_tower() -> CLIPVisionModel:
-    """CLIP's vision architecture: 96 px, patches of 16 px, 128 wide, 4 layers."""
+    """CLIP's vision architecture: 96 px, patches of 16 px, 128 wide, 6 layers."""
     config = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         image_size=SIDE_PX,
         patch_size=PATCH_PX,
@@ -57,7 +65,9 @@ def new_image_processor() -> CLIPImageProcessorPil:
 
 
 def sample_picture(rng: random.Random) -> Picture:
-    """A training picture: half scenes, half handwriting of the train writers, varied."""
+    """A training picture: drawings, scenes, or handwriting of the train writers, varied."""
+    if rng.random() < DRAWING_SHARE:
+        return sample_varied_drawings(rng)
     return sample_scene(rng) if rng.random() < 0.5 else sample_varied_digits(rng)
 
 
@@ -71,17 +81,40 @@ def pixels(pictures: list[Picture], processor: CLIPImageProcessorPil) -> torch.T
 
 
 def labels(picture: Picture) -> np.ndarray:
-    """Classes of every patch, (P, 4), in the order of CLASSES."""
-    cells = np.zeros((9, 4), np.int64)
+    """Classes of every patch, (P, 5), in the order of CLASSES."""
+    if isinstance(picture, DrawingScene):
+        return drawing_labels(picture)
+    cells = np.zeros((9, 5), np.int64)
     cells[:, 3] = range(9)
     if isinstance(picture, DigitScene):
         for cell, ink in zip(picture.cells, picture.inks, strict=True):
-            cells[cell, :2] = 1 + list(COLORS).index(ink.color), 1 + len(SHAPES) + ink.digit
+            cells[cell, :2] = 1 + COLOR_NAMES.index(ink.color), 1 + len(SHAPES) + ink.digit
     else:
         for t in picture.things:
             kind, size = 1 + SHAPES.index(t.shape), 1 + list(SIZES).index(t.size)
-            cells[t.cell, :3] = 1 + list(COLORS).index(t.color), kind, size
-    return cells.reshape(3, 3, 4).repeat(GRID // 3, 0).repeat(GRID // 3, 1).reshape(-1, 4)
+            cells[t.cell, :3] = 1 + COLOR_NAMES.index(t.color), kind, size
+    return cells.reshape(3, 3, 5).repeat(GRID // 3, 0).repeat(GRID // 3, 1).reshape(-1, 5)
+
+
+def drawing_labels(picture: DrawingScene) -> np.ndarray:
+    """The same of drawings: a patch belongs to the one whose square covers over 40 % of it."""
+    patches = np.zeros((GRID, GRID, 5), np.int64)
+    starts = np.arange(GRID) * PATCH_PX
+    patches[..., 3] = 3 * (np.arange(GRID) // 2)[:, None] + np.arange(GRID) // 2
+    for thing in picture.things:
+        down, across = (
+            np.clip(
+                np.minimum(starts + PATCH_PX, at + thing.side) - np.maximum(starts, at), 0, None
+            )
+            for at in (thing.y, thing.x)
+        )
+        covered = np.outer(down, across) > 0.4 * PATCH_PX**2
+        drawing = thing.drawing
+        color = 1 + COLOR_NAMES.index(drawing.color) if drawing.color else UNASKED
+        kind, group = 16 + drawing.number, 1 + DRAWING_KINDS.index(drawing.kind)
+        patches[covered, :3] = color, kind, UNASKED
+        patches[covered, 4] = group
+    return patches.reshape(-1, 5)
 
 
 def patch_loss(
@@ -92,17 +125,21 @@ def patch_loss(
     Args:
         heads: one linear layer for all classes.
         tokens: patch tokens of the last layer, (B, P, D).
-        target: (B, P, 4).
+        target: (B, P, 5).
     """
     scores = heads(tokens).split(list(CLASSES.values()), -1)
     filled = target[..., 1] > 0
     total, accuracy = torch.zeros(()), {}
     for k, (name, score) in enumerate(zip(CLASSES, scores, strict=True)):
+        wanted = target[..., k]
         loss = F.cross_entropy(
-            score.flatten(0, 1), target[..., k].flatten(), reduction="none"
+            score.flatten(0, 1), wanted.flatten(), reduction="none", ignore_index=UNASKED
         ).view(filled.shape)
-        total = total + WEIGHTS[name] * (loss[filled].mean() + 0.2 * loss.mean())
-        accuracy[name] = (score.argmax(-1) == target[..., k])[filled].float().mean().item()
+        asked = filled & (wanted != UNASKED)
+        total = total + WEIGHTS[name] * (
+            loss[asked].sum() / asked.sum().clamp(min=1) + 0.2 * loss.mean()
+        )
+        accuracy[name] = (score.argmax(-1) == wanted)[asked].float().mean().item()
     return total, accuracy
 
 
@@ -112,23 +149,29 @@ def patch_accuracy(
 ) -> dict[str, float]:
     """Accuracy of the kind of object on unseen pictures: held-out pairs and validation writers."""
     rng, reached = random.Random(77), {}
+    unseen = tuple(d for d in drawings() if d.held_out)
     sources = {
         "held_out_pairs": lambda: sample_scene(rng, held_out=True),
         "val_writers": lambda: sample_digits(rng, "val"),
+        "drawings": lambda: sample_varied_drawings(rng),
+        "held_out_drawings": lambda: sample_drawings(rng, unseen),
     }
     for name, draw in sources.items():
         pictures = [draw() for _ in range(200)]
         tokens = tower(pixels(pictures, processor)).last_hidden_state[:, 1:]
         target = torch.from_numpy(np.stack([labels(p) for p in pictures]))
         for label, value in patch_loss(heads, tokens, target)[1].items():
-            reached[f"{name}_{label}"] = round(value, 4)
+            if value == value:  # no patch may be asked for it
+                reached[f"{name}_{label}"] = round(value, 4)
     return reached
 
 
-def train_tower(out: Path, steps: int) -> dict[str, float]:
-    """Train from nothing and save to `out/tower`; returns what it reached."""
+def train_tower(out: Path, steps: int, earlier: Path | None) -> dict[str, float]:
+    """Train from nothing or an earlier base, save to `out/tower`; returns what it reached."""
     torch.manual_seed(0)
     tower, processor = new_tower(), new_image_processor()
+    if earlier:
+        take_tower(tower, earlier)
     heads = torch.nn.Linear(tower.config.hidden_size, sum(CLASSES.values()))
     optimizer = make_optimizer([(tower, 1.0), (heads, 1.0)])
     progress, rng = Progress("tower", steps), random.Random(2)

@@ -1,4 +1,4 @@
-"""Stage 1: a byte-level BPE tokenizer of about 1000 tokens, trained on the pre-training text."""
+"""Stage 1: a byte-level BPE tokenizer of 4,096 tokens and three, trained on what is read."""
 
 import random
 from pathlib import Path
@@ -7,25 +7,30 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from tools.embedded_base.captions import caption, statements
+from tools.embedded_base.english import English
 from tools.embedded_base.strokes import sample_varied_digits
 from tools.embedded_base.text import training_text
+from tools.embedded_base.varied_drawings import sample_varied_drawings
 from tuninglab.embedded.scenes import sample_scene
 
-SIZE_TOKENS = 1024  # an upper bound: the small domain saturates below it
+SIZE_TOKENS = 4096
 
 
-def corpus(documents: int = 20_000):
-    """Texts and captions in equal parts."""
+def corpus(english: English, documents: int = 120_000):
+    """Real English most of all, our own texts, and captions."""
     rng = random.Random(0)
     for k in range(documents):
-        if k % 2:
+        if k % 6 < 4:
+            yield english.draw(rng)
+        elif k % 6 == 4:
             yield " ".join(text for text, _ in training_text(rng))
         else:
-            picture = sample_scene(rng) if rng.random() < 0.6 else sample_varied_digits(rng)
+            draw = rng.choice((sample_scene, sample_varied_digits, sample_varied_drawings))
+            picture = draw(rng)
             yield " ".join([caption(picture), *(f"{a} {b}" for a, b in statements(picture, rng))])
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
+def train_tokenizer(english: English) -> PreTrainedTokenizerFast:
     """The tokenizer; `<|endofchunk|>`, `<image>` and `<PAD>` come last, as in OpenFlamingo."""
     bpe = Tokenizer(models.BPE())
     # A text starts with a space of its own, as LLaMA's does: "blue" alone and " blue" in a sentence
@@ -47,7 +52,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus(), trainer)
+    bpe.train_from_iterator(corpus(english), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<s>",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuninglab.embedded.digits import DigitScene
+from tuninglab.embedded.drawings import DrawingScene
 from tuninglab.embedded.scenes import (
     COLORS,
     HELD_OUT_PAIRS,
@@ -13,6 +14,8 @@ from tuninglab.embedded.scenes import (
     Thing,
     direction,
 )
+
+Picture = Scene | DigitScene | DrawingScene
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Question:
 
 
 def ask(
-    picture: Scene | DigitScene,
+    picture: Picture,
     rng: random.Random,
     count: int,
     weights: Mapping[str, float] | None = None,
@@ -38,7 +41,11 @@ def ask(
         count: of questions; fewer where the picture allows fewer types.
         weights: how eagerly a type is drawn, 1 where it is not named.
     """
-    possible = ask_scene(picture, rng) if isinstance(picture, Scene) else ask_digits(picture, rng)
+    if isinstance(picture, DrawingScene):
+        possible = ask_drawings(picture, rng)
+    else:
+        known = ask_scene if isinstance(picture, Scene) else ask_digits
+        possible = known(picture, rng)  # pyright: ignore[reportArgumentType]
     rng.shuffle(possible)
     first_of_type = {q.type: q for q in reversed(possible)}
     # Weighted drawing without replacement (Efraimidis and Spirakis, 2006): the highest u ** (1/w).
@@ -131,4 +138,35 @@ def ask_digits(scene: DigitScene, rng: random.Random) -> list[Question]:
     asked.append(Question("digit by color", text, str(ink.digit)))
     where = "in the middle" if place == "middle" else f"on the {place}"
     asked.append(Question("digit by place", f"Which digit is {where}?", str(ink.digit)))
+    return asked
+
+
+def ask_drawings(scene: DrawingScene, rng: random.Random) -> list[Question]:
+    """Every question on drawings that has one clear answer in this picture.
+
+    What is held out is not asked for by name: nobody can know the name of what was never shown.
+    """
+    shown = [thing.drawing for thing in scene.things]
+    if len(shown) == 1:
+        (only,) = shown
+        text = rng.choice(("What kind of thing is this?", "Which kind of thing do you see?"))
+        asked = [Question("kind", text, only.kind)]
+        if only.color:
+            asked.append(Question("main color", "Which color has most of it?", only.color))
+        if not only.held_out:
+            text = rng.choice(("What is this?", "What do you see?"))
+            asked.append(Question("what", text, only.name))
+        return asked
+    asked = [Question("how many things", "How many things do you see?", str(len(shown)))]
+    k = rng.randrange(len(shown))
+    drawing, place = shown[k], scene.places[k]
+    text = f"What kind of thing do you see at the {place}?"
+    asked.append(Question("kind by place", text, drawing.kind))
+    count = str(shown.count(drawing))
+    if not drawing.held_out:
+        asked.append(Question("what by place", f"What do you see at the {place}?", drawing.name))
+        asked.append(Question("how many of it", f"How often do you see: {drawing.name}?", count))
+    kind = sum(other.kind == drawing.kind for other in shown)
+    text = f"How many things of the kind {drawing.kind} are there?"
+    asked.append(Question("how many of a kind", text, str(kind)))
     return asked

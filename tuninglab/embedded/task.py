@@ -1,7 +1,8 @@
 """The demo's task: questions about generated pictures, made on the fly from a seed.
 
-The splits differ by construction: training never shows a held-out colour-shape pair or a scan of a
-test writer; every test picture shows one of the two.
+The splits differ by construction: training never shows a held-out colour-shape pair, a scan of a
+test writer or a held-out thing. Every test picture of shapes shows such a pair, every one of
+handwriting such a writer, every other one of drawings such things only; the rest are new pictures.
 """
 
 import json
@@ -13,17 +14,22 @@ from pathlib import Path
 from tuninglab.console import say
 from tuninglab.data.sample import Message, Sample
 from tuninglab.data.sources import Source, fingerprint
-from tuninglab.embedded.digits import DigitScene, sample_digits
-from tuninglab.embedded.questions import Question, ask
-from tuninglab.embedded.scenes import Scene, sample_scene
+from tuninglab.embedded.digits import sample_digits
+from tuninglab.embedded.drawings import asked_about, sample_drawings
+from tuninglab.embedded.questions import Picture, Question, ask
+from tuninglab.embedded.scenes import sample_scene
 from tuninglab.errors import UserError
 
 SEEDS = {"train": 11, "val": 12, "test": 13}
 # What a picture of a split shows, so that figures can be reported apart.
 GROUPS = {
-    "train": ("scenes", "handwriting"),
-    "val": ("scenes", "handwriting, validation writers"),
-    "test": ("held-out pairs", "handwriting, unseen writers"),
+    "train": ("scenes", "handwriting", "drawings") * 2,
+    "val": ("scenes", "handwriting, validation writers", "drawings") * 2,
+    # Every other picture of drawings shows things that were never shown in any training.
+    "test": (
+        *("held-out pairs", "handwriting, unseen writers", "drawings in new pictures"),
+        *("held-out pairs", "handwriting, unseen writers", "drawings never shown"),
+    ),
 }
 VAL_QUESTIONS = 240
 TEST_QUESTIONS = 1000
@@ -36,13 +42,15 @@ TURNS = 3  # questions in a training dialogue; a test dialogue has one
 class Item:
     """A picture, the questions asked about it, and the group it belongs to."""
 
-    picture: Scene | DigitScene
+    picture: Picture
     questions: tuple[Question, ...]
     group: str
 
 
 class EmbeddedSamples(Source):
-    """Samples of a split, half shapes and half handwriting; a picture is drawn when asked for.
+    """Samples of a split, a third each of shapes, handwriting and drawings.
+
+    A picture is drawn when it is asked for.
 
     Args:
         split: train, val or test.
@@ -55,13 +63,17 @@ class EmbeddedSamples(Source):
         self.split = split
         self.items: list[Item] = []
         for k in range(count):
-            if k % 2:
+            group = GROUPS[split][k % 6]
+            picture: Picture
+            if k % 3 == 0:
+                picture = sample_scene(rng, held_out=split == "test")
+            elif k % 3 == 1:
                 picture = sample_digits(rng, split)
             else:
-                picture = sample_scene(rng, held_out=split == "test")
+                picture = sample_drawings(rng, asked_about(group == "drawings never shown"))
             weights = TRAIN_WEIGHTS if split == "train" else None
             questions = tuple(ask(picture, rng, turns, weights))
-            self.items.append(Item(picture, questions, GROUPS[split][k % 2]))
+            self.items.append(Item(picture, questions, group))
 
     def __len__(self) -> int:
         return len(self.items)
