@@ -19,10 +19,15 @@ from tuninglab.embedded.drawings import (
 )
 from tuninglab.embedded.scenes import SIDE_PX
 
-# Half of what is shown are things of everyday life, which are a quarter of all drawings: the others
-# are flags, signs, and people and hands in six skins.
-EVERYDAY_SHARE, CROWDED_SHARE = 0.5, 0.2
+# A quarter of what is shown are the few things that the task asks about, and a third others of
+# everyday life; most drawings are flags, signs, and people and hands in six skins.
+SHARES = {"asked": 0.25, "everyday": 0.35, "crowded": 0.15, "others": 0.25}
 CROWDED = ("person", "hand", "flag", "body part")
+EVERYDAY = (
+    *("fruit", "vegetable", "dish", "sweet", "drink", "mammal", "bird", "sea animal", "bug"),
+    *("flower", "plant", "land vehicle", "air vehicle", "water vehicle", "building", "clothing"),
+    *("instrument", "sport", "tool", "device", "household item", "reptile"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,21 @@ class VariedDrawings(DrawingScene):
 
 
 @cache
-def seen_drawings() -> tuple[tuple[Drawing, ...], ...]:
-    """What training may show: things of everyday life, the crowded kinds, and all others."""
-    everyday = asked_about(held_out=False)
-    rest = [d for d in drawings() if not d.held_out and d not in everyday]
-    crowded = tuple(d for d in rest if d.kind in CROWDED)
-    return everyday, crowded, tuple(d for d in rest if d.kind not in CROWDED)
+def seen_drawings() -> dict[str, tuple[Drawing, ...]]:
+    """What training may show, by the names of SHARES."""
+    groups: dict[str, list[Drawing]] = {name: [] for name in SHARES}
+    for drawing in drawings():
+        if drawing in asked_about(held_out=False):
+            groups["asked"].append(drawing)
+        elif not drawing.held_out and drawing.kind in EVERYDAY:
+            groups["everyday"].append(drawing)
+        elif not drawing.held_out:
+            groups["crowded" if drawing.kind in CROWDED else "others"].append(drawing)
+    return {name: tuple(found) for name, found in groups.items()}
 
 
 def sample_varied_drawings(rng: random.Random) -> VariedDrawings:
     """Content as in tuning, varied in look."""
-    shares = EVERYDAY_SHARE, CROWDED_SHARE, 1 - EVERYDAY_SHARE - CROWDED_SHARE
-    (among,) = rng.choices(seen_drawings(), shares)
-    plain = sample_drawings(rng, among)
+    (name,) = rng.choices(list(SHARES), list(SHARES.values()))
+    plain = sample_drawings(rng, seen_drawings()[name])
     return VariedDrawings(plain.things, plain.seed)
