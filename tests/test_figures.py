@@ -172,3 +172,18 @@ def test_the_table_of_costs():
     assert f"16 bits without int8: {plain:.0f} MiB" in shown[1][1]
     steps = result("true_size")["step_s"]
     assert f"a step took {min(steps):.0f} to {max(steps):.0f} s" in README
+
+
+def test_the_table_of_own_data():
+    (shown,) = tables(README, "exact match on held-out records")
+    sets = result("own_data")["sets"]
+    assert len(shown) == len(sets)
+    for (name, *cells), found in zip(shown, sets.values(), strict=True):
+        (run,) = found["runs"]
+        assert f"{found['records']:,} records on {found['pictures']:,} pictures" in name
+        order = ("before", "after", "blank", "shuffled", "prior")
+        assert cells == [f"{100 * run[part]:.1f}" for part in order]
+        # What the project promises of data that the base never saw.
+        assert run["after"] >= max(run["prior"], run["blank"]) + 0.2 and run["command_s"] <= 300
+    slowest = max(found["runs"][0]["command_s"] for found in sets.values())
+    assert f"at most {slowest:.0f} s on 2 cores" in " ".join(README.split())
