@@ -3,9 +3,9 @@
     python benchmarks/own_data.py --twitter emoji-datasource-twitter --stamps stamps
 
 The pictures: the npm package emoji-datasource-twitter, unpacked (drawings, by Twitter), and
-usr/share/tuxpaint/stamps of Debian's tuxpaint-stamps-default (photographs and drawings). Pre-training
-saw none of them. Of a drawing in several skins one is taken, so that nothing shown lies in two splits.
-Writes benchmarks/results/own_data.json.
+usr/share/tuxpaint/stamps of Debian's tuxpaint-stamps-default (photographs and drawings).
+Pre-training saw none of them. Of a drawing in several skins one is taken, so that nothing shown
+lies in two splits. Writes benchmarks/results/own_data.json.
 """
 
 import argparse

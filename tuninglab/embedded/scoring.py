@@ -27,6 +27,7 @@ class EmbeddedTask(PictureTask):
 
     NOUN = "questions"
     ANSWER_TOKENS = 12  # the longest answers are two words
+    scored: EmbeddedSamples
 
     def __init__(self, train_pictures: int, scored: str = "test", questions: int | None = None):
         train = EmbeddedSamples("train", train_pictures, TURNS)

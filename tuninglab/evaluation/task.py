@@ -48,7 +48,7 @@ class ExactMatchTask(Task):
     """Data whose answers are compared with true ones, `truths`, over all and by type, `kinds`."""
 
     NOUN: ClassVar[str]  # what it asks about, for people
-    ANSWER_TOKENS: ClassVar[int]  # whoever writes more is wrong
+    ANSWER_TOKENS: int  # whoever writes more is wrong
     scored: Sequence[Any]
     truths: Sequence[str]
     kinds: Sequence[str]

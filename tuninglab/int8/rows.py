@@ -6,7 +6,7 @@ Each pass is written once in torch and once in C (kernels/c); kernels/dispatch.p
 import threading
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _int_mm, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from tuninglab.kernels.dispatch import Kernel, run
 
@@ -62,13 +62,13 @@ def multiply(left: Tensor, right: Tensor, row_major: bool = False) -> Tensor:
         # torch 2.13 takes such a matrix for a transposed one and returns other numbers.
         return left.int() * right.int()
     if not left.is_cpu or torch.compiler.is_compiling():
-        return torch._int_mm(left, right)
+        return _int_mm(left, right)
     rows, columns = len(left), right.shape[1]
     # A column (K, 1) has the strides of a transposed matrix as well, and is misread as one.
     transposed = right.stride(0) == 1 and columns > 1
     if 1 < rows <= FEW_ROWS and transposed and not row_major:
-        return torch._int_mm(right.t(), left.t(), out=_scratch(columns, rows)).t()
-    return torch._int_mm(left, right, out=_scratch(rows, columns))
+        return _int_mm(right.t(), left.t(), out=_scratch(columns, rows)).t()
+    return _int_mm(left, right, out=_scratch(rows, columns))
 
 
 _memory = threading.local()

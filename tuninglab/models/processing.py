@@ -171,7 +171,7 @@ class FlamingoProcessor(ProcessorMixin):
         pixels = self.pixel_values(given)
         return BatchFeature(inputs | ({} if pixels is None else {"pixel_values": pixels}))
 
-    def pixel_values(self, rows: list[list[Any]]) -> Tensor | None:
+    def pixel_values(self, rows: Sequence[Sequence[Any]]) -> Tensor | None:
         """Images of B rows -> (B, M, 1, 3, H, W), short rows padded with zeros; None if none."""
         flat = [image for row in rows for image in row]
         if not flat:

@@ -103,6 +103,8 @@ def start(
     model: nn.Module, sampler: StepSampler, config: TrainingConfig, accelerator: Accelerator
 ) -> TrainState:
     """What training changes, before the first step: optimizer, schedule, position, generators."""
+    # `recipes.defaults` decided them.
+    assert config.learning_rate is not None and config.epochs is not None
     total = config.max_steps or config.epochs * sampler.steps_per_epoch
     tuning = config.tuning_config
     rates = (tuning.gate_lr_multiplier, tuning.part_learning_rates)

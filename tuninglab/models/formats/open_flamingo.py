@@ -84,7 +84,7 @@ def layout_of(
     layout = Layout(
         format=kind,
         family=family,
-        width=table.shape[1] if norm is None else norm.shape[0],
+        width=norm.shape[0] if norm is not None else table.shape[1],  # pyright: ignore
         media_width=latents.shape[1],
         gated_layers=layers,
         rows=None if table is None else table.shape[0],
