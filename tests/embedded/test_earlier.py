@@ -18,6 +18,9 @@ def test_layers_and_rows_are_those_of_before():
     take_tower(tower, base_directory())
     ids = tokenizer("The star is blue.", return_tensors="pt").input_ids
     with torch.no_grad():
+        # Its feed-forwards work without a picture, too; the language model has none of them.
+        for block in base.gated_blocks:
+            block.attn_gate.zero_(), block.ff_gate.zero_()
         torch.testing.assert_close(lm(ids).logits, base(input_ids=ids).logits)
         pixels = torch.randn(2, 3, 96, 96)
         theirs = base.encode_patches(pixels[:, None, None])[:, 0, 0]
@@ -25,7 +28,7 @@ def test_layers_and_rows_are_those_of_before():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_new_layer_passes_on_what_it_gets(monkeypatch):
+def test_a_new_layer_passes_on_what_it_gets():
     base, _ = load_flamingo(base_directory(), torch.float32)
     config = new_tower().config
     config.num_hidden_layers += 1
