@@ -19,6 +19,7 @@ from torch import nn
 from tuninglab.adapters import switching
 from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.lora import quietly
+from tuninglab.adapters.shipped_base import MARK, SETTINGS_NAME, check_shipped_base, shipped_mark
 from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
@@ -35,8 +36,6 @@ from tuninglab.models.weights import whole
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-# Beside PEFT's own files, because its configuration keeps no settings that it does not know.
-SETTINGS_NAME = "tuninglab.json"
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -130,8 +129,10 @@ def write_adapter(
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         kept.save_pretrained(str(beside), auto_mapping_dict=mapping)
         if media_mode is not None:
-            settings = json.dumps({"media_mode": media_mode})
-            (beside / SETTINGS_NAME).write_text(settings + "\n", "utf-8")
+            settings = {"media_mode": media_mode}
+            if kept.base_model_name_or_path == "embedded":
+                settings[MARK] = shipped_mark()
+            (beside / SETTINGS_NAME).write_text(json.dumps(settings) + "\n", "utf-8")
 
 
 @contextmanager
@@ -177,6 +178,7 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
         ValueError: the name is taken, or the model got an adapter otherwise.
     """
     directory = Path(directory)
+    check_shipped_base(directory)
     adapters, media_mode = switching.adapters_of(model), _media_mode(directory)
     if name in adapters.held:
         raise ValueError(f"there is an adapter {name!r} already")

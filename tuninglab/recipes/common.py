@@ -13,6 +13,7 @@ from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
 from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
+from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.splits import Splits
@@ -107,7 +108,7 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     run = RunFolder.plan(config)
     if config.resume:
         config = run.resumed_config(config)
-        newest_checkpoint(run.checkpoints)
+        check_shipped_base(newest_checkpoint(run.checkpoints) / "adapter")
     return config, run
 
 
