@@ -207,3 +207,9 @@ def test_every_block_and_every_nth_block_must_agree():
     assert FinetuneConfig().checkpoint_interval is None
     with pytest.raises(UserError, match="--checkpoint_every is 2"):
         FinetuneConfig(activation_checkpointing=True, checkpoint_every=2).validate()
+
+
+@pytest.mark.parametrize("word", ["false", "None", "true"])
+def test_a_folder_of_features_is_no_yes_or_no(word):
+    with pytest.raises(UserError, match="--cache_features is .*; expected auto, a folder"):
+        FinetuneConfig(cache_features=word).validate()

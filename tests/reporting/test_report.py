@@ -9,7 +9,7 @@ from PIL import Image
 from tuninglab import cli
 from tuninglab.errors import UserError
 from tuninglab.reporting.report import draw_curves, read_figures, write_report
-from tuninglab.reporting.tables import fact
+from tuninglab.reporting.tables import fact, looking
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -133,6 +133,16 @@ def test_the_headline_says_how_far_it_moved(run, before, after, said, unsaid):
 def test_the_headline_says_what_looking_is_worth(run, after, said):
     (run / "report.json").write_text(json.dumps(figures(0.1, after)))
     assert said in parsed(run).text
+
+
+@pytest.mark.parametrize(
+    ("after", "questions", "doubt"),
+    [(0.333, 6, True), (0.8, 6, True), (1.0, 6, False), (0.5, 1000, False), (0.5, None, False)],
+)
+def test_few_questions_can_be_right_by_chance(after, questions, doubt):
+    said = looking(after, {"blank": 0.167, "prior": 0.4 if after > 0.4 else 0.1}, questions)
+    assert "looking is worth" in said
+    assert ("can be chance" in said) == doubt
 
 
 def test_losses_stand_beside_those_of_guessing(run):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-from tuninglab.config.checks import check_positive
+from tuninglab.config.checks import check, check_positive
 from tuninglab.config.fields import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TuningConfig
@@ -62,6 +62,9 @@ class FinetuneConfig(TrainingConfig):
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
         check_positive(self, "cross_attn_every_n_layers", "embedded_pictures", "rounds")
+        # Taken for folders, these would do what nobody meant.
+        folder = (self.cache_features or "").lower() not in ("true", "false", "none")
+        check(folder, "cache_features", self.cache_features, "auto, a folder, or no such flag")
         super().validate()
 
     def _check_combinations(self) -> None:

@@ -23,7 +23,8 @@ def tell_validation(evaluation: dict[str, Any]) -> None:
     scores = {**evaluation["controls"], "prior": evaluation.get("prior", {})}
     if "exact_match" in evaluation["after"]:
         controls = {name: score["exact_match"] for name, score in scores.items()}
-        say(looking(evaluation["after"]["exact_match"], controls))
+        after = evaluation["after"]
+        say(looking(after["exact_match"], controls, after["count"]))
 
 
 def print_scores(report: dict[str, Any], title: str, kinds: str, questions: str) -> None:

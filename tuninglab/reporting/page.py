@@ -120,7 +120,8 @@ def _verdict(figures: dict[str, Any], scores: Scores) -> dict[str, str]:
         shares = {k: number(scores.get(k, {}).get("exact_match")) for k in UNSEEN}
         controls = {key: share for key, share in shares.items() if share is not None}
         if controls:
-            text = f"{what} {looking(after, controls)}"
+            asked = number(scores["after"].get("count"))
+            text = f"{what} {looking(after, controls, asked)}"
         else:
             text = what + _advice(abs(after - before) < LITTLE_ACCURACY, after < before)
         return {"before": percent(before), "after": percent(after), "text": text}

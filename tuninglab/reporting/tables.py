@@ -148,18 +148,23 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def looking(after: float, controls: Mapping[str, float]) -> str:
+def looking(after: float, controls: Mapping[str, float], questions: float | None) -> str:
     """In one sentence what looking is worth: at the pictures, or at the text if there are none.
 
     Args:
         after: exact match of the tuned model, from 0 to 1.
         controls: the same of blank, shuffled and prior, by name, at least one; data without
             pictures has the prior alone.
+        questions: how many were asked; None where it is not known.
     """
     name, best = max(controls.items(), key=lambda item: item[1])
     figures = f"{100 * after:.1f} % exactly right, {100 * best:.1f} % without looking ({name})"
     if after > best:
-        return f"{figures}: looking is worth {100 * (after - best):.1f} points."
+        worth = f"{figures}: looking is worth {100 * (after - best):.1f} points"
+        # Two standard errors of the difference, as if the two were asked other questions.
+        chance = 2 * math.sqrt((after * (1 - after) + best * (1 - best)) / (questions or math.inf))
+        doubt = f", which on {questions:.0f} questions can be chance: hold out more records"
+        return worth + (doubt if after - best < chance else "") + "."
     parts = ", or --tuning_config.train_perceiver true" if controls.keys() != {"prior"} else ""
     return (
         f"{figures}: it did not learn to look. More --epochs, a higher --learning_rate, more "
