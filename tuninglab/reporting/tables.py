@@ -162,9 +162,10 @@ def looking(after: float, controls: Mapping[str, float], questions: float | None
     if after > best:
         worth = f"{figures}: looking is worth {100 * (after - best):.1f} points"
         # Two standard errors of the difference, as if the two were asked other questions.
-        chance = 2 * math.sqrt((after * (1 - after) + best * (1 - best)) / (questions or math.inf))
-        doubt = f", which on {questions:.0f} questions can be chance: hold out more records"
-        return worth + (doubt if after - best < chance else "") + "."
+        spread = 2 * math.sqrt(after * (1 - after) + best * (1 - best))
+        if questions and after - best < spread / math.sqrt(questions):
+            worth += f", which on {questions:.0f} questions can be chance: hold out more records"
+        return f"{worth}."
     parts = ", or --tuning_config.train_perceiver true" if controls.keys() != {"prior"} else ""
     return (
         f"{figures}: it did not learn to look. More --epochs, a higher --learning_rate, more "
