@@ -113,7 +113,7 @@ def test_parts(shown, refused):
     # The rules show nothing of the root's own: said beside.
     assert "itself holds latents:[32, 128]" in shown.said
     assert shown("embedded", "--part", "lang_encoder.lm_head") == "root\n"
-    assert "weight:[947, 128]" in shown.said
+    assert "weight:[4099, 128]" in shown.said
     message = refused("embedded", "--part", "perciever")
     assert "'perceiver'" in message and "vision_encoder, perceiver, lang_encoder" in message
 

@@ -18,8 +18,8 @@ class DemoConfig:
     """Folder that holds the run folders."""
     max_steps: int | None = None
     """Stop after this many optimizer steps. None: the demonstration's own length."""
-    precision: Precision = "fp32"
-    """Number format of the computation; the demonstration was measured in fp32."""
+    precision: Precision = "auto"
+    """Number format of the computation; auto says what it chose and why."""
     seed: int = 0
     """Seed of data order, fresh weights and dropout."""
     threads: int | None = None

@@ -12,7 +12,7 @@ from tuninglab.recipes.ending import print_scores
 from tuninglab.recipes.flamingo import finetune
 
 # Chosen on the validation split (tools/choose_demo_settings.py): fits three minutes on 2 cores.
-PICTURES = 7000
+PICTURES = 9000
 SETTINGS = {"batch_size": 16, "learning_rate": 3e-3, "workers": 1, "eval_steps": 125}
 
 
