@@ -121,3 +121,11 @@ def test_a_script_beside_the_clone_finds_the_package_and_not_the_folder(tmp_path
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == PROJECT["version"], done.stderr
+
+
+def test_a_wheel_holds_all_that_the_package_reads():
+    package, shipped = ROOT / "tuninglab", set()
+    for pattern in PYPROJECT["tool"]["setuptools"]["package-data"]["tuninglab"]:
+        shipped |= set(package.glob(pattern))
+    files = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert [p for p in files if p.suffix != ".py" and p not in shipped] == []
