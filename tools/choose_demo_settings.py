@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--questions", type=int, default=800)
     options = parser.parse_args()
-    base = FinetuneConfig(run_name="try", overwrite=True, precision="fp32", **SETTINGS)
+    base = FinetuneConfig(run_name="try", overwrite=True, **SETTINGS)
     for size, rate in product(options.batch_sizes, options.learning_rates):
         with tempfile.TemporaryDirectory() as folder:
             config = replace(base, output_dir=folder, learning_rate=rate, batch_size=size)

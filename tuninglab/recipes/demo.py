@@ -11,7 +11,8 @@ from tuninglab.recipes.embedded_runs import check_own
 from tuninglab.recipes.ending import print_scores
 from tuninglab.recipes.flamingo import finetune
 
-# Chosen on the validation split (tools/choose_demo_settings.py): fits three minutes on 2 cores.
+# Chosen on the validation split (tools/choose_demo_settings.py): fits three minutes of 2 cores that
+# have bf16 arithmetic.
 PICTURES = 9000
 SETTINGS = {"batch_size": 16, "learning_rate": 3e-3, "workers": 1, "eval_steps": 125}
 
