@@ -2,7 +2,7 @@
 
 The drawings are those of Noto Color Emoji, their names Unicode's (see NOTICE);
 `python -m tools.embedded_drawings` makes the sheet. A part of the things they show, `held_out`, is
-kept out of all training, whatever its skin tone.
+never drawn in any training, whatever its skin tone.
 """
 
 import json

@@ -17,7 +17,7 @@ SHOWN_PICTURES = 24
 
 
 class EmbeddedTask(PictureTask):
-    """Questions about shapes and handwriting, scored by exact match.
+    """Questions about shapes, handwriting and drawings, scored by exact match.
 
     Args:
         train_pictures: dialogues to train on.
