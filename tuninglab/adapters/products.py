@@ -62,7 +62,9 @@ def choose_products(
     if len(votes) > 1:
         # A loss is the reason for all; a win counts where nobody lost.
         wins, found = min(votes, key=lambda vote: vote[0])
-        found += f"; {'so in all' if wins else 'in one of'} {len(votes)} processes, which must agree"
+        found += (
+            f"; {'so in all' if wins else 'in one of'} {len(votes)} processes, which must agree"
+        )
     choices.add("products in float32", "oneDNN" if wins else "torch's own", found)
     return "onednn" if wins else "torch"
 

@@ -99,9 +99,9 @@ class Training:
 
 def with_products(variants: Sequence[Variant], bench: Bench) -> list[Variant]:
     """The rows with their products in float32 decided: tried once for all of them, and said."""
-    asked = {variant.products for variant in variants if variant.precision == "fp32"} - {"torch"}
+    asked: set[Products] = {variant.products for variant in variants if variant.precision == "fp32"}
     found: dict[Products, Products] = {}
-    if asked:
+    if asked := asked - {"torch"}:
         kind, base = bench.workload.model_class, str(bench.base)
         model = load_weights(kind, "model", base, True, torch.float32).to(bench.device)
         found = {way: choose_products(way, model, torch.float32, Choices()) for way in asked}

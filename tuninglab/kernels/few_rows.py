@@ -74,8 +74,9 @@ def few_rows_in_c(model: nn.Module) -> Iterator[None]:
     Each by a `forward` of its own, so that its class, hooks, adapters around it and what is saved
     of it stay as they are. A layer that has such a forward already keeps it.
     """
-    kinds = (nn.Linear, FastLinear)
-    plain = [m for m in model.modules() if type(m) in kinds and "forward" not in vars(m)]
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear))
+    # Others of its kind may do more than multiply.
+    plain = [m for m in linear if type(m) in (nn.Linear, FastLinear) and "forward" not in vars(m)]
     try:
         for layer in plain:
             layer.forward = partial(_forward, layer)

@@ -15,8 +15,8 @@ from tuninglab.training.hardware import best_device
 def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     """Load a model in evaluation mode on the best device of this machine, and its processor.
 
-    A base is loaded as it is saved, even if the run held it in fewer bits, which is said. Nothing in
-    the model trains: its weights are frozen.
+    A base is loaded as it is saved, even if the run held it in fewer bits, which is said. Its
+    weights are frozen.
 
     Args:
         name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory (all
