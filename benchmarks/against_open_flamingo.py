@@ -165,12 +165,25 @@ def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
 
 
 def our_side(ours: Any, features: bool) -> tuple[Callable[..., float], Callable[..., Any]]:
-    """Train step and generation of tuninglab; `features` takes the latents as given."""
-    from tuninglab.adapters.lora import tune
-    from tuninglab.config.tuning import TuningConfig
+    """Train step and generation of tuninglab; `features` takes the latents as given.
 
+    With what the recipe chooses by itself: savers, attention and products.
+    """
+    from tuninglab.adapters.lora import tune
+    from tuninglab.adapters.products import choose_products, use_onednn
+    from tuninglab.config import FinetuneConfig
+    from tuninglab.config.tuning import TuningConfig
+    from tuninglab.console import Choices
+    from tuninglab.models.attention import choose_attention
+    from tuninglab.savers import add_savers
+
+    add_savers(ours.requires_grad_(False), FinetuneConfig().savers)
+    choose_attention(ours, torch.float32)
+    products = choose_products("auto", ours, torch.float32, Choices())
     # The gates stay frozen, as the peer's.
     model = tune(ours, TuningConfig(train_gates=False))
+    if products == "onednn":
+        use_onednn(model)
     latents: dict[int, torch.Tensor] = {}
 
     def inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

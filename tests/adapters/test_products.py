@@ -15,6 +15,7 @@ from tuninglab.adapters.lora import tune
 from tuninglab.adapters.products import FastLoraLinear, choose_products, use_onednn
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.console import Choices
+from tuninglab.kernels import compiled, few_rows
 from tuninglab.kernels.products import FastLinear
 
 
@@ -129,3 +130,35 @@ def test_the_choice_is_tried_said_and_kept(monkeypatch):
     monkeypatch.setattr(products, "has_onednn", lambda: False)
     assert choose_products("onednn", large, torch.float32, choices) == "torch"
     assert "this torch has no" in choices.made[-1]["reason"]
+
+
+def test_processes_multiply_alike(monkeypatch):
+    model, choices = nn.Linear(256, 256), Choices()
+    monkeypatch.setattr(products, "has_onednn", lambda: True)
+    monkeypatch.setattr(products, "faster", lambda shapes: (True, "tried: 0.5"))
+    for others, decided, reason in (
+        ([(True, "tried: 0.6")], "onednn", "tried: 0.5; so in all 2 processes, which must agree"),
+        ([(True, ""), (False, "tried: 0.9")], "torch", "tried: 0.9; in one of 3 processes, which"),
+    ):
+        asked = ("auto", model, torch.float32, choices, lambda votes, more=others: votes + more)
+        assert choose_products(*asked) == decided
+        assert reason in choices.made[-1]["reason"]
+
+
+@needs_onednn
+def test_few_rows_are_multiplied_in_c_in_these_layers_too(batch, monkeypatch):
+    if compiled.library() is None:
+        pytest.skip("no C compiler here")
+    model, calls, rows = tuned().eval(), calls_of(monkeypatch), []
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    given |= {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**given)
+    use_onednn(model)
+    product = few_rows._product
+    monkeypatch.setattr(few_rows, "SMALLEST", 0)
+    monkeypatch.setattr(
+        few_rows, "_product", lambda *args: rows.append(len(args[1])) or product(*args)
+    )
+    assert torch.equal(model.generate(**given), expected)
+    # Four layers of seven products in each of three steps, and the head in all four.
+    assert len(rows) >= 3 * 4 * 7 + 4 and calls

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from tuninglab import cli, comparison
+from tuninglab.adapters import products
+from tuninglab.adapters.products import FastLoraLinear
 from tuninglab.comparison import results, timing, variants
-from tuninglab.comparison.variants import INT8, PLAIN, Variant
+from tuninglab.comparison.variants import AS_IT_IS, INT8, PLAIN, Variant, with_products
 from tuninglab.comparison.workloads import FlamingoWorkload, TextWorkload
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
+from tuninglab.kernels.products import FastLinear
+from tuninglab.models import attention
 
 CPU = torch.device("cpu")
 SAVERS = ("norm", "glu", "attention", "loss", "embedding")
@@ -43,7 +47,7 @@ def test_compare_gives_one_object_with_rows_and_ratio(small, tmp_path, monkeypat
     config = FlanT5Config(output_dir=str(tmp_path), rounds=2, precision="bf16")
     result = comparison.compare(config)
     names = [row["config"] for row in result["rows"]]
-    assert names == [INT8, PLAIN, "fp32", "16-bit, same tricks"]
+    assert names == [INT8, PLAIN, "fp32", "16-bit, same tricks", AS_IT_IS]
     (left_out,) = result["left_out"]
     assert left_out["config"] == "bitsandbytes int8"
     assert "pip install 'tuninglab[int8]'" in left_out["reason"]
@@ -68,7 +72,7 @@ def test_finetune_compares_a_flamingo_and_prints_json_alone(small, tmp_path, mon
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     # Plain is fp32 here, so there is no second fp32 row.
-    assert [row["config"] for row in result["rows"]] == [INT8, PLAIN, "fp32, same tricks"]
+    assert [row["config"] for row in result["rows"]] == [INT8, PLAIN, "fp32, same tricks", AS_IT_IS]
     assert "Left out: bitsandbytes int8" in captured.err
     assert (tmp_path / "flamingo_comparison" / "comparison.png").is_file()
 
@@ -88,11 +92,13 @@ def test_a_library_that_is_missing_is_told(monkeypatch):
         comparison.measure_alone(FlanT5Config(precision="fp32", quantization="bnb-int8"))
 
 
-def test_rows_follow_the_flags_but_plain_has_nothing_of_ours():
+def test_rows_follow_the_flags_but_plain_is_what_a_run_is_by_itself():
     config = FlanT5Config(precision="bf16", checkpoint_every=2)
     rows = {row.config: row for row in comparison.rows_of(config, CPU)}
     assert rows[INT8] == Variant(INT8, "bf16", "int8", tuple(config.savers), 2)
-    assert rows[PLAIN] == Variant(PLAIN, "bf16")
+    assert rows[PLAIN] == Variant(PLAIN, "bf16", savers=("norm", "loss"))
+    nothing = Variant(AS_IT_IS, "bf16", products="torch", attention=False)
+    assert rows[AS_IT_IS] == nothing
     tricks = rows["16-bit, same tricks"]
     assert tricks == replace(rows[INT8], config=tricks.config, quantization="none")
     assert rows["bitsandbytes int8"].quantization == "bnb-int8"
@@ -124,6 +130,30 @@ def test_all_rows_are_one_model_and_learn_alike(small_bases, kind):
             # It learns: the last two steps are on the same batches as the first two.
             assert losses[4] < losses[0] and losses[5] < losses[1]
     assert plain[0] != plain[1]
+
+
+def test_rows_have_the_products_and_the_attention_of_a_run(small_bases, monkeypatch, capsys):
+    bench, tried = small_bases["flamingo"], []
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "faster", lambda shapes: tried.append(1) or (True, "tried"))
+    monkeypatch.setattr(attention, "bf16_cpu", lambda: True)
+    rows = [
+        Variant("plain", "fp32"),
+        Variant("plain, 16-bit", "bf16"),
+        Variant("saver", "bf16", savers=("attention",)),
+        Variant("as it is", "fp32", products="torch", attention=False),
+        Variant("as it is, 16-bit", "bf16", attention=False),
+    ]
+    decided = with_products(rows, bench)
+    assert [row.products for row in decided] == ["onednn", *["torch"] * 4]
+    # Once for all rows.
+    assert len(tried) == 1 and capsys.readouterr().err.count("products in float32: oneDNN") == 1
+    for row in decided:
+        model = row.build(bench, 0).state.model
+        kinds = {type(module) for module in model.modules()}
+        assert (FastLoraLinear in kinds) == (FastLinear in kinds) == (row.config == "plain")
+        own = model.get_base_model().lang_encoder.config._attn_implementation == "sdpa"
+        assert own == (row.config != "plain, 16-bit")
 
 
 def test_a_build_has_the_layers_and_the_seed_that_were_asked_for(small_bases):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tuninglab.data import features
-from tuninglab.data.features import content_digest, filling, look_at, open_cache
+from tuninglab.data import features, looking
+from tuninglab.data.features import filling, open_cache
+from tuninglab.data.looking import content_digest, look_at
 from tuninglab.errors import UserError, WorkError
 
 SHAPE = (5, 3)
@@ -79,7 +80,7 @@ def test_what_was_cut_off_is_free_again(tmp_path, name, missing):
     cache = open_cache(tmp_path / "kept", IDENTITY, *FORM)
     cache.write([0, 1, 2], digests(0, 1, 2), values(0, 1, 2))
     file = tmp_path / "kept" / name
-    row = 30 if name == "features.bin" else 32
+    row = 30 if name == "features.bin" else 36
     os.truncate(file, file.stat().st_size - missing)
     left = (3 * row - missing) // row
     cache = reopened(tmp_path / "kept")
@@ -88,6 +89,51 @@ def test_what_was_cut_off_is_free_again(tmp_path, name, missing):
     cache.write([left], digests(9), values(9))
     cache = reopened(tmp_path / "kept")
     assert torch.equal(cache.read([picture(0), picture(9)]), values(0, 9))
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_a_row_that_is_no_longer_what_was_written_is_told(tmp_path, row):
+    cache = open_cache(tmp_path / "kept", IDENTITY, *FORM)
+    cache.write([0, 1, 2], digests(0, 1, 2), values(0, 1, 2))
+    file = tmp_path / "kept" / "features.bin"
+    content = bytearray(file.read_bytes())
+    content[30 * row + 7] ^= 1
+    file.write_bytes(content)
+    cache = reopened(tmp_path / "kept")
+    others = [n for n in range(3) if n != row]
+    assert torch.equal(cache.read([picture(n) for n in others]), values(*others))
+    wanted = rf"features.bin: row {row} \(from byte {30 * row}\) is not .* Delete .*kept and start"
+    with pytest.raises(UserError, match=wanted) as told:
+        cache.read([picture(row)])
+    assert told.value.exit_code == 2
+
+
+def test_what_the_system_refuses_is_told_without_its_numbers(tmp_path, monkeypatch):
+    cache = open_cache(tmp_path, IDENTITY, *FORM)
+    cache.write([0], digests(0), values(0))
+    cache = reopened(tmp_path)
+
+    def refuse(*args, **more):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    def told(message):
+        return pytest.raises(UserError, match=rf"^(?!.*Errno){message}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.np, "fromfile", refuse)
+        with told("/.*features.bin cannot be read: Permission denied. Allow"):
+            cache.read([picture(0)])
+        with told("/.*index.bin cannot be read: Permission denied. Allow"):
+            cache.refresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(features.fcntl, "flock", refuse)
+        with told("--cache_features .* cannot be used: Permission denied. Name a folder"):
+            with filling(tmp_path):
+                pass
+    (tmp_path / "file").write_text("")
+    for use in (lambda f: open_cache(f, IDENTITY, *FORM), lambda f: filling(f).__enter__()):
+        with told("--cache_features .* cannot be used: Not a directory. Name a folder"):
+            use(tmp_path / "file" / "cache")
 
 
 def _killed(folder, place):
@@ -186,9 +232,12 @@ def test_a_folder_that_is_no_cache_is_left_alone(tmp_path, name, text):
     with pytest.raises(UserError, match="is no feature cache"):
         open_cache(tmp_path, IDENTITY, *FORM)
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [(name, text)]
-    with pytest.raises(UserError, match="Name another folder"):
+    with pytest.raises(UserError, match="cannot be used: File exists. Name a folder"):
         open_cache(tmp_path / name, IDENTITY, *FORM)
-    with pytest.raises(UserError, match="Name another folder"), filling(tmp_path / name):
+    with (
+        pytest.raises(UserError, match="cannot be used: File exists. Name a folder"),
+        filling(tmp_path / name),
+    ):
         pass
 
 
@@ -228,7 +277,7 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     first = look_at(file, cache.stamps())
     cache.remember({str(first.file): [*first.stamp, first.digest.hex()]})
     hashed = []
-    monkeypatch.setattr(features, "picture_digest", lambda image: hashed.append(image) or "00" * 32)
+    monkeypatch.setattr(looking, "picture_digest", lambda image: hashed.append(image) or "00" * 32)
     assert look_at(file, cache.stamps()) == first and hashed == []
     # Of the same size, but written later; and another one of another size at the same time.
     os.utime(file, ns=(first.stamp[1], first.stamp[1] + 1))

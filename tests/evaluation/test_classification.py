@@ -93,6 +93,23 @@ def test_each_part_is_computed_once(make_flamingo, make_batch):
     assert calls == {"vision": 1, "to_kv": 2, "lang": [(4, 10), (8, 2), (8, 3)]}
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "falcon_h1"])
+def test_only_rows_that_are_wanted_are_copied(family, make_flamingo, make_batch, monkeypatch):
+    """Sliding windows and the states of a Mamba beside keys and values, too."""
+    model, batch = make_flamingo(family), make_batch([[2], [3]])
+    batch["attention_mask"][:] = 1
+    expected = brute_force(model, batch, CANDIDATES)
+    copied, copy_of = [], torch.Tensor.__deepcopy__
+    monkeypatch.setattr(
+        torch.Tensor, "__deepcopy__", lambda self, memo: copied.append(self) or copy_of(self, memo)
+    )
+    found = candidate_log_probs(model, batch.pop("input_ids"), CANDIDATES, **batch, batch_size=3)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+    # A Mamba's states do not grow with the prompt: a copy of them costs little.
+    large = [tensor for tensor in copied if tensor.ndim > 1]
+    assert bool(large) == (family == "falcon_h1")
+
+
 def test_features_text_alone_and_the_mode_of_the_model(make_flamingo, make_batch):
     model, batch = make_flamingo().train(), make_batch(MARKS)
     ids, mask = batch["input_ids"], batch["attention_mask"]

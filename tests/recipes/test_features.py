@@ -183,6 +183,13 @@ def test_a_cache_of_another_model_or_precision_is_refused_by_name(config, tiny_b
         with pytest.raises(UserError, match=named) as refused:
             finetune(replace(config, run_name="b", **change))
         assert refused.value.exit_code == 2
+    # One from before its rows had checksums.
+    said = tmp_path / "kept" / "cache.json"
+    identity = json.loads(said.read_text())
+    said.write_text(json.dumps({k: v for k, v in identity.items() if k != "form"}))
+    with pytest.raises(UserError, match="form differ .form null there, 2 here.. Name another"):
+        finetune(replace(config, run_name="b"))
+    said.write_bytes(before["cache.json"])
     assert not (tmp_path / "b").exists()
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
 
@@ -205,7 +212,7 @@ def test_two_processes_fill_one_cache(config, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert choice(tmp_path / "two")["value"] == "cached, 12 new of 12 pictures"
-    assert (tmp_path / "kept" / "index.bin").stat().st_size == 12 * 32
+    assert (tmp_path / "kept" / "index.bin").stat().st_size == 12 * 36
     tuning = TuningConfig()
     one = replace(config, **{**flags, "run_name": "one", "batch_size": 4}, tuning_config=tuning)
     finetune(one)

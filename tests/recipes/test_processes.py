@@ -104,6 +104,36 @@ def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
     assert one["after"]["answers"] != one["before"]["answers"]
 
 
+UNLIKE = """
+import json, os, sys
+from tuninglab.adapters import products
+from tuninglab.config import FinetuneConfig
+from tuninglab.recipes.flamingo import finetune
+
+products.SMALL = 1
+slow = sys.argv[2]
+products.faster = lambda shapes: (os.environ["RANK"] != slow, "tried by " + os.environ["RANK"])
+finetune(FinetuneConfig(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slow", "decided"), [("1", "torch"), ("none", "onednn")])
+def test_processes_agree_on_their_products(config, tmp_path, slow, decided):
+    """oneDNN is slower in the second of two processes, or in none."""
+    (tmp_path / "unlike.py").write_text(UNLIKE)
+    given = {"model": config.model, "data": config.data, "output_dir": config.output_dir}
+    given |= {"precision": "fp32", "max_steps": 1, "batch_size": 2, "run_name": "two"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*torchrun, str(tmp_path / "unlike.py"), json.dumps(given), slow]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"products: {decided}" in (tmp_path / "two" / "config.yaml").read_text()
+    reason = "tried by 1; in one of 2" if slow == "1" else "tried by 0; so in all 2"
+    assert done.stderr.count(f"({reason} processes, which must agree)") == 1
+
+
 @pytest.mark.slow
 def test_script_runs_from_within_the_package(config, tmp_path):
     """As the source document writes it, with the blank argument of its stray `\\ `."""

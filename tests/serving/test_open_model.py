@@ -4,9 +4,13 @@ import shutil
 import pytest
 import torch
 
+from tests.kernels.test_products import needs_onednn
+from tuninglab.adapters import products
+from tuninglab.adapters.products import FastLoraLinear
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.yaml_file import config_yaml
 from tuninglab.errors import UserError
+from tuninglab.kernels.products import FastLinear
 from tuninglab.serving.open_model import open_model
 
 
@@ -133,3 +137,20 @@ def test_an_adapter_without_its_base_says_what_to_do(adapter, tmp_path):
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="set base_model_name_or_path"):
         open_model(str(adapter))
+
+
+@needs_onednn
+def test_products_are_chosen_as_a_run_does_and_told(
+    model_directory, run_folder, monkeypatch, capsys
+):
+    expected = [logits(open_model(str(name))[0]) for name in (model_directory, run_folder)]
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "faster", lambda shapes: (True, "tried"))
+    for name, wanted in zip((model_directory, run_folder), expected, strict=True):
+        capsys.readouterr()
+        model, _ = open_model(str(name))
+        assert capsys.readouterr().err.count("products in float32: oneDNN (tried)") == 1
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        kinds = {type(module) for module in model.modules()}
+        assert FastLinear in kinds and (FastLoraLinear in kinds) == (name == run_folder)
+        torch.testing.assert_close(logits(model), wanted, rtol=2e-4, atol=1e-5)

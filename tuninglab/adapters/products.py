@@ -1,6 +1,7 @@
 """Products in float32 through oneDNN: whether a model takes them, and its layers that then do."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from tuninglab.adapters.int8_lora import passes
 from tuninglab.config.training import Products
 from tuninglab.console import Choices
+from tuninglab.kernels.few_rows import fits
 from tuninglab.kernels.products import FastLinear, FrozenWithLora, faster, has_onednn, takes_onednn
 
 TRIED = 3  # shapes of weights: those that most layers have
@@ -18,8 +20,21 @@ TRIED = 3  # shapes of weights: those that most layers have
 SMALL = 2**15
 
 
+# Whether oneDNN wins, and what was found.
+Vote = tuple[bool, str]
+
+
+def alone(votes: list[Vote]) -> list[Vote]:
+    """The votes of a process that has no others beside it."""
+    return votes
+
+
 def choose_products(
-    asked: Products, model: nn.Module, dtype: torch.dtype, choices: Choices
+    asked: Products,
+    model: nn.Module,
+    dtype: torch.dtype,
+    choices: Choices,
+    gather: Callable[[list[Vote]], list[Vote]] = alone,
 ) -> Products:
     """Resolve `auto` into onednn or torch for a model on its device, with the reason.
 
@@ -28,6 +43,8 @@ def choose_products(
         model: whose layers are tried.
         dtype: that it computes in; only float32 on CPUs has a choice.
         choices: where it is said.
+        gather: votes of this process -> those of all. oneDNN must win on each, or all multiply as
+            torch does: processes of one run would round otherwise.
     """
     linear = [m.weight for m in model.modules() if type(m) is nn.Linear]
     linear = [w for w in linear if w.is_cpu and w.dtype == torch.float32]
@@ -41,6 +58,13 @@ def choose_products(
         wins, found = faster(tried)
     else:
         wins, found = asked == "onednn", "as asked for, or as the run was started"
+    votes = gather([(wins, found)])
+    if len(votes) > 1:
+        # A loss is the reason for all; a win counts where nobody lost.
+        wins, found = min(votes, key=lambda vote: vote[0])
+        found += (
+            f"; {'so in all' if wins else 'in one of'} {len(votes)} processes, which must agree"
+        )
     choices.add("products in float32", "oneDNN" if wins else "torch's own", found)
     return "onednn" if wins else "torch"
 
@@ -78,7 +102,8 @@ class FastLoraLinear(LoraLinear):
         b: Any = self.lora_B[names[0]].weight
         ready = base.bias is None or not base.bias.requires_grad
         ready = ready and type(base) in LINEAR and passes(self.lora_dropout[names[0]])
-        if not ready or not takes_onednn(x, base.weight, base.bias, a, b):
+        # Few rows, as generation has them, are C's: in the base layer, which PEFT calls.
+        if not ready or fits(x, base.weight) or not takes_onednn(x, base.weight, base.bias, a, b):
             return super().forward(x, *args, **kwargs)
         return FrozenWithLora.apply(x, base.weight, base.bias, a, b, self.scaling[names[0]])
 

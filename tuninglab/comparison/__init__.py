@@ -23,7 +23,14 @@ from tuninglab.comparison.results import (
     seed_spread,
 )
 from tuninglab.comparison.timing import SEEDS, take_turns
-from tuninglab.comparison.variants import INT8, PLAIN, Variant, only_possible, standard_rows
+from tuninglab.comparison.variants import (
+    INT8,
+    PLAIN,
+    Variant,
+    only_possible,
+    standard_rows,
+    with_products,
+)
 from tuninglab.comparison.workloads import (
     Bench,
     FlamingoWorkload,
@@ -87,15 +94,14 @@ def measure_alone(config: FlanT5Config) -> dict[str, Any]:
 
 def variant_of(config: TrainingConfig, name: str, precision: str) -> Variant:
     """The row that stands for the settings of a run."""
-    return Variant(
-        name, precision, config.base_format, tuple(config.savers), config.checkpoint_interval
-    )
+    shape = config.base_format, tuple(config.savers), config.checkpoint_interval
+    return Variant(name, precision, *shape, config.products)
 
 
 def rows_of(config: TrainingConfig, device: torch.device) -> list[Variant]:
-    """The rows to compare: int8 as these settings have it, plain without any saver, and rivals."""
+    """The rows to compare: int8 as these settings have it, plain as a run is by itself, rivals."""
     precision = choose_precision(config.precision, device.type, Choices())
-    none: dict[str, Any] = {"memory_savers": [], "checkpoint_every": None}
+    none: dict[str, Any] = {"memory_savers": None, "checkpoint_every": None}
     off = replace(
         config, enable_int8=False, quantization=None, activation_checkpointing=False, **none
     )
@@ -135,6 +141,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(workload, Path(folder), device)
         parameters = save_random(workload, bench.base)
+        possible = with_products(possible, bench)
         # First, and each alone: in a process that holds nothing yet, beside one that does nothing.
         memories = []
         for variant in possible:

@@ -166,7 +166,9 @@ def _settings(row: Row) -> list[str]:
     kept = {"none": [], "int8": ["int8 base"]}.get(row["quantization"], [row["quantization"]])
     every = row["checkpoint_every"]
     recomputed = [f"checkpoint_every {every}"] if every else []
-    return [row["precision"], *kept, *row["savers"], *recomputed]
+    products = ["oneDNN products"] if row["products"] == "onednn" else []
+    own = [] if row["attention"] else ["torch's own attention"]
+    return [row["precision"], *kept, *row["savers"], *recomputed, *products, *own]
 
 
 def draw_plot(rows: Sequence[Row], title: str, path: Path) -> None:

@@ -2,8 +2,9 @@
 
 A cache is a folder of four files. `cache.json` says what made the features. `features.bin` holds
 them as they were computed, a row a picture. `index.bin` holds for each row the sha256 of its
-picture, which is written once the row is on the disk: a row whose place in the index is all zeros,
-or lies beyond the end of either file, is not there. So a process may be killed at any moment.
+picture and the row's own CRC-32, written once the row is on the disk: a row whose place in the
+index is all zeros, or lies beyond the end of either file, is not there. So a process may be killed
+at any moment, and a row that a disk gave back otherwise is noticed when it is read.
 `files.json` remembers which file had which sha256, so that no picture is hashed twice.
 """
 
@@ -11,25 +12,25 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from tuninglab.data.images import load_image
+from tuninglab.data.looking import content_digest, is_file
 from tuninglab.data.sample import ImageSource
-from tuninglab.data.sources import picture_digest
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError, WorkError
 from tuninglab.progress import working
 
-DIGEST_BYTES = 32
+# Of the index: what a row is of, and what it was when it was written.
+PLACE = np.dtype([("digest", "V32"), ("sum", "<u4")])
 # What a process that was killed while it began a cache may leave in the folder.
 BEGUN = {".cache.json.writing"}
 MIB = 2**20
@@ -46,6 +47,7 @@ class FeatureCache:
         dtype: of the numbers, exactly as they were computed.
         rows: sha256 of a picture -> number of its row.
         files: picture file -> its sha256, as it was when the run began.
+        sums: number of a row -> its CRC-32.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class FeatureCache:
     dtype: torch.dtype
     rows: dict[bytes, int] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    sums: dict[int, int] = field(default_factory=dict)
 
     @property
     def row_bytes(self) -> int:
@@ -61,24 +64,32 @@ class FeatureCache:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def refresh(self) -> None:
-        """Read anew which pictures there are."""
+        """Read anew which pictures there are.
+
+        Raises:
+            UserError: the files cannot be read.
+        """
         places = self._index()
-        done = np.flatnonzero(places.any(axis=1)).tolist()
-        self.rows = {places[number].tobytes(): number for number in done}
+        done = np.flatnonzero(_taken(places)).tolist()
+        self.rows = {places["digest"][number].tobytes(): number for number in done}
+        self.sums = {number: int(places["sum"][number]) for number in done}
 
     def free_rows(self, count: int) -> list[int]:
         """The numbers of so many rows that hold nothing: those left half written come first."""
         places = self._index()
-        holes = np.flatnonzero(~places.any(axis=1)).tolist()
+        holes = np.flatnonzero(~_taken(places)).tolist()
         return [*holes, *range(len(places), len(places) + count)][:count]
 
     def _index(self) -> np.ndarray:
-        """The sha256 of each row (N, 32), of the rows that lie within both files."""
+        """The places (N,) of the rows that lie within both files."""
         index, features = self.folder / "index.bin", self.folder / "features.bin"
         if not (index.exists() and features.exists()):
-            return np.zeros((0, DIGEST_BYTES), np.uint8)
-        whole = min(index.stat().st_size // DIGEST_BYTES, features.stat().st_size // self.row_bytes)
-        return np.fromfile(index, np.uint8, whole * DIGEST_BYTES).reshape(-1, DIGEST_BYTES)
+            return np.zeros(0, PLACE)
+        try:
+            rows = index.stat().st_size // PLACE.itemsize
+            return np.fromfile(index, PLACE, min(rows, features.stat().st_size // self.row_bytes))
+        except OSError as error:
+            raise UserError(_unreadable(self.folder, index, error)) from error
 
     def write(self, numbers: Sequence[int], digests: Sequence[bytes], features: Tensor) -> None:
         """Write the rows of N pictures: features (N, *shape); then, that they are there.
@@ -89,7 +100,10 @@ class FeatureCache:
         # As bytes, because numpy has no bfloat16.
         rows = features.detach().cpu().flatten(1).contiguous().view(torch.uint8).numpy()
         self._put("features.bin", self.row_bytes, numbers, rows)
-        self._put("index.bin", DIGEST_BYTES, numbers, digests)
+        places = [
+            d + zlib.crc32(row).to_bytes(4, "little") for d, row in zip(digests, rows, strict=True)
+        ]
+        self._put("index.bin", PLACE.itemsize, numbers, places)
 
     def _put(self, name: str, size: int, numbers: Sequence[int], rows: Iterable[Any]) -> None:
         path = self.folder / name
@@ -111,7 +125,7 @@ class FeatureCache:
         """Features (M, *shape) of M pictures; one row of zeros where there is none.
 
         Raises:
-            UserError: a picture is not in the cache.
+            UserError: a picture is not in the cache, or its row is damaged or cannot be read.
         """
         if not images:
             # As a blank picture: no token sees it.
@@ -120,7 +134,7 @@ class FeatureCache:
 
     def _row(self, image: ImageSource) -> Tensor:
         # By its name a file stays what it was when the run began.
-        known = self.files.get(os.fspath(image)) if _is_file(image) else None
+        known = self.files.get(os.fspath(image)) if is_file(image) else None
         number = self.rows.get(known or content_digest(image))
         if number is None:
             raise UserError(
@@ -128,8 +142,17 @@ class FeatureCache:
                 "changed while the run went on. Start again."
             )
         # Opened anew each time: worker processes share no position in a file.
-        offset = number * self.row_bytes
-        row = np.fromfile(self.folder / "features.bin", np.uint8, self.row_bytes, offset=offset)
+        path, offset = self.folder / "features.bin", number * self.row_bytes
+        try:
+            row = np.fromfile(path, np.uint8, self.row_bytes, offset=offset)
+        except OSError as error:
+            raise UserError(_unreadable(self.folder, path, error)) from error
+        # Each time: it costs a part of the reading, and what was read before may lie elsewhere now.
+        if zlib.crc32(row.data) != self.sums[number]:
+            raise UserError(
+                f"{path}: row {number} (from byte {offset:,}) is not what was written (its "
+                f"checksum differs). Delete {self.folder} and start again: all is computed anew."
+            )
         return torch.from_numpy(row).view(self.dtype).view(self.shape)
 
     def stamps(self) -> dict[str, list[Any]]:
@@ -195,7 +218,7 @@ def open_cache(
             write_whole(said, json.dumps(identity, indent=2))
         found = json.loads(said.read_text(encoding="utf-8"))
     except (OSError, WorkError) as error:
-        raise UserError(f"--cache_features {folder}: {error}. Name another folder.") from error
+        raise _refused(folder, error) from error
     except ValueError as error:
         raise _no_cache(folder, "its cache.json is damaged") from error
     if not isinstance(found, dict):
@@ -209,6 +232,26 @@ def open_cache(
             "none: each model then has its own."
         )
     return FeatureCache(folder, name, shape, dtype)
+
+
+def _refused(folder: Path, error: OSError | WorkError) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"--cache_features {folder} cannot be used: {reason}. Name a folder on a local disk that "
+        "you may write to."
+    )
+
+
+def _unreadable(folder: Path, file: Path, error: OSError) -> str:
+    return (
+        f"{file} cannot be read: {error.strerror or error}. Allow its reading, or delete {folder}: "
+        "features are then computed anew."
+    )
+
+
+def _taken(places: np.ndarray) -> np.ndarray:
+    """Which places (N,) of the index are not all zeros: (N,)."""
+    return places.view(np.uint8).reshape(-1, PLACE.itemsize).max(axis=1) > 0
 
 
 def _no_cache(folder: Path, why: str) -> UserError:
@@ -235,53 +278,14 @@ def filling(folder: Path) -> Iterator[None]:
         # The folder itself: a file for this would be one more to explain.
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"--cache_features {folder}: {error}. Name another folder.") from error
+        raise _refused(folder, error) from error
     try:
         with working(f"waiting for another run that fills {folder}"):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Some network file systems have no locks.
+            except OSError as error:
+                raise _refused(folder, error) from error
         yield
     finally:
         os.close(lock)
-
-
-class Seen(NamedTuple):
-    """A picture by its sha256; of a file also where it is, its size and time of change (ns)."""
-
-    digest: bytes
-    file: str | None = None
-    stamp: tuple[int, int] = (0, 0)
-
-
-def look_at(image: ImageSource, known: Mapping[str, list[Any]]) -> Seen:
-    """What a picture is, by its content; a file is read unless `known` has it as it is.
-
-    Args:
-        image: as `load_image` takes it.
-        known: from `FeatureCache.stamps`.
-
-    Raises:
-        UserError: the picture cannot be read.
-    """
-    if not _is_file(image):
-        return Seen(content_digest(image))
-    try:
-        path, file = os.fspath(image), os.stat(image)
-        before = known.get(path, [])
-        if before[:2] == [file.st_size, file.st_mtime_ns]:
-            return Seen(bytes.fromhex(before[2]), path, (before[0], before[1]))
-        return Seen(content_digest(image), path, (file.st_size, file.st_mtime_ns))
-    except OSError:
-        # Tells what is wrong with it.
-        load_image(image)
-        raise
-
-
-def content_digest(image: ImageSource) -> bytes:
-    """The sha256 of a picture's file; of a picture in memory, of its pixels in RGB."""
-    # In other modes pixels alone do not say which colours they are.
-    picture = load_image(image) if isinstance(image, Image.Image) else image
-    return bytes.fromhex(picture_digest(picture))
-
-
-def _is_file(image: ImageSource) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(image, str | os.PathLike)

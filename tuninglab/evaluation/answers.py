@@ -15,6 +15,7 @@ from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
+from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.progress import working
 
 GREY = (128, 128, 128)
@@ -39,6 +40,7 @@ def generate_answers(
     batch_size: int = 64,
     max_new_tokens: int = 12,
     features: FeatureCache | None = None,
+    pictures: EncodedPictures | None = None,
 ) -> list[str]:
     """Greedy answers to the last question of each sample, as plain text.
 
@@ -49,6 +51,7 @@ def generate_answers(
         batch_size: dialogues generated together.
         max_new_tokens: longer answers are cut, and so are wrong.
         features: what was computed of the pictures, to be read instead.
+        pictures: where what is computed of them is kept for the next answers.
     """
     rows = SampleDataset(samples, processor, prompts_only=True, features=features)
     collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
@@ -58,6 +61,7 @@ def generate_answers(
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
             inputs = batch.to(device).inputs
+            inputs = inputs if pictures is None else pictures.encoded(model, inputs)
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new = ids[:, inputs["input_ids"].shape[1] :].tolist()
             answers += [decode_answer(row, processor.tokenizer) for row in new]

@@ -178,9 +178,7 @@ class _Prompts:
         # Causal attention alone would hide the padding; but masked, its positions stay within
         # what a table of learned positions has.
         mask = torch.cat([self.mask[which], (targets != IGNORED).long()], dim=1)
-        # Copied, because the forward appends to the cache it is given.
-        cache = copy.deepcopy(self.cache)
-        cache.reorder_cache(which)  # the only selection of rows that caches of all kinds have
+        cache = _rows_of(self.cache, which)
         logits = self.model(
             input_ids=new_ids,
             attention_mask=mask,
@@ -198,3 +196,16 @@ class _Prompts:
             reduction="none",
         )
         return -losses.sum(-1)
+
+
+def _rows_of(cache: Any, which: Tensor) -> Any:
+    """A cache of the rows `which` (N,) of another one, which stays as it is.
+
+    The forward appends to the cache that it is given, so each call has one of its own.
+    """
+    given = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    # The copy shares them until rows are selected, which makes new ones: whole they are as large
+    # as all prompts, and few of their rows may be wanted.
+    chosen = copy.deepcopy(cache, {id(tensor): tensor for tensor in given if tensor is not None})
+    chosen.reorder_cache(which)  # the only selection of rows that caches of all kinds have
+    return chosen

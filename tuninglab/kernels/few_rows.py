@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuninglab.kernels import compiled
 from tuninglab.kernels.dispatch import SUFFIXES, Kernel
+from tuninglab.kernels.products import FastLinear
 
 _FEW_ROWS = Kernel("few_rows(x: T[M K], weight: T[N K], bias: T[N]?) -> y: T[M N]")
 _FEW_ROWS_INT8 = Kernel("few_rows_int8(x: T[M K], weight: i8[N K], scale: f32[N]) -> y: T[M N]")
@@ -64,7 +64,7 @@ def _forward(linear: nn.Linear, input: Tensor) -> Tensor:
     alike = input.dtype is weight.dtype and (bias is None or bias.dtype is weight.dtype)
     if alike and fits(input, weight):
         return _product(_FEW_ROWS, input, weight, bias)
-    return F.linear(input, weight, bias)
+    return type(linear).forward(linear, input)
 
 
 @contextmanager
@@ -74,7 +74,9 @@ def few_rows_in_c(model: nn.Module) -> Iterator[None]:
     Each by a `forward` of its own, so that its class, hooks, adapters around it and what is saved
     of it stay as they are. A layer that has such a forward already keeps it.
     """
-    plain = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear))
+    # Others of its kind may do more than multiply.
+    plain = [m for m in linear if type(m) in (nn.Linear, FastLinear) and "forward" not in vars(m)]
     try:
         for layer in plain:
             layer.forward = partial(_forward, layer)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
@@ -142,8 +142,8 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
     config = as_decided(config, answers)
-    products = config.products, base.model, DTYPES[config.precision]
-    config = replace(config, products=choose_products(*products, choices))
+    products = config.products, base.model, DTYPES[config.precision], choices, gather_object
+    config = replace(config, products=choose_products(*products))
     run.create(config)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)

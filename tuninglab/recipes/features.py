@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, say
-from tuninglab.data.features import FeatureCache, Seen, filling, look_at, open_cache
+from tuninglab.data.features import FeatureCache, filling, open_cache
 from tuninglab.data.images import MAX_ASPECT
 from tuninglab.data.loading import picture_batches
+from tuninglab.data.looking import Seen, look_at
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
 from tuninglab.progress import working
@@ -28,6 +29,8 @@ from tuninglab.training.parallel import shared_out
 AT_A_TIME = 64
 # Of the way from a file to RGB: one higher where `load_image` comes to make other pixels.
 CONVERSION = 1
+# Of the files of a cache: one higher where they come to be read otherwise.
+FORM = 2
 # What configurations say of where they came from, and not of what is computed.
 ORIGIN = {"transformers_version", "dtype", "torch_dtype", "processor_class", "auto_map"}
 ORIGIN |= {"image_processor_type", "feature_extractor_type"}
@@ -153,6 +156,7 @@ def identity_of(model: Any, level: Level, image_processor: Any, blank: Tensor) -
     """All that features depend on beside the picture; `blank` (1, *shape) are those of one."""
     cropped = "shortest_edge" in image_processor.size
     return {
+        "form": FORM,
         "level": level.name,
         "dtype": str(blank.dtype).removeprefix("torch."),
         "shape": list(blank.shape[1:]),

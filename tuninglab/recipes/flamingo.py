@@ -15,6 +15,7 @@ from tuninglab.data.sample import Sample, plain_text
 from tuninglab.data.splits import read_splits
 from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
+from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.own_data import Asked, OwnTask
 from tuninglab.evaluation.task import Task
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
@@ -74,7 +75,7 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     """
     tuning, new = config.tuning_config, config.lang_encoder is not None
     model, processor = load_model(config, run)
-    tokenizer = processor.tokenizer
+    tokenizer, pictures = processor.tokenizer, EncodedPictures()
 
     def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
         return SampleDataset(samples, processor, features=features)
@@ -85,8 +86,8 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
         max_new_tokens: int,
         features: FeatureCache | None = None,
     ) -> list[str]:
-        options = {"max_new_tokens": max_new_tokens, "features": features}
-        return generate_answers(tuned, processor, samples, **options)
+        kept: dict[str, Any] = {"features": features, "pictures": pictures}
+        return generate_answers(tuned, processor, samples, max_new_tokens=max_new_tokens, **kept)
 
     return Base(
         model,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
@@ -14,7 +15,8 @@ from tuninglab.training.hardware import best_device
 def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     """Load a model in evaluation mode on the best device of this machine, and its processor.
 
-    A base is loaded as it is saved, even if the run held it in fewer bits, which is said.
+    A base is loaded as it is saved, even if the run held it in fewer bits, which is said. Its
+    weights are frozen.
 
     Args:
         name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory (all
@@ -44,6 +46,9 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
         choices.add("products of few rows", *kernels_here())
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
     model.to(device)  # pyright: ignore[reportArgumentType]
-    if named.adapter is None:
-        return model, processor
-    return load_adapter(model, named.adapter).eval(), processor
+    model.requires_grad_(False)
+    products = choose_products("auto", model, model.dtype, choices)
+    opened = model if named.adapter is None else load_adapter(model, named.adapter).eval()
+    if products == "onednn":
+        use_onednn(opened)
+    return opened, processor
