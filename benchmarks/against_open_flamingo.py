@@ -3,22 +3,25 @@
     python benchmarks/against_open_flamingo.py --rounds 5
 
 Needs an environment that has open_flamingo==2.0.1, einops_exts, open_clip_torch==2.16.0 and
-torchvision beside tuninglab; it is no dependency of ours. Both models run interleaved in one
-process. Peak memory is that of a process of its own for each side: the highest RSS in its second
-step over the RSS after the imports. Writes benchmarks/results/against_open_flamingo.json.
+torchvision beside tuninglab; it is no dependency of ours. The peer and our side in several settings
+run interleaved in one process; ours are built and trained as `tuninglab finetune` does. Peak memory
+is that of a process of its own for each: the highest RSS in its second step over the RSS after the
+imports. In float32 losses and texts must be the peer's; how many tokens of the other settings' texts
+are, is written down (weights are random, so that all tokens are nearly as likely). Writes
+benchmarks/results/against_open_flamingo.json.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,7 +43,27 @@ TEXT = {
 VISION = {"image_size": 224, "patch_size": 14, "width": 384, "layers": 6, "head_width": 64}
 # Kept for as long as the process: what it defines goes with it.
 TORCHVISION = torch.library.Library("torchvision", "DEF")
-SIDES = ("peer", "ours", "ours, features given")
+
+
+class Side(NamedTuple):
+    """Our settings; `features`: what the frozen parts make of the pictures is given, as cached."""
+
+    precision: str = "fp32"
+    int8: bool = False
+    least_memory: bool = False
+    features: bool = False
+
+
+OURS = {
+    "ours": Side(),
+    "ours, features given": Side(features=True),
+    "ours, all savers, blocks checkpointed": Side(least_memory=True),
+    "ours, bf16": Side("bf16"),
+    "ours, bf16, int8": Side("bf16", int8=True),
+    "ours, bf16, int8, features given": Side("bf16", int8=True, features=True),
+    "ours, bf16, int8, blocks checkpointed": Side("bf16", int8=True, least_memory=True),
+}
+SIDES = ("peer", *OURS)
 
 
 def import_peer() -> None:
@@ -86,8 +109,8 @@ def peer_model() -> Any:
     return model
 
 
-def our_model(weights: dict[str, torch.Tensor]) -> Any:
-    """The same weights as a tuninglab Flamingo."""
+def save_ours(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Save the same weights as a tuninglab Flamingo."""
     from transformers import CLIPVisionConfig
 
     from tuninglab import FlamingoConfig, FlamingoForConditionalGeneration
@@ -113,7 +136,7 @@ def our_model(weights: dict[str, torch.Tensor]) -> Any:
     )
     model = FlamingoForConditionalGeneration(config)
     fill(model, weights, describe(Checkpoint("the peer's weights", weights)).keys)
-    return model
+    model.save_pretrained(folder)
 
 
 def make_batch(images: int) -> dict[str, torch.Tensor]:
@@ -164,46 +187,48 @@ def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
     return stepper(peer, loss), generate
 
 
-def our_side(ours: Any, features: bool) -> tuple[Callable[..., float], Callable[..., Any]]:
-    """Train step and generation of tuninglab; `features` takes the latents as given.
-
-    With what the recipe chooses by itself: savers, attention and products.
-    """
-    from tuninglab.adapters.lora import tune
-    from tuninglab.adapters.products import choose_products, use_onednn
+def our_side(base: Path, side: Side) -> tuple[Callable[..., float], Callable[..., Any]]:
+    """Train step and generation of tuninglab, with what its recipe chooses by itself."""
+    from tuninglab.comparison import device_here, variant_of
+    from tuninglab.comparison.variants import with_products
+    from tuninglab.comparison.workloads import Bench, FlamingoWorkload
     from tuninglab.config import FinetuneConfig
     from tuninglab.config.tuning import TuningConfig
-    from tuninglab.console import Choices
-    from tuninglab.models.attention import choose_attention
-    from tuninglab.savers import add_savers
+    from tuninglab.data.batches import Batch
 
-    add_savers(ours.requires_grad_(False), FinetuneConfig().savers)
-    choose_attention(ours, torch.float32)
-    products = choose_products("auto", ours, torch.float32, Choices())
+    config = FinetuneConfig(enable_int8=side.int8)
+    if side.least_memory:
+        every: Any = FinetuneConfig(enable_int8=True).savers
+        config = FinetuneConfig(enable_int8=side.int8, memory_savers=every, checkpoint_every=1)
     # The gates stay frozen, as the peer's.
-    model = tune(ours, TuningConfig(train_gates=False))
-    if products == "onednn":
-        use_onednn(model)
-    latents: dict[int, torch.Tensor] = {}
+    bench = Bench(FlamingoWorkload(tuning=TuningConfig(train_gates=False)), base, device_here())
+    (variant,) = with_products([variant_of(config, "ours", side.precision)], bench)
+    training = variant.build(bench, 0)
+    model: Any = training.state.model
+    features: dict[int, torch.Tensor] = {}
 
     def inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not features:
-            return batch
-        key = batch["pixel_values"].shape[1]
-        with torch.no_grad():
-            if key not in latents:
-                latents[key] = ours.encode_images(batch["pixel_values"])
-        rest = {name: value for name, value in batch.items() if name != "pixel_values"}
-        return {**rest, "image_features": latents[key]}
+        pixels, rest = batch["pixel_values"], {k: v for k, v in batch.items() if k[0] != "p"}
+        if not side.features:
+            return {**rest, "pixel_values": pixels.to(model.dtype)}
+        if pixels.shape[1] not in features:
+            with torch.no_grad():
+                flamingo = model.get_base_model()
+                features[pixels.shape[1]] = flamingo.encode_images(pixels.to(model.dtype))
+        return {**rest, "image_features": features[pixels.shape[1]]}
 
-    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model(**inputs(batch), labels_only_logits=True).loss
+    def step(batch: dict[str, torch.Tensor]) -> float:
+        model.train()
+        answers = int((batch["labels"] != -100).sum())
+        loss = training.step(Batch(inputs(batch), ["", ""], answers, batch["input_ids"].numel(), 2))
+        model.eval()
+        return loss
 
     def generate(batch: dict[str, torch.Tensor], **options: Any) -> Any:
         given = {name: value for name, value in inputs(batch).items() if name != "labels"}
         return model.generate(**given, **options)
 
-    return stepper(model, loss), generate
+    return step, generate
 
 
 def stepper(model: Any, loss_of: Callable[..., torch.Tensor]) -> Callable[..., float]:
@@ -227,14 +252,11 @@ def stepper(model: Any, loss_of: Callable[..., torch.Tensor]) -> Callable[..., f
 def build(sides: tuple[str, ...] = SIDES) -> dict[str, tuple[Callable[..., float], Any]]:
     """The named sides, on equal weights; those that are not needed are dropped."""
     peer = peer_model()
-    weights = {name: tensor for name, tensor in peer.state_dict().items()}
-    built = {}
-    for side in sides:
-        if side != "peer":
-            built[side] = our_side(our_model(weights), "features" in side)
-    if "peer" in sides:
-        built["peer"] = peer_side(peer)
-    return built
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        save_ours(dict(peer.state_dict()), base)
+        built = {name: our_side(base, side) for name, side in OURS.items() if name in sides}
+    return {"peer": peer_side(peer), **built} if "peer" in sides else built
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -250,9 +272,14 @@ def measure_time(images: int, rounds: int) -> dict[str, Any]:
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     options |= {"suppress_tokens": [IMAGE], "eos_token_id": EOC}
     with torch.no_grad():
-        texts = [generate(batch, **options) for _, generate in sides.values()]
-    assert all(torch.equal(text, texts[0]) for text in texts), "generations differ"
+        texts = {name: generate(batch, **options) for name, (_, generate) in sides.items()}
+    equal = {
+        name: int((text == texts["peer"])[:, -NEW_TOKENS:].sum()) for name, text in texts.items()
+    }
     losses = {name: step(batch) for name, (step, _) in sides.items()}
+    for name in ("peer", *(name for name, side in OURS.items() if side.precision == "fp32")):
+        assert equal[name] == BATCH * NEW_TOKENS, f"{name}: another text"
+        assert abs(losses[name] - losses["peer"]) < 1e-4, f"{name}: another loss"
     times: dict[str, dict[str, list[float]]] = {name: {"step": [], "gen": []} for name in sides}
     for _ in range(rounds):
         for name, (step, _) in sides.items():
@@ -260,7 +287,7 @@ def measure_time(images: int, rounds: int) -> dict[str, Any]:
         for name, (_, generate) in sides.items():
             with torch.no_grad():
                 times[name]["gen"].append(timed(lambda make=generate: make(batch, **options)))
-    return {"first_loss": losses, "times_s": times}
+    return {"first_loss": losses, "equal_tokens": equal, "times_s": times}
 
 
 def child_peak(side: str, images: int) -> None:
@@ -298,6 +325,7 @@ def summary(measured: dict[str, Any], peaks: dict[str, float]) -> dict[str, Any]
     peer = measured["times_s"]["peer"]
     for name, times in measured["times_s"].items():
         row = {"first_loss": measured["first_loss"][name], "peak_mib": peaks[name]}
+        row["tokens_equal_to_the_peers"] = measured["equal_tokens"][name]
         row["memory_ratio"] = round(peaks[name] / peaks["peer"], 3)
         for kind, values in times.items():
             row[f"{kind}_s"] = [round(value, 3) for value in values]
@@ -318,22 +346,21 @@ def main() -> None:
     if options.child:
         return child_peak(options.child, options.images[0])
     import_peer()
-    versions = {}
-    for name in ("torch", "transformers", "peft"):
-        versions[name] = __import__(name).__version__
+    from tuninglab.comparison.machine import describe_machine, load_average
+    from tuninglab.run_folder import versions
+
     results: dict[str, Any] = {
         "command": "python benchmarks/against_open_flamingo.py " + " ".join(sys.argv[1:]),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "threads": torch.get_num_threads(),
-        "precision": "fp32",
-        "versions": versions,
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": {**versions(), "open_flamingo": version("open_flamingo")},
         "work": {"batch": BATCH, "tokens": TOKENS, "answer_tokens": ANSWER_TOKENS, "text": TEXT},
         "images": {},
     }
     for images in options.images:
         peaks = {side: measure_peak(side, images) for side in SIDES}
-        results["load"] = os.getloadavg()
-        results["images"][str(images)] = summary(measure_time(images, options.rounds), peaks)
+        load = load_average()
+        rows = summary(measure_time(images, options.rounds), peaks)
+        results["images"][str(images)] = {"load_before": load, "rows": rows}
         print(json.dumps(results["images"][str(images)], indent=1), file=sys.stderr)
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
