@@ -129,8 +129,13 @@ def test_what_is_faster_is_tried(monkeypatch):
     for mine, theirs, wins in (("_quick", "_slow", True), ("_slow", "_quick", False)):
         monkeypatch.setattr(products, "multiply", costing(mine))
         monkeypatch.setattr(products.F, "linear", costing(theirs))
+        products._times.cache_clear()
         won, reason = faster([(8, 8), (16, 8)])
         assert won is wins and f"{(1 + costs[mine]) / (1 + costs[theirs]):.2f}" in reason
+        # Once a process: the clock stands still from here.
+        before = next(clock)
+        assert faster([(16, 8), (8, 8)]) == (won, reason) and next(clock) == before + 1
+    products._times.cache_clear()
 
 
 @pytest.mark.parametrize("error", [AttributeError, NotImplementedError, RuntimeError])

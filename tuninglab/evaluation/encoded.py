@@ -61,4 +61,4 @@ def _trains(module: torch.nn.Module) -> bool:
 
 def _digest(medium: Tensor) -> bytes:
     data = medium.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(data).digest()
+    return hashlib.sha256(data.data).digest()

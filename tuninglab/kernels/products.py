@@ -4,6 +4,7 @@ torch gives such products to MKL, which runs code for AVX2 on CPUs that are not 
 a core where oneDNN has 230 to 260 (AVX-512, 256 x 512 x 512). Which is faster here, `faster` tries.
 """
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 WORTH = 0.85  # of torch's time: below that, another rounding is worth it
 PRODUCT = 2**27  # multiplications and additions of a product that is tried: about a millisecond
-ROUNDS = 3
+ROUNDS = 7
 PLAIN = (Tensor, nn.Parameter)  # not what FSDP and the like make of them
 
 
@@ -115,15 +116,18 @@ class FrozenWithLora(torch.autograd.Function):
 def faster(shapes: Iterable[tuple[int, int]]) -> tuple[bool, str]:
     """Whether oneDNN is faster for weights of these shapes (N, K) here, and what was found.
 
-    Both ways in turns, the lowest of three times each, some tens of milliseconds in all.
+    Both ways in turns, the lowest of seven times each, some tens of milliseconds in all. Once a
+    process: what it multiplies twice shall be rounded alike, whatever else the machine does.
     """
-    mine, theirs = map(sum, zip(*(_times(n, k) for n, k in shapes), strict=True))
+    threads = torch.get_num_threads()
+    mine, theirs = map(sum, zip(*(_times(n, k, threads) for n, k in shapes), strict=True))
     share = mine / theirs
     return share < WORTH, f"tried: oneDNN takes {share:.2f} of the time of torch's own here"
 
 
+@functools.cache
 @torch.no_grad()
-def _times(n: int, k: int) -> tuple[float, float]:
+def _times(n: int, k: int, threads: int) -> tuple[float, float]:
     """Seconds of a product with a weight (N, K): through oneDNN, and torch's own."""
     x, weight = torch.ones(min(256, max(16, PRODUCT // (2 * n * k))), k), torch.ones(n, k)
     times: dict[Any, list[float]] = {multiply: [], F.linear: []}
