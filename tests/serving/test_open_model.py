@@ -3,10 +3,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tuninglab.adapters.saving import trained_weights
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.yaml_file import config_yaml
 from tuninglab.errors import UserError
+from tuninglab.int8.quantiser import int8_layers
 from tuninglab.serving.open_model import open_model
 
 
@@ -133,3 +136,28 @@ def test_an_adapter_without_its_base_says_what_to_do(adapter, tmp_path):
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="set base_model_name_or_path"):
         open_model(str(adapter))
+
+
+def test_inexact_rounds_what_the_adapter_did_not_train(model_directory, run_folder, capsys):
+    exact, processor = open_model(str(run_folder))
+    said = capsys.readouterr().err
+    assert "decoding: all layers in one call of C (every layer is known" in said
+    rounded, _ = open_model(str(run_folder), exact=False)
+    assert "base weights: int8 in" in capsys.readouterr().err
+    names = {name for name, _ in int8_layers(rounded)}
+    trained = trained_weights(run_folder / "adapter")
+    assert names and not names & {f"base_model.model.{name}" for name in trained}
+    assert all("lang_encoder" in name for name in names)
+    difference = (logits(rounded) - logits(exact)).norm() / logits(exact).norm()
+    assert 0 < difference < 0.05
+    plain, _ = open_model(str(model_directory), exact=False)
+    ids = processor(text="colour?", return_tensors="pt")
+    assert plain.generate(**ids, max_new_tokens=3).shape[0] == 1
+
+
+def test_an_adapter_tells_which_weights_it_trained(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    names = ["a.q.lora_A.weight", "a.norm.weight", "a.gate", "head.token_adapter.delta"]
+    tensors = {f"base_model.model.{name}": torch.ones(1) for name in names}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert trained_weights(tmp_path) == ["a.norm", "head"]

@@ -168,3 +168,11 @@ def decoder_of(lang_encoder: PreTrainedModel) -> tuple[Decoder | None, str]:
         return None, "the weights are not all in float32, or all in bfloat16"
     most_rows = min(MOST_ROWS[kind] for kind in packing.dtypes)
     return Decoder(lang_encoder, layers, packing.held, dtype, most_rows), "every layer is known"
+
+
+def decoding_of(lang_encoder: PreTrainedModel) -> tuple[str, str]:
+    """How `generate` computes a token with a Flamingo's language model here, and why."""
+    decoder, reason = decoder_of(lang_encoder)
+    if decoder is None:
+        return "layer by layer", reason
+    return "all layers in one call of C", f"{reason}; up to {decoder.most_rows} rows at a time"

@@ -224,8 +224,8 @@ class FlamingoForConditionalGeneration(
             ValueError: a row has more marks than images, or arguments do not fit together.
         """
         if decoder is not None:
-            step = (input_ids, attention_mask, position_ids, past_key_values)
-            if (done := decoder(*step, media_key_values, text_time, kwargs)) is not None:
+            seen = (past_key_values, media_key_values, text_time)
+            if done := decoder(input_ids, attention_mask, position_ids, *seen, kwargs):
                 return done
         images = (pixel_values, patch_features, image_features, media_key_values)
         conditioning = self._condition(input_ids, *images, text_time, past_key_values)
@@ -238,9 +238,8 @@ class FlamingoForConditionalGeneration(
                 labels, labels_only_logits, logits_to_keep
             )
         runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
-        optional = {"position_ids": position_ids}
-        kept = last_positions(logits_to_keep, input_ids)
-        optional |= {} if chunked else {"logits_to_keep": kept}
+        kept = {} if chunked else {"logits_to_keep": last_positions(logits_to_keep, input_ids)}
+        optional = {"position_ids": position_ids, **kept}
         with conditioned_on(conditioning):
             outputs = runner(
                 input_ids=input_ids,
