@@ -195,6 +195,13 @@ def test_stopping_streaming_and_processors_go_on_as_before(make_flamingo, make_b
     assert steps["taken"] > 2
 
 
+def test_an_assistant_model_goes_on_as_before(make_flamingo, make_batch, steps):
+    model, batch = make_flamingo(), make_batch([[]])
+    del batch["pixel_values"]
+    for assistant in (make_flamingo(), make_flamingo().lang_encoder):
+        check_equal(model, batch, assistant_model=assistant)
+
+
 def test_the_cache_goes_on_by_hand_cropped_and_selected(make_flamingo, make_batch):
     model, batch = make_flamingo(), make_batch([[2], [3, 5]])
     ours, theirs = (told(model, batch, in_c, new=80).past_key_values for in_c in (True, False))
