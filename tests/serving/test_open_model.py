@@ -3,13 +3,16 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.kernels.test_products import needs_onednn
 from tuninglab.adapters import products
 from tuninglab.adapters.products import FastLoraLinear
+from tuninglab.adapters.saving import trained_weights
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.yaml_file import config_yaml
 from tuninglab.errors import UserError
+from tuninglab.int8.quantiser import int8_layers
 from tuninglab.kernels.products import FastLinear
 from tuninglab.serving.open_model import open_model
 
@@ -154,3 +157,28 @@ def test_products_are_chosen_as_a_run_does_and_told(
         kinds = {type(module) for module in model.modules()}
         assert FastLinear in kinds and (FastLoraLinear in kinds) == (name == run_folder)
         torch.testing.assert_close(logits(model), wanted, rtol=2e-4, atol=1e-5)
+
+
+def test_inexact_rounds_what_the_adapter_did_not_train(model_directory, run_folder, capsys):
+    exact, processor = open_model(str(run_folder))
+    said = capsys.readouterr().err
+    assert "decoding: all layers in one call of C (every layer is known" in said
+    rounded, _ = open_model(str(run_folder), exact=False)
+    assert "base weights: int8 in" in capsys.readouterr().err
+    names = {name for name, _ in int8_layers(rounded)}
+    trained = trained_weights(run_folder / "adapter")
+    assert names and not names & {f"base_model.model.{name}" for name in trained}
+    assert all("lang_encoder" in name for name in names)
+    difference = (logits(rounded) - logits(exact)).norm() / logits(exact).norm()
+    assert 0 < difference < 0.05
+    plain, _ = open_model(str(model_directory), exact=False)
+    ids = processor(text="colour?", return_tensors="pt")
+    assert plain.generate(**ids, max_new_tokens=3).shape[0] == 1
+
+
+def test_an_adapter_tells_which_weights_it_trained(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    names = ["a.q.lora_A.weight", "a.norm.weight", "a.gate", "head.token_adapter.delta"]
+    tensors = {f"base_model.model.{name}": torch.ones(1) for name in names}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert trained_weights(tmp_path) == ["a.norm", "head"]

@@ -205,6 +205,15 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
     return peft_model
 
 
+def trained_weights(directory: Path) -> list[str]:
+    """Names of the layers of which an adapter holds weights, whole or some rows; LoRA is beside."""
+    with adapter_file(directory) as file:
+        names = {switching.plain_name(key).partition(".token_adapter.") for key in file.keys()}
+    whole = {name.removesuffix(".weight") for name, rows, _ in names if name.endswith(".weight")}
+    partly = {name for name, rows, _ in names if rows}
+    return sorted({name for name in whole | partly if ".lora_" not in name})
+
+
 def _load(
     model: nn.Module, directory: Path, name: str, adapters: switching.Adapters
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:

@@ -58,6 +58,8 @@ class ChatConfig:
     """What the system message says, before all questions, as in the training data."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""
+    exact: bool = True
+    """Answer with the weights as they are saved; false: the language model's as int8."""
     threads: int | None = None
     """Threads that compute. None: one for each core."""
     debug: bool = False

@@ -67,6 +67,11 @@ def _forward(linear: nn.Linear, input: Tensor) -> Tensor:
     return type(linear).forward(linear, input)
 
 
+def is_few_rows(forward: partial) -> bool:
+    """Whether a layer's own `forward` is the one that it has within `few_rows_in_c`."""
+    return forward.func is _forward
+
+
 @contextmanager
 def few_rows_in_c(model: nn.Module) -> Iterator[None]:
     """Within the block the model's plain linear layers multiply few rows in C.

@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions
 from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.decoding import Decoder
 from tuninglab.models.encoding import ImageEncodingMixin
 from tuninglab.models.gated_cross_attention import FlamingoLayer, GatedCrossAttentionBlock
 from tuninglab.models.generation import FlamingoGenerationMixin, first_given, last_positions
@@ -44,6 +45,7 @@ class FlamingoForConditionalGeneration(
             (N, vocabulary), a row a label; it saves the most where prompts are long. None where
             `loss_chunk_tokens` is set: the loss is then made in chunks of so many labels.
         loss_only: return no logits, which somebody would hold through the backward pass.
+        decoder: `generate`'s, which computes a step of one token a row where it can.
 
     Args:
         config: the configuration; alone, it gives random weights.
@@ -213,6 +215,7 @@ class FlamingoForConditionalGeneration(
         labels_only_logits: bool = False,
         loss_only: bool = False,
         patch_features: Tensor | None = None,
+        decoder: Decoder | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next tokens, and the loss if labels are given; arguments: see the class.
@@ -220,6 +223,10 @@ class FlamingoForConditionalGeneration(
         Raises:
             ValueError: a row has more marks than images, or arguments do not fit together.
         """
+        if decoder is not None:
+            seen = (past_key_values, media_key_values, text_time)
+            if done := decoder(input_ids, attention_mask, position_ids, *seen, kwargs):
+                return done
         images = (pixel_values, patch_features, image_features, media_key_values)
         conditioning = self._condition(input_ids, *images, text_time, past_key_values)
         if position_ids is None and past_key_values is None and attention_mask is not None:
@@ -231,9 +238,8 @@ class FlamingoForConditionalGeneration(
                 labels, labels_only_logits, logits_to_keep
             )
         runner: Any = self.lang_encoder.base_model if chunked else self.lang_encoder
-        optional = {"position_ids": position_ids}
-        kept = last_positions(logits_to_keep, input_ids)
-        optional |= {} if chunked else {"logits_to_keep": kept}
+        kept = {} if chunked else {"logits_to_keep": last_positions(logits_to_keep, input_ids)}
+        optional = {"position_ids": position_ids, **kept}
         with conditioned_on(conditioning):
             outputs = runner(
                 input_ids=input_ids,

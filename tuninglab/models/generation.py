@@ -10,6 +10,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from tuninglab.kernels.few_rows import few_rows_in_c
 from tuninglab.models.conditioning import count_text_time
 from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.decoding import decoder_of
 
 
 def last_positions(count: int | Tensor, input_ids: Tensor) -> int | Tensor:
@@ -120,6 +121,10 @@ class FlamingoGenerationMixin(GenerationMixin):
         settings = generation_config or self.generation_config
         suppressed = kwargs.get("suppress_tokens") or settings.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*suppressed, self.config.image_token_id})
+        # Anew for each call: weights may have been merged, moved or loaded since. Not beside an
+        # assistant model, which gets copies of all arguments and has other weights.
+        if kwargs.get("assistant_model") is None:
+            kwargs["decoder"], _ = decoder_of(self.lang_encoder)
         with few_rows_in_c(self.lang_encoder):
             return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids, generation_config=generation_config, **kwargs

@@ -2,17 +2,20 @@
 
 from typing import Any
 
+from tuninglab.adapters.base_format import TOWERS, tell_base_format
 from tuninglab.adapters.products import choose_products, use_onednn
-from tuninglab.adapters.saving import load_adapter
+from tuninglab.adapters.saving import load_adapter, trained_weights
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
+from tuninglab.int8.quantiser import Int8Config
 from tuninglab.kernels.compiled import kernels_here
 from tuninglab.models.build import load_flamingo
+from tuninglab.models.decoding import decoding_of
 from tuninglab.named_model import find_model
 from tuninglab.training.hardware import best_device
 
 
-def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
+def open_model(name: str, threads: int | None = None, exact: bool = True) -> tuple[Any, Any]:
     """Load a model in evaluation mode on the best device of this machine, and its processor.
 
     A base is loaded as it is saved, even if the run held it in fewer bits, which is said. Its
@@ -22,13 +25,18 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
         name: a run folder, the adapter/ in it or one of its checkpoints, an adapter directory (all
             of them: base with adapter), a model directory, a hub id, or `embedded`.
         threads: that compute on a CPU; None leaves their number to torch and the environment.
+        exact: False rounds the language model's float weights to int8 as they are read, but those
+            that the adapter trained: other answers at times, in less memory and time.
 
     Raises:
-        UserError: there is no such model, the run has not ended, or its base is gone.
+        UserError: there is no such model, the run has not ended, its base is gone, or it is to be
+            rounded and cannot be (weights of another quantisation, DoRA).
     """
     named = find_model(name)
+    trained = [] if exact or named.adapter is None else trained_weights(named.adapter)
+    quantised = None if exact else Int8Config([*TOWERS, *trained], head=True)
     try:
-        model, processor = load_flamingo(named.base)
+        model, processor = load_flamingo(named.base, quantization=quantised)
     except UserError as error:
         if named.adapter is None:
             raise
@@ -44,6 +52,8 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     device = best_device(choices, threads)
     if device.type == "cpu":
         choices.add("products of few rows", *kernels_here())
+    if not exact:
+        tell_base_format(model, choices, device)
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
@@ -51,4 +61,6 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
     opened = model if named.adapter is None else load_adapter(model, named.adapter).eval()
     if products == "onednn":
         use_onednn(opened)
+    if device.type == "cpu":
+        choices.add("decoding", *decoding_of(opened.lang_encoder))
     return opened, processor

@@ -34,7 +34,7 @@ def chat(config: ChatConfig) -> None:
     with working(f"opening {config.model}"):
         from tuninglab.serving.open_model import open_model
 
-        model, processor = open_model(config.model, config.threads)
+        model, processor = open_model(config.model, config.threads, config.exact)
     conversation = Conversation(model, processor, config.max_new_tokens, config.system)
     # After the model: a missing model is the larger mistake of the two, and is told first.
     if config.image is not None:

@@ -124,12 +124,17 @@ INLINE void NAMED(part)(const float *x, const void *weight, const float *scale, 
                                        (bias ? LOAD(bias[n + r]) : 0.f));
 }
 
-INLINE void NAMED(product)(const T *x, const void *weight, const float *scale, const T *bias, T *y,
-                           long rows, long columns, long out, int whole) {
-    float *turned = malloc((columns + LANES) * rows * sizeof(float));
+/* Lays rows of x as `place` says; there is room for LANES more columns. */
+static void NAMED(turn)(const T *x, float *turned, long rows, long columns) {
     for (long m = 0; m < rows; m++)
         for (long k = 0; k < columns; k++)
             turned[place(m, k, rows)] = LOAD(x[m * columns + k]);
+}
+
+INLINE void NAMED(product)(const T *x, const void *weight, const float *scale, const T *bias, T *y,
+                           long rows, long columns, long out, int whole) {
+    float *turned = malloc((columns + LANES) * rows * sizeof(float));
+    NAMED(turn)(x, turned, rows, columns);
     long parts = (out + PART - 1) / PART;
     /* What is known where this is inlined has to be so inside of the parallel part, too. */
     if (whole) {

@@ -4,3 +4,4 @@
 #include "few_rows.h"
 #include "norm.h"
 #include "rows.h"
+#include "decode.h"
