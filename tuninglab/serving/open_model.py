@@ -5,7 +5,8 @@ from typing import Any
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
-from tuninglab.kernels.compiled import kernels_here
+from tuninglab.int8.quantiser import int8_layers
+from tuninglab.kernels.gpu import passes_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.named_model import find_model
 from tuninglab.training.hardware import best_device
@@ -40,8 +41,9 @@ def open_model(name: str, threads: int | None = None) -> tuple[Any, Any]:
         )
     choices = Choices()
     device = best_device(choices, threads)
-    if device.type == "cpu":
-        choices.add("products of few rows", *kernels_here())
+    # On other devices Triton multiplies those of int8 layers alone.
+    if device.type == "cpu" or int8_layers(model):
+        choices.add("products of few rows", *passes_here(device))
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
     model.to(device)  # pyright: ignore[reportArgumentType]
     if named.adapter is None:
