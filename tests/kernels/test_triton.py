@@ -34,7 +34,7 @@ NUMBERS = {"int": "i32", "float": "fp32"}
 def test_the_interpreter_agrees_with_torch():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "tests/kernels/test_triton_interpreted.py"],
+        [*command, "tests/kernels/test_triton_numbers.py"],
         capture_output=True,
         text=True,
         cwd=ROOT,
