@@ -5,7 +5,8 @@
 Needs an environment that has open_flamingo==2.0.1, einops_exts, open_clip_torch==2.16.0 and
 torchvision beside tuninglab; it is no dependency of ours. Both models run interleaved in one
 process. Peak memory is that of a process of its own for each side: the highest RSS in its second
-step over the RSS after the imports. Writes benchmarks/results/against_open_flamingo.json.
+step over the RSS after the imports; on a GPU what torch allocated there in that step. Writes
+benchmarks/results/against_open_flamingo.json.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def our_model(weights: dict[str, torch.Tensor]) -> Any:
     return model
 
 
-def make_batch(images: int) -> dict[str, torch.Tensor]:
+def make_batch(images: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Rows of 128 tokens with their images, 32 answer tokens labelled, one row padded."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, EOC, (BATCH, TOKENS), generator=generator)
@@ -129,7 +130,8 @@ def make_batch(images: int) -> dict[str, torch.Tensor]:
     labels[:, -ANSWER_TOKENS:] = ids[:, -ANSWER_TOKENS:]
     size = VISION["image_size"]
     pixels = torch.randn(BATCH, images, 1, 3, size, size, generator=generator)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def peer_side(peer: Any) -> tuple[Callable[..., float], Callable[..., Any]]:
@@ -211,16 +213,18 @@ def stepper(model: Any, loss_of: Callable[..., torch.Tensor]) -> Callable[..., f
     return step
 
 
-def build(sides: tuple[str, ...] = SIDES) -> dict[str, tuple[Callable[..., float], Any]]:
-    """The named sides, on equal weights; those that are not needed are dropped."""
+def build(
+    device: torch.device, sides: tuple[str, ...] = SIDES
+) -> dict[str, tuple[Callable[..., float], Any]]:
+    """The named sides on a device, on equal weights; those that are not needed are dropped."""
     peer = peer_model()
     weights = {name: tensor for name, tensor in peer.state_dict().items()}
     built = {}
     for side in sides:
         if side != "peer":
-            built[side] = our_side(our_model(weights), "features" in side)
+            built[side] = our_side(our_model(weights).to(device), "features" in side)
     if "peer" in sides:
-        built["peer"] = peer_side(peer)
+        built["peer"] = peer_side(peer.to(device))
     return built
 
 
@@ -228,12 +232,14 @@ def timed(work: Callable[[], Any]) -> float:
     """Seconds that a call takes."""
     began = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def measure_time(images: int, rounds: int) -> dict[str, Any]:
+def measure_time(images: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of a train step and of a generation on every side, interleaved."""
-    sides, batch = build(), make_batch(images)
+    sides, batch = build(device), make_batch(images, device)
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     options |= {"suppress_tokens": [IMAGE], "eos_token_id": EOC}
     with torch.no_grad():
@@ -250,7 +256,7 @@ def measure_time(images: int, rounds: int) -> dict[str, Any]:
     return {"first_loss": losses, "times_s": times}
 
 
-def child_peak(side: str, images: int) -> None:
+def child_peak(side: str, images: int, device: torch.device) -> None:
     """In a process of its own: print MiB of the highest RSS in the second step over imports."""
     import_peer()
     import peft  # noqa: F401
@@ -258,9 +264,14 @@ def child_peak(side: str, images: int) -> None:
     import tuninglab.models  # noqa: F401
 
     before = _status_mib("VmRSS")
-    ((step, _),) = build((side,)).values()
-    batch = make_batch(images)
+    ((step, _),) = build(device, (side,)).values()
+    batch = make_batch(images, device)
     step(batch)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step(batch)
+        peak_mib = torch.cuda.max_memory_allocated() / 2**20
+        return print(json.dumps({"peak_mib": round(peak_mib, 1)}))
     # Linux: writing 5 sets the high-water mark to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
     step(batch)
@@ -272,9 +283,10 @@ def _status_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 
 
-def measure_peak(side: str, images: int) -> float:
+def measure_peak(side: str, images: int, device: torch.device) -> float:
     """Peak memory of one side in MiB."""
     command = [sys.executable, __file__, "--child", side, "--images", str(images)]
+    command += ["--device", str(device)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(found.stdout.strip().splitlines()[-1])["peak_mib"]
 
@@ -301,9 +313,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", choices=SIDES)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.child:
-        return child_peak(options.child, options.images[0])
+        return child_peak(options.child, options.images[0], options.device)
     import_peer()
     versions = {}
     for name in ("torch", "transformers", "peft"):
@@ -311,6 +325,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "command": "python benchmarks/against_open_flamingo.py " + " ".join(sys.argv[1:]),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "device": str(options.device),
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "versions": versions,
@@ -318,11 +333,13 @@ def main() -> None:
         "images": {},
     }
     for images in options.images:
-        peaks = {side: measure_peak(side, images) for side in SIDES}
+        peaks = {side: measure_peak(side, images, options.device) for side in SIDES}
         results["load"] = os.getloadavg()
-        results["images"][str(images)] = summary(measure_time(images, options.rounds), peaks)
+        results["images"][str(images)] = summary(
+            measure_time(images, options.rounds, options.device), peaks
+        )
         print(json.dumps(results["images"][str(images)], indent=1), file=sys.stderr)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
