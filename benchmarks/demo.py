@@ -68,6 +68,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [run_once(seed, Path(folder)) for seed in options.seeds]
@@ -80,7 +81,7 @@ def main() -> None:
         "summary": summary(runs),
         "runs": [{k: run[k] for k in ("seed", "command_s", "report")} for run in runs],
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["summary"], indent=2))
 
 

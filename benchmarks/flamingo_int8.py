@@ -26,11 +26,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = compare_flamingo(FinetuneConfig(rounds=options.rounds, output_dir=folder))
     result["command"] = "python benchmarks/flamingo_int8.py " + " ".join(sys.argv[1:])
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,11 +54,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pieces", action="store_true")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = taken_apart(options.rounds) if options.pieces else compared(options.rounds)
     result["command"] = "python benchmarks/flan_t5.py " + " ".join(sys.argv[1:])
     name = "flan_t5_pieces.json" if options.pieces else "flan_t5.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    (options.out or RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ TOKENS = (64, 512, 2048)
 RANK = 16
 PLAIN = "bf16"
 ROUND_S = 0.02
-CPU = torch.device("cpu")
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -87,7 +86,7 @@ def bitsandbytes_layer(weight: Tensor) -> nn.Module | None:
     out, width = weight.shape
     layer = Linear8bitLt(width, out, bias=False, has_fp16_weights=False, threshold=6.0)
     layer.weight = Int8Params(weight.clone(), requires_grad=False)
-    return layer.to(CPU)
+    return layer.to(weight.device)
 
 
 @dataclass
@@ -142,14 +141,18 @@ class Inputs:
     grad: Tensor
 
     @classmethod
-    def draw(cls, out: int, width: int, tokens: int, dtype: torch.dtype) -> "Inputs":
+    def draw(
+        cls, out: int, width: int, tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> "Inputs":
         """The same numbers for every form, rounded to its format."""
         random = torch.Generator().manual_seed(1)
-        x = torch.randn(tokens, width, generator=random).to(dtype)
-        a = torch.randn(RANK, width, generator=random) * width**-0.5
-        b = torch.randn(out, RANK, generator=random) * 0.02
+        x = torch.randn(tokens, width, generator=random).to(device, dtype)
+        a = (torch.randn(RANK, width, generator=random) * width**-0.5).to(device)
+        b = (torch.randn(out, RANK, generator=random) * 0.02).to(device)
         grad = torch.randn(tokens, out, generator=random) * out**-0.5
-        return cls(x.requires_grad_(), a.requires_grad_(), b.requires_grad_(), grad.to(dtype))
+        return cls(
+            x.requires_grad_(), a.requires_grad_(), b.requires_grad_(), grad.to(device, dtype)
+        )
 
     def call(self, form: Form) -> Tensor:
         """Forward and backward; returns y."""
@@ -159,11 +162,14 @@ class Inputs:
         return y.detach()
 
 
-def measure(out: int, width: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    out: int, width: int, tokens: int, rounds: int, device: torch.device
+) -> list[dict[str, Any]]:
     """Rows of one shape and number of tokens."""
     torch.manual_seed(0)
-    forms = forms_of(torch.randn(out, width) * width**-0.5)
-    inputs = {name: Inputs.draw(out, width, tokens, form.dtype) for name, form in forms.items()}
+    forms = forms_of((torch.randn(out, width) * width**-0.5).to(device))
+    drawn = (out, width, tokens)
+    inputs = {name: Inputs.draw(*drawn, form.dtype, device) for name, form in forms.items()}
     found = {name: accuracy(form, inputs[name]) for name, form in forms.items()}
     calls = max(1, round(ROUND_S / timed(forms[PLAIN], inputs[PLAIN], 1)))
     for turn in range(rounds):
@@ -206,6 +212,8 @@ def timed(form: Form, inputs: Inputs, calls: int) -> float:
     began = time.perf_counter()
     for _ in range(calls):
         inputs.call(form)
+    if inputs.x.is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -233,12 +241,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--largest", type=int, default=max(max(shape) for shape in SHAPES))
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
-    machine: dict[str, Any] = {**describe_machine(CPU), "load_before": load_average()}
+    machine: dict[str, Any] = {**describe_machine(options.device), "load_before": load_average()}
     rows = []
     for out, width in (shape for shape in SHAPES if max(shape) <= options.largest):
         for tokens in TOKENS:
-            rows += measure(out, width, tokens, options.rounds)
+            rows += measure(out, width, tokens, options.rounds, options.device)
             ratios = {row["form"]: row["time_ratio"] for row in rows if row["tokens"] == tokens}
             say(f"{out} x {width}, {tokens} tokens: {ratios}")
     machine["load_after"] = load_average()

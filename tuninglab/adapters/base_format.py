@@ -17,7 +17,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.int8.quantiser import METHOD, Int8Config, int8_layers
 from tuninglab.int8.ways import way_of
-from tuninglab.kernels.compiled import kernels_here
+from tuninglab.kernels import gpu
 from tuninglab.models.named_parts import GATED_BLOCK, SCOPE
 
 TOWERS = ("vision_encoder", "perceiver")
@@ -101,8 +101,7 @@ def tell_base_format(model: Any, choices: Choices, device: torch.device) -> None
         way, reason = way_of(device.type)
         said = "multiplied as int8, both ways" if way == "int8" else "made floats at every use"
         choices.add("int8 products", said, reason)
-        if device.type == "cpu":
-            choices.add("int8 passes", *kernels_here())
+        choices.add("int8 passes", *gpu.passes_here(device))
 
 
 def count_parameters(model: Any) -> int:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuninglab.int8.rows import LIMIT, multiply, quantise_rows, scale_rows
+from tuninglab.int8.rows import LIMIT, multiply, product, quantise_rows, scale_rows
 from tuninglab.kernels.dispatch import Kernel, run
 
 # It overwrites the sums. They are scratch memory.
@@ -45,8 +45,8 @@ def cross_entropy(
     told = (sums, scale, weight_scale, targets.contiguous())
     loss, coarse, fine, step = run(_LOSS, _torch, *told)
     # The gradient of the logits is their probabilities, less 1 at the target.
-    grad = scale_rows(multiply(coarse, weight), step, None, torch.float32)
-    grad += scale_rows(multiply(fine, weight), step / FINER, None, torch.float32)
+    grad = product(coarse, step, weight, None, torch.float32)
+    grad += product(fine, step / FINER, weight, None, torch.float32)
     grad -= scale_rows(weight[targets], weight_scale[targets], None, torch.float32)
     return loss.sum(), grad.mul_(factor).to(hidden.dtype)
 

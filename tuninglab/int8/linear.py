@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tuninglab.int8.cross_entropy import cross_entropy, loss_and_grad
-from tuninglab.int8.rows import frozen, multiply, quantise_rows, scale_rows
+from tuninglab.int8.rows import frozen, product, quantise_rows, scale_rows
 from tuninglab.int8.ways import Way, ways
 from tuninglab.kernels.few_rows import fits, int8_product
 
@@ -54,17 +54,19 @@ class _Int8Product(torch.autograd.Function):
         q = scale = h = None
         if lora_a is not None or plan.forward == "int8":
             q, scale = _quantised_once(x, rows)  # int8 (M, K), float32 (M,)
-        if plan.forward == "int8":
-            assert q is not None and scale is not None
-            # int32 (M, N), in memory that the next product overwrites: scaled before anything else.
-            y = scale_rows(multiply(q, weight.t()), scale, weight_scale, dtype)
-        else:
-            y = rows.to(dtype) @ scale_rows(weight, weight_scale, None, dtype).t()  # (M, N)
+        lora = None
         if lora_a is not None and lora_b is not None:
             # A and B see the numbers that were not rounded; h (M, R) is small enough to be kept.
             h = rows.to(dtype) @ lora_a.to(dtype).t()
-            y.addmm_(h, lora_b.to(dtype).t(), alpha=plan.scaling)
+            lora = (h, lora_b.to(dtype).t(), plan.scaling)
+        if plan.forward == "int8":
+            assert q is not None and scale is not None
+            y = product(q, scale, weight.t(), weight_scale, dtype, lora)  # (M, N)
         else:
+            y = rows.to(dtype) @ scale_rows(weight, weight_scale, None, dtype).t()
+            if lora is not None:
+                y.addmm_(*lora[:2], alpha=plan.scaling)
+        if lora is None:
             q = scale = None  # without LoRA nothing needs x again
         ctx.save_for_backward(weight, weight_scale, q, scale, h, lora_a, lora_b)
         ctx.plan, ctx.shape, ctx.x_dtype = plan, x.shape, x.dtype
@@ -86,11 +88,12 @@ class _Int8Product(torch.autograd.Function):
             if ctx.plan.backward == "int8":
                 # N is summed over here, so its scales go into g before g is rounded.
                 q_grad, grad_scale = quantise_rows(grad, weight_scale)  # int8 (M, N)
-                dx = scale_rows(multiply(q_grad, weight), grad_scale, None, dtype)  # (M, K)
+                lora = None if gb is None else (gb, lora_a.to(dtype), 1.0)
+                dx = product(q_grad, grad_scale, weight, None, dtype, lora)  # (M, K)
             else:
                 dx = grad @ scale_rows(weight, weight_scale, None, dtype)
-            if gb is not None:
-                dx.addmm_(gb, lora_a.to(dtype))
+                if gb is not None:
+                    dx.addmm_(gb, lora_a.to(dtype))
             dx = dx.view(ctx.shape).to(ctx.x_dtype)
         return dx, None, None, da, db, None
 

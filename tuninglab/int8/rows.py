@@ -1,6 +1,6 @@
 """Passes over the rows of a matrix: float to int8 with a scale a row, and back.
 
-Each pass is written once in torch and once in C (kernels/c); kernels/dispatch.py chooses.
+Each pass is written in torch, in C (kernels/c) and in Triton; kernels/dispatch.py chooses.
 """
 
 import threading
@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor, _int_mm, nn  # pyright: ignore[reportPrivateImportUsage]
 
-from tuninglab.kernels.dispatch import Kernel, run
+from tuninglab.kernels.dispatch import Kernel, in_triton, run
 
 _QUANTISE = Kernel("quantise_rows(x: T[M~ K], column: f32[K]?) -> q: i8[M K], scale: f32[M]")
 _SCALE_INT8 = Kernel("scale_int8(q: i8[M N], row: f32[M], column: f32[N]?, dtype: T) -> y: T[M N]")
@@ -47,6 +47,36 @@ def scale_rows(
     return run(_SCALE_SUMS, _scale_rows, numbers, row_scale, column_scale, dtype)
 
 
+def product(
+    left: Tensor,
+    row_scale: Tensor,
+    right: Tensor,
+    column_scale: Tensor | None,
+    dtype: torch.dtype,
+    lora: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """int8 matrices (M, K) and (K, N) multiplied and scaled, plus LoRA's c (low up): (M, N).
+
+    Args:
+        left: its rows have `row_scale` (M,).
+        row_scale: float32.
+        right: its columns have `column_scale` (N,), if any; it may lie transposed.
+        column_scale: float32.
+        dtype: of the result.
+        lora: low (M, R) and up (R, N) of the format `dtype`, and the factor c.
+    """
+    if in_triton(left, right, dtype):
+        from tuninglab.kernels.triton_products import int8_product
+
+        return int8_product(left, right, row_scale, column_scale, dtype, lora)
+    # int32 (M, N), in memory that the next product overwrites: scaled before anything else.
+    y = scale_rows(multiply(left, right), row_scale, column_scale, dtype)
+    if lora is not None:
+        low, up, factor = lora
+        y.addmm_(low, up, alpha=factor)
+    return y
+
+
 # Below so many rows, oneDNN is faster with the weight on the left, where it is not repacked:
 # 64 rows of 4096 x 4096 took 3.0 ms against 5.3 ms.
 FEW_ROWS = 128
@@ -61,6 +91,10 @@ def multiply(left: Tensor, right: Tensor, row_major: bool = False) -> Tensor:
     if left.shape[1] == 1 and left.is_cpu:
         # torch 2.13 takes such a matrix for a transposed one and returns other numbers.
         return left.int() * right.int()
+    if in_triton(left, right):
+        from tuninglab.kernels.triton_products import int8_product
+
+        return int8_product(left, right)
     if not left.is_cpu or torch.compiler.is_compiling():
         return _int_mm(left, right)
     rows, columns = len(left), right.shape[1]

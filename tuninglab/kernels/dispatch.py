@@ -1,4 +1,6 @@
-"""The one way to a kernel: C where it can be had, else torch; every argument is checked for C.
+"""The one way to a kernel: C on CPUs, Triton on GPUs, where they can be had; else torch.
+
+Every argument is checked before C or Triton sees it.
 
 A kernel is declared once, beside its user, by a signature in the manner of torch's operators:
 
@@ -7,24 +9,25 @@ A kernel is declared once, beside its user, by a signature in the manner of torc
 Tensors have a format (T is that of the call, float32 or bfloat16) and named sizes, which are equal
 wherever a name stands again. Inputs lie without gaps, but along axes with a `~`, whose steps are
 passed. `?` marks what may be None, `if u` what is there where u is; int and float are numbers; a
-lone T names the format. What stands behind the arrow is made here. The C function takes all in
-this order, steps behind their tensor, and then the sizes as they first stand.
+lone T names the format. What stands behind the arrow is made here. C and Triton functions take all
+in this order, steps behind their tensor, and then the sizes as they first stand.
 """
 
 import ctypes
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tuninglab.kernels import compiled
+from tuninglab.kernels import compiled, gpu
 
 # The formats that kernels are compiled for, and how their names in C end.
 SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 OTHERS = {torch.float16, torch.float64}
+CPU = torch.device("cpu")
 WHOLE = {"i8": torch.int8, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
 DTYPES = {"f32": torch.float32, **WHOLE}
 NUMBERS: dict[str, type] = {"int": int, "float": float}
@@ -44,7 +47,7 @@ def _stepped(axes: list[str]) -> list[int]:
 
 
 class Kernel:
-    """A function in C, from its signature; calling it checks the arguments and runs it."""
+    """A function in C and in Triton, from its signature; arguments are checked before it runs."""
 
     def __init__(self, signature: str):
         self.name, _, rest = signature.partition("(")
@@ -60,36 +63,56 @@ class Kernel:
         self.kinds += [ctypes.c_long] * len(sizes)
 
     def __call__(self, *given: Any) -> Any:
-        """Run it on CPU tensors; returns its outputs, one alone as it is.
+        """Run it in C on CPU tensors; returns its outputs, one alone as it is.
 
         Raises:
             ValueError: the C function would read or write past an argument, or misread it.
         """
+        dtype, passed, made, _ = self._laid_out(given, SUFFIXES, CPU)
+        # 0 is the address of what is absent.
+        told = [v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else v for v in passed]
+        self.unchecked(dtype)(*told)
+        return made[0] if len(made) == 1 else made
+
+    def launch(self, *given: Any) -> Any:
+        """Run it in Triton, a program a row, where `in_triton` allows it; as in C.
+
+        Raises:
+            ValueError: an argument does not fit the signature.
+        """
+        first = next(value for value in given if isinstance(value, Tensor))
+        _, passed, made, sizes = self._laid_out(given, gpu.FORMATS, first.device)
+        rows, columns = sizes.values()
+        gpu.launch_rows(self.name, passed, rows, columns, first)
+        return made[0] if len(made) == 1 else made
+
+    def _laid_out(
+        self, given: Any, formats: Collection[torch.dtype], device: torch.device
+    ) -> tuple[torch.dtype, list[Any], list[Any], dict[str, int]]:
+        """Format, checked arguments in the order of the function, outputs among them, and sizes."""
         sizes: dict[str, int] = {}
         absent, passed, dtype = set(), [], None
         for argument, value in zip(self.inputs, given, strict=True):
             name, kind, names, steps, optional, beside = argument
             if value is None and (optional or beside in absent):
                 absent.add(name)
-                passed += [0, *(0 for _ in steps)]
+                passed += [None, *(0 for _ in steps)]
             elif names:
                 if kind == "T" and dtype is None:
                     first = getattr(value, "dtype", None)
-                    dtype = first if first in SUFFIXES else torch.float32
-                passed += self._checked(argument, value, DTYPES.get(kind) or dtype, sizes)
+                    dtype = first if first in formats else torch.float32
+                steps = self._checked(argument, value, DTYPES.get(kind) or dtype, sizes, device)
+                passed += [value, *steps]
             elif kind == "T":
                 dtype = value
             else:
                 passed.append(NUMBERS[kind](value))
         dtype, made = dtype or torch.float32, []
         for _, kind, names, _, _, beside in self.outputs:
-            shape = [sizes[name] for name in names]
+            shape, out = [sizes[name] for name in names], DTYPES.get(kind, dtype)
             there = beside not in absent
-            made.append(torch.empty(shape, dtype=DTYPES.get(kind, dtype)) if there else None)
-            passed.append(made[-1].data_ptr() if there else 0)
-        passed += sizes.values()
-        self.unchecked(dtype)(*passed)
-        return made[0] if len(made) == 1 else made
+            made.append(torch.empty(shape, dtype=out, device=device) if there else None)
+        return dtype, [*passed, *made, *sizes.values()], made, sizes
 
     def unchecked(self, dtype: torch.dtype) -> Callable[..., Any]:
         """The C function for a format, to be called with addresses, steps and sizes.
@@ -102,20 +125,22 @@ class Kernel:
             function.argtypes = self.kinds
         return function
 
-    def _checked(self, argument: Any, tensor: Any, dtype: Any, sizes: dict) -> list[int]:
-        """Its address and steps."""
+    def _checked(
+        self, argument: Any, tensor: Any, dtype: Any, sizes: dict, device: Any
+    ) -> list[int]:
+        """The steps of a tensor that fits."""
         name, _, names, steps, *_ = argument
         shape = tensor.shape if isinstance(tensor, Tensor) else ()
-        fits = len(shape) == len(names) and tensor.dtype is dtype and tensor.is_cpu
+        fits = len(shape) == len(names) and tensor.dtype is dtype and tensor.device == device
         for axis, size in zip(names, shape, strict=False):
             fits = sizes.setdefault(axis, size) == size and fits
         if not (fits and (tensor.is_contiguous() or _lies_right(tensor, steps))):
             wanted = ", ".join(f"{axis}={sizes.get(axis)}" for axis in names)
             raise ValueError(
                 f"kernel {self.name}: {name} is {_told(tensor)}; expected {dtype} ({wanted}) "
-                "without gaps on the CPU"
+                f"without gaps on {device}"
             )
-        return [tensor.data_ptr(), *(tensor.stride(axis) for axis in steps)]
+        return [tensor.stride(axis) for axis in steps]
 
 
 def _told(value: Any) -> str:
@@ -142,22 +167,31 @@ def in_c(*given: Any) -> bool:
     return True
 
 
+def in_triton(*given: Any) -> bool:
+    """Whether the Triton kernels can take these: on one GPU that they serve, in their formats."""
+    devices = {value.device for value in given if isinstance(value, Tensor)}
+    kinds = {value.dtype if isinstance(value, Tensor) else value for value in given}
+    return len(devices) == 1 and torch.float64 not in kinds and gpu.serves(*devices)
+
+
 def run(kernel: Kernel, in_torch: Callable[..., Any], *given: Any) -> Any:
     """What a kernel computes, in the way that is best for these arguments.
 
     Args:
-        kernel: the function in C.
+        kernel: the function in C and in Triton.
         in_torch: the same in torch, for every device and format.
         given: what both take.
 
     Raises:
-        ValueError: the C function would run, and an argument does not fit its signature.
+        ValueError: it would run in C or Triton, and an argument does not fit its signature.
     """
     if in_c(*given):
         return kernel(*given)
+    if in_triton(*given):
+        return kernel.launch(*given)
     on_gpu = any(getattr(value, "is_cuda", False) for value in given)
     if on_gpu and not torch.compiler.is_compiling() and compiled.c_compiler():
-        # Compiling makes one kernel of it. One in Triton would be chosen here, as C is above.
+        # Compiling makes one kernel of it.
         in_torch = _compiled(in_torch)
     return in_torch(*given)
 

@@ -1,4 +1,4 @@
-"""Few rows times a whole weight, as generation multiplies them: C that reads each weight once.
+"""Few rows times a whole weight, as generation multiplies them: each weight is read once, in C.
 
 With one token a row nearly all time goes into reading the weights. For two rows of float32 torch
 read them at 7 to 13 GB/s, on an AMD CPU whose memory gives one thread 33 GB/s.
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tuninglab.kernels import compiled
+from tuninglab.kernels import compiled, gpu
 from tuninglab.kernels.dispatch import SUFFIXES, Kernel
 from tuninglab.kernels.products import FastLinear
 
@@ -25,17 +25,23 @@ SMALLEST = 1 << 16
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether C multiplies x (..., K) by a weight (N, K): few rows, no gradient, on the CPU."""
+    """Whether x (..., K) is few rows for a weight (N, K), without a gradient, for C or Triton."""
     size = weight.shape[1]
+    if torch.is_grad_enabled() or not x.numel():
+        return False
+    if x.shape[-1] != size or not weight.is_contiguous():
+        return False
+    if gpu.serves(weight.device):
+        few = x.device == weight.device and x.numel() <= gpu.FEW_ROWS * size
+        # In other formats torch's own products are left as they are: nothing was measured.
+        whole = weight.dtype == torch.int8 and x.dtype in gpu.FORMATS
+        return few and whole and not torch.is_autocast_enabled(gpu.KIND)
     return (
-        not torch.is_grad_enabled()
-        and 0 < x.numel() <= MOST_ROWS.get(weight.dtype, 0) * size
-        and x.shape[-1] == size
+        x.numel() <= MOST_ROWS.get(weight.dtype, 0) * size
         and weight.numel() >= SMALLEST
         and x.dtype in SUFFIXES
         and x.is_cpu
         and weight.is_cpu
-        and weight.is_contiguous()
         # A compiled graph fuses what torch does; autocast has formats of its own.
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -45,6 +51,11 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Rows x (..., K) that fit, times int8 rows (N, K) of float32 scale (N,): (..., N)."""
+    if gpu.serves(x.device):
+        from tuninglab.kernels.triton_products import few_rows
+
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        return few_rows(rows, weight, scale).view(*x.shape[:-1], len(weight))
     return _product(_FEW_ROWS_INT8, x, weight, scale)
 
 

@@ -7,8 +7,8 @@ from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import load_adapter, trained_weights
 from tuninglab.console import Choices, say
 from tuninglab.errors import UserError
-from tuninglab.int8.quantiser import Int8Config
-from tuninglab.kernels.compiled import kernels_here
+from tuninglab.int8.quantiser import Int8Config, int8_layers
+from tuninglab.kernels.gpu import passes_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.decoding import decoding_of
 from tuninglab.named_model import find_model
@@ -50,8 +50,9 @@ def open_model(name: str, threads: int | None = None, exact: bool = True) -> tup
         )
     choices = Choices()
     device = best_device(choices, threads)
-    if device.type == "cpu":
-        choices.add("products of few rows", *kernels_here())
+    # On other devices Triton multiplies those of int8 layers alone.
+    if device.type == "cpu" or int8_layers(model):
+        choices.add("products of few rows", *passes_here(device))
     if not exact:
         tell_base_format(model, choices, device)
     # Before the adapter is loaded: PEFT puts its weights where the layers are.
