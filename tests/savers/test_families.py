@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
@@ -14,7 +15,8 @@ from tests.tiny import t5, text_config
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.int8.quantiser import Int8Config
-from tuninglab.savers import add_savers
+from tuninglab.kernels import compiled
+from tuninglab.savers import add_savers, attention
 from tuninglab.savers.attention import saving_attention
 from tuninglab.savers.glu import saving_glu_of
 from tuninglab.savers.norm import is_rms_norm
@@ -222,3 +224,31 @@ def test_attention_of_any_query_under_autocast(kernels, given, mixed):
     for value, wanted in zip([out, *(leaf.grad for leaf in leaves)], expected, strict=True):
         assert relative(value, wanted) < (1e-5 if out.dtype == torch.float32 else 0.02)
     assert all(leaf.grad.dtype == given for leaf in leaves)
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors that are laid otherwise."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.copy_.default, torch.ops.aten.clone.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_of_a_batch_are_not_laid_anew_for_each_product(monkeypatch):
+    if compiled.library() is None:
+        pytest.skip(compiled.kernels_here()[1])
+    monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 1)
+
+    def copies(batch):
+        # As layers give them: (B, T, heads, D), seen as (B, heads, T, D).
+        leaves = [torch.randn(batch, 5, 3, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+        with Copies() as seen:
+            bias = torch.zeros(1, 3, 5, 5)
+            out, _ = saving_attention(nn.Module(), *leaves, None, position_bias=bias)
+            out.sum().backward()
+        return seen.count
+
+    # One a row: the sums of its probabilities, and its result, go where they belong.
+    assert copies(6) - copies(2) == 2 * 4

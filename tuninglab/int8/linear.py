@@ -80,8 +80,10 @@ class _Int8Product(torch.autograd.Function):
         grad, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype  # (M, N)
         dx = da = db = gb = None
         if h is not None:
-            gb = (grad @ lora_b.to(dtype)).mul_(ctx.plan.scaling)  # (M, R)
-            db = (grad.t() @ h.to(dtype)).mul_(ctx.plan.scaling).to(lora_b.dtype)  # (N, R)
+            gb = grad @ (lora_b * ctx.plan.scaling).to(dtype)  # (M, R)
+            # Made as (R, N): the other way round 2048 x 1024 numbers took 696 us, this takes 494.
+            db = (h.to(dtype).t() @ grad).t().contiguous()
+            db = db.to(lora_b.dtype).mul_(ctx.plan.scaling)  # (N, R)
             # x itself was not kept: its int8 rows come back as floats (M, K) for this alone.
             da = (gb.t() @ scale_rows(q, scale, None, dtype)).to(lora_a.dtype)  # (R, K)
         if ctx.needs_input_grad[0]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -50,8 +51,10 @@ class _BiasedAttention(torch.autograd.Function):
         # Where it stands is where T5 wants it next: (B, T, heads, D).
         out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
         laid = _laid(bias, query)
+        # Once, and kept so: of parts of what lies with steps each product would make copies.
+        query, key, value = (tensor.contiguous() for tensor in (query, key, value))
         for rows in _groups(query, key):
-            scores = _product(query[rows], key[rows].transpose(2, 3))  # (b, heads, T, S)
+            scores = _product(query[rows], key[rows].mT)  # (b, heads, T, S)
             total[rows] = _SOFTMAX(
                 scores, laid, mask if mask is None else mask[rows], causal, scaling
             )
@@ -61,21 +64,22 @@ class _BiasedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The scores are made again, as in the forward pass, from what it kept."""
         query, key, value, bias, mask, total = ctx.saved_tensors
         laid = _laid(bias, query)
         dq, dk, dv = (torch.empty_like(t) for t in (query, key, value))
+        given = grads[0].transpose(1, 2).contiguous()  # (B, heads, T, D)
         for rows in _groups(query, key):
-            grad = grads[0][rows].transpose(1, 2)  # (b, T, heads, D) -> (b, heads, T, D)
+            grad = given[rows]
             # Both (b, heads, T, S), alive for these rows of the batch only.
-            scores = _product(query[rows], key[rows].transpose(2, 3))
-            ds = _product(grad, value[rows].transpose(2, 3))
+            scores, ds = _product(query[rows], key[rows].mT), _product(grad, value[rows].mT)
             told = (scores, laid, mask if mask is None else mask[rows], ctx.causal, ctx.scaling)
             _SOFTMAX_GRAD(*told, total[rows], ds)
-            dv[rows] = _product(scores.transpose(2, 3), grad)
-            dq[rows] = _product(ds, key[rows])
-            dk[rows] = _product(ds.transpose(2, 3), query[rows])
+            _product(scores.mT, grad, dv[rows])
+            _product(ds, key[rows], dq[rows])
+            _product(ds.mT, query[rows], dk[rows])
         return dq, dk, dv, None, None, None, None
 
 
@@ -91,9 +95,10 @@ def _groups(query: Tensor, key: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, batch, size)]
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """(B, heads, T, D) @ (B, heads, D, S) -> (B, heads, T, S)."""
-    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """(B, heads, T, D) @ (B, heads, D, S) -> (B, heads, T, S), into `out` without gaps if given."""
+    into = None if out is None else out.flatten(0, 1)
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=into).unflatten(0, left.shape[:2])
 
 
 def saving_attention(
