@@ -4,8 +4,9 @@
 
 A process trains as the command line does (threads, and how they wait for each other, are chosen the
 same way): alone, beside a process that computes all the time, beside a second training of its own
-kind. Where it starts before the other work, its threads wait as on a quiet machine; where it starts
-after it, asleep (tuninglab/threads.py). Writes benchmarks/results/busy_machine.json.
+kind. Where it starts before the other work, its threads first wait as on a quiet machine, and sleep
+when that is noticed; where it starts after it, they sleep from the start (tuninglab/threads.py).
+The last rows are torch without any of this. Writes benchmarks/results/busy_machine.json.
 """
 
 import argparse
@@ -26,20 +27,26 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "busy_machine.json"
 sys.path.insert(0, str(ROOT))
 
-KINDS = ("T5, int8", "Flamingo, int8", "Flamingo, fp32", "demonstration's, fp32")
+KINDS = ("T5, int8", "Flamingo, fp32", "demonstration's, fp32")
 LOOP = [sys.executable, "-c", "while True: pass"]
-WARM_UP_STEPS = 2
-# What OpenMP's threads do of themselves, without tuninglab's choice: they spin for long.
-UNTOUCHED = {"GOMP_SPINCOUNT": "300000"}
+WARM_UP_STEPS, NOTICE_STEPS = 2, 6
+# What a training finds in its environment when it starts. On a busy machine OMP_WAIT_POLICY is what
+# it decides by itself, but by a mean over a minute: here it need not wait for that.
+WAYS: dict[str, dict[str, str]] = {
+    "started before it": {"GOMP_SPINCOUNT": "10000"},
+    "started after it": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "torch as it is": {},
+}
+PLAIN = "torch as it is"
 
 
-def train(kind: str, folder: Path) -> None:
+def train(kind: str, folder: Path, plain: bool) -> None:
     """In a process of its own: train on one batch for ever, print the seconds of each step."""
-    from tuninglab.threads import set_waiting
+    import torch
 
-    set_waiting()  # before torch is loaded, as the command line does
     from tuninglab.comparison import device_here, rows_of, workloads
     from tuninglab.config import FinetuneConfig, FlanT5Config
+    from tuninglab.threads import Sleep
 
     config: Any = FinetuneConfig()
     if kind.startswith("T5"):
@@ -55,10 +62,14 @@ def train(kind: str, folder: Path) -> None:
     find = {"int8": lambda row: row.quantization == "int8", "fp32": lambda r: r.precision == "fp32"}
     variant = next(filter(find[kind.split(", ")[1]], variants))
     training, batch = variant.build(bench, 0), bench.batch(0)
+    sleep = Sleep(torch.get_num_threads())
     while True:
         began = time.perf_counter()
         training.step(batch)
-        print(time.perf_counter() - began, flush=True)
+        seconds = time.perf_counter() - began
+        print(seconds, flush=True)
+        if not plain:
+            sleep({"step_s": seconds})
 
 
 def demonstration() -> Any:
@@ -79,16 +90,18 @@ def demonstration() -> Any:
 class Running:
     """A process that trains; its steps are read as they end."""
 
-    def __init__(self, kind: str, folder: Path, environment: dict[str, str]):
+    def __init__(self, kind: str, folder: Path, way: str):
         command = [sys.executable, __file__, "--train", kind, "--folder", str(folder)]
+        command += ["--plain"] if way == PLAIN else []
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={**os.environ, **WAYS[way]},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
         self.seconds: list[float] = []
+        self.notice = 1 if way == PLAIN else NOTICE_STEPS  # the step that runs does not count
         threading.Thread(target=self._read, daemon=True).start()
         self.wait_for(WARM_UP_STEPS)
 
@@ -109,14 +122,14 @@ class Running:
         return self.seconds[have : have + steps]
 
     def measure(self, steps: int) -> list[float]:
-        """Seconds of so many steps that begin from now on: the one that runs does not count."""
-        return self.wait_for(steps + 1)[1:]
+        """Seconds of so many steps, after some in which the training may notice what changed."""
+        return self.wait_for(steps + self.notice)[self.notice :]
 
 
 @contextmanager
-def running(kind: str, folder: Path, **environment: str) -> Iterator[Running]:
+def running(kind: str, folder: Path, way: str) -> Iterator[Running]:
     """A training that ends with the block."""
-    training = Running(kind, folder, environment)
+    training = Running(kind, folder, way)
     try:
         yield training
     finally:
@@ -129,29 +142,22 @@ def loop() -> Iterator[None]:
     """One process that computes without end, until the block ends."""
     process = subprocess.Popen(LOOP)
     try:
-        # The load that a training looks at when it starts is a mean over a minute.
         yield
     finally:
         process.kill()
         process.wait()
 
 
-def measure(kind: str, folder: Path, steps: int) -> dict[str, list[float]]:
-    """Seconds of steps, alone and beside each kind of other work."""
-    times: dict[str, list[float]] = {}
-    quiet = {"GOMP_SPINCOUNT": "10000"}  # what set_waiting decides on a quiet machine
-    for name, environment in (
-        ("started before it", quiet),
-        ("asleep, as started after it", {"OMP_WAIT_POLICY": "PASSIVE"}),
-        ("torch as it is", UNTOUCHED),
-    ):
-        with running(kind, folder, **environment) as training:
-            times[f"{name}: alone"] = training.measure(steps)
+def measure(kind: str, folder: Path, steps: int) -> dict[tuple[str, str], list[float]]:
+    """Seconds of steps, by how the training waits and what runs beside it."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for way in WAYS:
+        with running(kind, folder, way) as training:
+            times[way, "nothing"] = training.measure(steps)
             with loop():
-                time.sleep(0.5)
-                times[f"{name}: beside a loop"] = training.measure(steps)
-            with running(kind, folder, **environment):
-                times[f"{name}: beside itself"] = training.measure(steps)
+                times[way, "a busy loop"] = training.measure(steps)
+            with running(kind, folder, way):
+                times[way, "itself"] = training.measure(steps)
     return times
 
 
@@ -160,13 +166,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--train", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        return train(options.train, options.folder)
+        return train(options.train, options.folder, options.plain)
     import torch
 
     from tuninglab.comparison.machine import describe_machine, load_average
@@ -177,12 +184,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.kinds:
             times = measure(kind, Path(folder), options.steps)
-            alone = statistics.median(times["started before it: alone"])
-            for name, values in times.items():
-                row = {"kind": kind, "work": name, "step_s": [round(v, 3) for v in values]}
-                row["ratio_to_idle"] = round(statistics.median(values) / alone, 2)
-                rows.append(row)
-                print(f"{kind}, {name}: {row['ratio_to_idle']} of idle", file=sys.stderr)
+            alone = statistics.median(times["started before it", "nothing"])
+            for (way, beside), values in times.items():
+                ratio = round(statistics.median(values) / alone, 2)
+                row = {"kind": kind, "way": way, "beside": beside, "ratio_to_idle": ratio}
+                rows.append({**row, "step_s": [round(value, 3) for value in values]})
+                print(f"{kind}, {way}, beside {beside}: {ratio} of idle", file=sys.stderr)
     result = {
         "command": "python benchmarks/busy_machine.py " + " ".join(sys.argv[1:]),
         "machine": machine,

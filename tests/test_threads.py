@@ -10,7 +10,7 @@ import torch
 
 from tuninglab import threads
 from tuninglab.console import Choices
-from tuninglab.threads import BusyWatch, allowed_cpus, other_work, set_waiting
+from tuninglab.threads import BusyWatch, Sleep, allowed_cpus, other_work, set_waiting, waited_s
 from tuninglab.training import hardware
 
 CPU = torch.device("cpu")
@@ -161,3 +161,64 @@ def test_during_a_run_it_is_said_once_and_of_slow_steps_at_once(monkeypatch, tmp
     for step in range(27, 50):
         watch({"step": step, "step_s": 3.0})
     assert capsys.readouterr().err == ""
+
+
+def lines(sleep, monkeypatch, shares, seconds=1.0):
+    """Show `sleep` a line every so many seconds, in which 2 threads waited for that share."""
+    for share in shares:
+        now, waited = sleep.began + seconds, sleep.waited_s + 2 * share * seconds
+        monkeypatch.setattr(threads.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(threads, "waited_s", lambda waited=waited: waited)
+        sleep({"step": 1, "step_s": 0.1})
+
+
+def test_threads_sleep_while_others_take_the_cpus(monkeypatch, capsys):
+    with Sleep(2) as sleep:
+        lines(sleep, monkeypatch, [0.01, 0.1, 0.1, 0.4, 0.1])
+        assert sleep.awake is None and capsys.readouterr().err == ""
+        lines(sleep, monkeypatch, [0.3, 0.3])
+        assert sleep.awake is not None and capsys.readouterr().err.count("asleep") == 1
+        lines(sleep, monkeypatch, [0.3, 0.1, 0.01, 0.01, 0.01, 0.01, 0.2, 0.01])
+        assert sleep.awake is not None
+        lines(sleep, monkeypatch, [0.01] * 4)
+        assert sleep.awake is None
+        lines(sleep, monkeypatch, [0.3, 0.3])
+        assert sleep.awake is not None and capsys.readouterr().err == ""
+    assert sleep.awake is None
+
+
+def test_short_steps_are_looked_at_together(monkeypatch):
+    sleep = Sleep(2)
+    began = sleep.began
+    monkeypatch.setattr(threads, "waited_s", lambda: sleep.waited_s + 1)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: began + 0.1)
+    for _ in range(9):
+        sleep({"step": 1})
+    assert sleep.began == began and sleep.busy_windows == 0
+
+
+@pytest.mark.skipif(not threads.TASKS.is_dir(), reason="only Linux tells of threads")
+def test_an_idle_team_is_what_makes_them_sleep_and_it_goes_again():
+    torch.ones(1 << 20).add_(1)  # this thread's own team
+    before = len(list(threads.TASKS.iterdir()))
+    with Sleep(2) as sleep:
+        sleep.fall_asleep()
+        # The thread that opened it, and at least one of OpenMP's.
+        assert len(list(threads.TASKS.iterdir())) >= before + 2
+    for _ in range(100):
+        if len(list(threads.TASKS.iterdir())) <= before:
+            break
+        threads.time.sleep(0.05)
+    assert len(list(threads.TASKS.iterdir())) <= before
+
+
+@pytest.mark.skipif(not threads.TASKS.is_dir(), reason="only Linux tells of threads")
+def test_the_time_for_which_threads_had_no_cpu(tmp_path, monkeypatch):
+    assert 0 <= waited_s() <= waited_s()
+    for name, text in (("1", "5 2000000000 3\n"), ("2", "5 500000000 3\n"), ("3", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "schedstat").write_text(text)
+    monkeypatch.setattr(threads, "TASKS", tmp_path)
+    assert waited_s() == 2.5
+    monkeypatch.setattr(threads, "TASKS", tmp_path / "nowhere")
+    assert waited_s() == 0

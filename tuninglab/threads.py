@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 from statistics import median
@@ -11,6 +13,7 @@ from tuninglab.console import say
 
 CGROUP = Path("/sys/fs/cgroup")
 LOAD = Path("/proc/loadavg")
+TASKS = Path("/proc/self/task")
 
 # What OpenMP's runtimes (GNU's, which torch's wheels bring, Intel's and LLVM's) read on waiting.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -28,7 +31,7 @@ def set_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     #   one busy loop beside it      -    1.0         0.39   0.42
     #   two other trainings        9.0    0.55        0.59   0.37
     # Asleep costs half as much again where nothing else runs, a little spinning nothing; beside
-    # other work only sleep is safe. What begins later is told (BusyWatch), with --threads 1.
+    # other work only sleep is safe. What begins later is seen by `Sleep`, and told (BusyWatch).
     if any(name in environment for name in WAITING):
         return
     if other_work():
@@ -76,6 +79,91 @@ def _running() -> float:
         return float(LOAD.read_text().split()[3].partition("/")[0]) - 1
     except (OSError, IndexError, ValueError):
         return math.inf
+
+
+class Sleep:
+    """Takes the lines of metrics.jsonl; threads of OpenMP wait asleep while others want the CPUs.
+
+    GNU's runtime lets a waiting thread spin a hundredth as long while the process has more threads
+    than there are CPUs, counted over the teams of all who ever opened one, and asks anew at each
+    wait. So an idle team beside the one that computes changes how threads wait, and nothing of what
+    they compute. On 2 cores, beside a busy loop, a step takes 1.9 times as long as alone, not 4
+    times (benchmarks/busy_machine.py). Other runtimes take no notice.
+
+    Args:
+        threads: of this process that compute.
+    """
+
+    WINDOW_S = 0.5
+    # Share of their time for which threads that could run waited for a CPU: 0.01 on a quiet
+    # machine, 0.25 and more beside one busy loop on 2 cores. Workers that load data need some, too.
+    BUSY, QUIET, QUIET_WINDOWS = 0.15, 0.05, 5
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.began, self.waited_s = time.monotonic(), waited_s()
+        self.busy_windows = self.quiet_windows = 0
+        self.awake: threading.Event | None = None
+        self.told = False
+
+    def __enter__(self) -> "Sleep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wake()
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Look at what happened since the last line, if that was long enough."""
+        now, waited = time.monotonic(), waited_s()
+        if now - self.began < self.WINDOW_S:
+            return
+        share = (waited - self.waited_s) / (now - self.began) / self.threads
+        self.began, self.waited_s = now, waited
+        self.busy_windows = self.busy_windows + 1 if share > self.BUSY else 0
+        self.quiet_windows = self.quiet_windows + 1 if share < self.QUIET else 0
+        if self.busy_windows >= 2:
+            self.fall_asleep()
+        elif self.quiet_windows >= self.QUIET_WINDOWS:
+            self.wake()
+
+    def fall_asleep(self) -> None:
+        """From now on threads wait asleep; said the first time."""
+        if self.awake is not None:
+            return
+        awake, opened = threading.Event(), threading.Event()
+        threading.Thread(target=_open_team, args=(opened, awake), daemon=True).start()
+        opened.wait()
+        self.awake = awake
+        if not self.told:
+            self.told = True
+            say("Other work takes this run's CPUs: its threads wait for each other asleep.")
+
+    def wake(self) -> None:
+        """From now on they spin again, as they did first."""
+        if self.awake is not None:
+            self.awake.set()
+            self.awake = None
+
+
+def _open_team(opened: threading.Event, awake: threading.Event) -> None:
+    """Open a team of threads of its own; it ends with this thread."""
+    import torch  # loaded long before: a run is under way
+
+    torch.ones(1 << 20).add_(1)
+    opened.set()
+    awake.wait()
+
+
+def waited_s() -> float:
+    """Seconds that threads of this process were ready to run and had no CPU; 0 if unknown."""
+    total_ns = 0
+    # A thread may end while it is looked at; only Linux tells (proc(5), schedstat).
+    for task in TASKS.glob("*"):
+        try:
+            total_ns += int((task / "schedstat").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return total_ns / 1e9
 
 
 class BusyWatch:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from tuninglab.data.loading import step_batches
 from tuninglab.data.sampler import StepSampler
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
-from tuninglab.threads import BusyWatch
+from tuninglab.threads import BusyWatch, Sleep
 from tuninglab.training.checkpoint import (
     Collect,
     load_checkpoint,
@@ -63,14 +64,14 @@ def train(
         WorkError: a loss or gradient is not finite, or the disk is full.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
-    sampler: Any = loader.batch_sampler
-    state = start(model, sampler, config, accelerator)
+    state = start(model, cast("StepSampler", loader.batch_sampler), config, accelerator)
     if run.resumed:
         _go_on(state, run, accelerator)
     progress, total = state.progress, state.total_steps
     keep, limit = config.keep_checkpoints, config.max_grad_norm
-    with stop_signals() as stop, TrainingLog(total, progress.step) as log:
-        sinks = [*sinks, log.show, *_watch(config, accelerator)]
+    log = TrainingLog(total, progress.step)
+    with stop_signals() as stop, log, _watch(config, accelerator) as watches:
+        sinks = [*sinks, log.show, *watches]
         begun = lap = time.perf_counter()
         for batches in step_batches(loader, total - progress.step):
             counts = count_step(batches, accelerator)
@@ -184,12 +185,17 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     return loss_sum / tokens
 
 
-def _watch(config: TrainingConfig, accelerator: Accelerator) -> list[Sink]:
-    """Looks for other work on the machine, where fewer threads would help and none were asked."""
+@contextmanager
+def _watch(config: TrainingConfig, accelerator: Accelerator) -> Iterator[list[Sink]]:
+    """Looks for other work on the machine, where threads would wait for each other."""
     threads = torch.get_num_threads()
-    if accelerator.device.type != "cpu" or threads == 1 or config.threads is not None:
-        return []
-    return [BusyWatch((threads + config.workers) * accelerator.num_processes)]
+    if accelerator.device.type != "cpu" or threads == 1:
+        yield []
+        return
+    with Sleep(threads) as sleep:
+        watch = BusyWatch((threads + config.workers) * accelerator.num_processes)
+        # Who asked for a number of threads is not told of another.
+        yield [sleep, watch] if config.threads is None else [sleep]
 
 
 def _tell(sinks: Sequence[Sink], line: dict[str, Any]) -> None:
