@@ -31,7 +31,7 @@ def test_a_pipe_a_device_and_a_folder_are_refused_at_once(tmp_path):
 
 
 def test_a_missing_file_and_one_that_is_too_large_are_named(tmp_path):
-    assert "does not exist" in refusal(read_bytes, tmp_path / "no.json")
+    assert "No such file" in refusal(read_bytes, tmp_path / "no.json")
     large = tmp_path / "large.json"
     with large.open("wb") as file:
         file.truncate(2**33)

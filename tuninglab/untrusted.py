@@ -13,7 +13,7 @@ MIB = 2**20
 DEEPEST = 100
 # Linux: PATH_MAX and NAME_MAX. A longer name cannot be of anything that exists.
 LONGEST_PATH, LONGEST_PART = 4095, 255
-SHOWN_LETTERS = 120
+SHOWN_LETTERS = 400
 # So that opening a pipe without a writer does not wait; Windows has neither.
 OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 OPENING |= getattr(os, "O_BINARY", 0)
@@ -33,10 +33,8 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
     check_path(path, what)
     try:
         descriptor = os.open(path, OPENING)
-    except FileNotFoundError:
-        raise UserError(f"{what}: {path} does not exist; check the path") from None
     except OSError as error:
-        raise UserError(f"{what}: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what}: {path}: {error.strerror}; check the path") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(
@@ -48,7 +46,7 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
             # Not by the size it states: that of a file which grows, or of /proc, is another.
             content = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"{what}: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what}: {path}: {error.strerror}; it cannot be read") from error
     if len(content) > limit:
         raise UserError(f"{what}: {path} is larger than {_size(limit)}; this is no such file")
     return content
@@ -77,7 +75,9 @@ def read_json(path: str | Path, limit: int, what: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{what}: {path} is no JSON: {error}") from error
+        raise UserError(
+            f"{what}: {path} is no JSON, but incomplete or damaged ({error}); copy it again"
+        ) from error
     except RecursionError:
         raise UserError(too_deep) from None
     level = [value]
