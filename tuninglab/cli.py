@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from tuninglab.config.flags import parse, without_blanks
+from tuninglab.config.flags import command_line, parse, without_blanks
 from tuninglab.console import is_main_process, program, say
 from tuninglab.errors import UserError, WorkError
 from tuninglab.progress import working
@@ -180,7 +180,8 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     # Read by hand, because parsing itself may be what fails.
     debug = any(word in ("--debug", "--debug=true", "--debug=True") for word in words)
     try:
-        return run_command(parse_and_work, debug)
+        with command_line(words):
+            return run_command(parse_and_work, debug)
     except SystemExit as stop:  # tyro has spoken: help (0) or a wrong flag (2)
         return stop.code if isinstance(stop.code, int) else UserError.exit_code
 

@@ -1,6 +1,5 @@
 """Where a model that the user named lies: its base, and the adapter upon it if there is one."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,13 @@ from tuninglab.config.yaml_file import read_recipe
 from tuninglab.disk import finish_replacing
 from tuninglab.errors import UserError
 from tuninglab.run_folder import elsewhere, how_to_end
+from tuninglab.untrusted import MIB, check_path, read_json, shown
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
 # A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2".
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
+LARGEST_CONFIG = 4 * MIB
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def local_directory(path_or_id: str | Path, what: str) -> Path | None:
     Raises:
         UserError: it is neither.
     """
-    path = Path(path_or_id).expanduser()
+    check_path(path_or_id, what)
+    path = _expanded(path_or_id)
     if path.is_dir():
         return path
     if path.exists():
@@ -56,7 +58,8 @@ def local_directory(path_or_id: str | Path, what: str) -> Path | None:
     looks_local = isinstance(path_or_id, Path) or path.parent.name and path.parent.is_dir()
     if looks_local or not HUB_ID.fullmatch(str(path_or_id)):
         raise UserError(
-            f"{what}: there is no directory {path}; check the path (a hub id is owner/name)"
+            f"{what}: there is no directory {shown(path_or_id)}; check the path (a hub id is "
+            "owner/name)"
         )
     return None
 
@@ -71,7 +74,8 @@ def find_model(name: str) -> NamedModel:
     Raises:
         UserError: the run has not ended or lies elsewhere, or the adapter does not name its base.
     """
-    path = Path(name).expanduser()
+    check_path(name, "model")
+    path = _expanded(name)
     if path.name:
         finish_replacing(path)
     # What tells them apart: a run folder holds config.yaml, an adapter adapter_config.json, a model
@@ -93,6 +97,14 @@ def find_model(name: str) -> NamedModel:
     if not path.exists() and (hint := elsewhere(path)):
         raise UserError(f"There is no {name} here. {hint}")
     return NamedModel(name)
+
+
+def _expanded(name: str | Path) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        # `~nobody`: no user of this name has a home.
+        return Path(name)
 
 
 def _run(run: Path) -> NamedModel:
@@ -134,15 +146,17 @@ def _tuned(run: Path, adapter: Path, what: str) -> NamedModel:
 
 def _base_of_adapter(adapter: Path) -> str:
     file = adapter / ADAPTER_CONFIG
+    remedy = (
+        "set base_model_name_or_path in it to the directory of the Flamingo that it was made for"
+    )
     try:
-        base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
+        said = read_json(file, LARGEST_CONFIG, "adapter")
+    except UserError as error:
+        raise UserError(f"{error}. Or {remedy}") from error
+    base = said.get("base_model_name_or_path") if isinstance(said, dict) else None
     if not base or not isinstance(base, str):
-        raise UserError(
-            f"{file} does not name the base of the adapter: set base_model_name_or_path in it to "
-            "the directory of the Flamingo that it was made for"
-        )
+        raise UserError(f"{file} does not name the base of the adapter: {remedy}")
+    check_path(base, f"{file}, base_model_name_or_path")
     # A converted pair may have been moved together: a relative path also counts from the adapter.
     beside = adapter / base
     return str(beside) if beside.is_dir() and not Path(base).is_dir() else base

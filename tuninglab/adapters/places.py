@@ -8,7 +8,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tuninglab.config.tuning import ALL_LINEAR, LoraTuning
+from tuninglab.config.tuning import ALL_LINEAR, PREFIX, LoraTuning
 from tuninglab.errors import UserError
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.named_parts import GATED_BLOCK, GATES, SCOPE, modules_of, part_namer
@@ -55,8 +55,8 @@ def lora_places(
     if problems:
         listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
         hint = (
-            f"Linear layers{under} end in: {listed}. Change lora_target_modules; all-linear takes "
-            "all of these but the output layer."
+            f"Linear layers{under} end in: {listed}. Change --{PREFIX}lora_target_modules; "
+            "all-linear takes all of these but the output layer."
         )
         raise UserError("\n".join([*problems, hint]))
     left_out = [rf"{re.escape(name)}(?:\..*)?" for name in closed if _inside(name, scope)]
@@ -67,8 +67,8 @@ def lora_places(
     layers = [name for name in dict.fromkeys(hits) if not re.fullmatch(exclude, name)]
     if not layers:
         raise UserError(
-            "lora_target_modules names only layers that train in full here or are frozen; "
-            f"name one that does not, of: {', '.join(_suffixes(model, scope, closed))}."
+            f"--{PREFIX}lora_target_modules names only layers that train in full here or are "
+            f"frozen; name one that does not, of: {', '.join(_suffixes(model, scope, closed))}."
         )
     _check_numbers(tuning, layers)
     _check_layers(model, tuning, layers)
@@ -194,8 +194,8 @@ def direct_modules(model: nn.Module, tuning: LoraTuning, scope: str = SCOPE) -> 
         hits = modules_of(model, "vision") if hits == ["vision_encoder"] else hits
         if not any(True for name in hits for _ in model.get_submodule(name).parameters()):
             raise UserError(
-                f"modules_to_save: {end!r} hits no parameter ({hits[0]} holds none), so nothing "
-                "would train. Leave it out."
+                f"--{PREFIX}modules_to_save: {end!r} hits no parameter ({hits[0]} holds none), so "
+                "nothing would train. Leave it out."
             )
         direct.update(dict.fromkeys(hits))
     for part in sorted(tuning.full_parts - {"gates"}):
@@ -243,10 +243,11 @@ def _check_direct(model: nn.Module, direct: list[str], tuning: LoraTuning) -> No
 
 
 def _module_problem(known: list[str], wanted: str, scope: str) -> str:
+    flag = f"--{PREFIX}modules_to_save"
     if wanted in GATES:
-        return f"modules_to_save: {wanted} is a parameter, no module. Use train_gates instead."
+        return f"{flag}: {wanted} is a parameter, no module. Use train_gates instead."
     ends = list(dict.fromkeys(name.split(".")[-1] for name in known if name.startswith(scope)))
     near = difflib.get_close_matches(wanted, ends, n=3)
     named = [end for end in ends if not end.isdigit()]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(named)}."
-    return f"modules_to_save: {wanted!r} hits no module{f' under {scope}' if scope else ''}. {hint}"
+    return f"{flag}: {wanted!r} hits no module{f' under {scope}' if scope else ''}. {hint}"

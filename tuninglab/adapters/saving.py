@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state_dict
 from peft.utils.other import TrainableTokensWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,21 +20,17 @@ from tuninglab.adapters import switching
 from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.lora import quietly
 from tuninglab.adapters.shipped_base import MARK, SETTINGS_NAME, check_shipped_base, shipped_mark
+from tuninglab.adapters.stored_config import check_fits, read_adapter_config
 from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.formats.layout import MEDIA_MODES
-from tuninglab.models.parts import (
-    MEMORY_HINT,
-    MISTAKEN,
-    first_lines,
-    is_ours,
-    is_out_of_memory,
-)
+from tuninglab.models.parts import MEMORY_HINT, first_lines, is_out_of_memory, is_readers
 from tuninglab.models.weights import whole
+from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
+from tuninglab.untrusted import read_json, shown
 
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 
@@ -142,7 +138,7 @@ def adapter_file(directory: Path) -> Iterator[Any]:
     Raises:
         UserError: a file is missing or damaged, they do not fit the base, or memory ran out.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
+    for name in (ADAPTER_CONFIG, WEIGHTS_NAME):
         if not (directory / name).is_file():
             raise UserError(
                 f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
@@ -150,13 +146,13 @@ def adapter_file(directory: Path) -> Iterator[Any]:
     try:
         with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
             yield file
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except Exception as error:
         reason = first_lines(error)
+        # A mistake of this package keeps its traceback.
+        if not is_readers(error) or isinstance(error, OSError):
+            raise
         if is_out_of_memory(error):
             raise UserError(f"{directory}: {reason}\n{MEMORY_HINT}") from error
-        # A mistake of this package keeps its traceback.
-        if isinstance(error, MISTAKEN) and is_ours(error):
-            raise
         raise UserError(
             f"{directory} does not fit this base model, or is broken: {reason}"
         ) from error
@@ -228,7 +224,7 @@ def _load(
         places = switching.places_of(model)
         direct = [key for key in stored if key in places]
         switching.set_aside(adapters, places, direct)
-        peft_model = _with_lora(model, directory, name)
+        peft_model = _with_lora(model, directory, name, file)
         for key in direct:
             places[key].data.copy_(file.get_tensor(stored[key]))
     end = rf"\.{re.escape(name)}"
@@ -244,10 +240,10 @@ def _load(
     return peft_model, {key: places[key].data for key in direct}
 
 
-def _with_lora(model: nn.Module, directory: Path, name: str) -> PeftModel:
-    kept = PeftConfig.from_pretrained(str(directory))
-    if isinstance(kept, LoraConfig):
-        know_int8(kept)
+def _with_lora(model: Any, directory: Path, name: str, file: Any) -> PeftModel:
+    kept = read_adapter_config(directory)
+    check_fits(kept, file, model.get_input_embeddings().num_embeddings, directory)
+    know_int8(kept)
     if not isinstance(model, PeftModel):
         return quietly(PeftModel.from_pretrained, model, str(directory), name, config=kept)
     quietly(model.add_adapter, name, kept)
@@ -268,12 +264,14 @@ def _media_mode(directory: Path) -> str | None:
     # PEFT's own save_pretrained, and tuninglab before it converted checkpoints, wrote no such file.
     if not file.is_file():
         return None
-    try:
-        mode = json.loads(file.read_text("utf-8"))["media_mode"]
-    except (ValueError, KeyError, TypeError) as error:
+    said = read_json(file, LARGEST_CONFIG, "adapter")
+    if not isinstance(said, dict) or "media_mode" not in said:
         raise UserError(
             f'{file} is damaged: expected {{"media_mode": ...}}. Copy the adapter again'
-        ) from error
+        )
+    mode = said["media_mode"]
     if mode not in MEDIA_MODES:
-        raise UserError(f"{file}: media_mode is {mode!r}; expected one of {', '.join(MEDIA_MODES)}")
+        raise UserError(
+            f"{file}: media_mode is {shown(repr(mode))}; expected one of {', '.join(MEDIA_MODES)}"
+        )
     return mode

@@ -5,11 +5,11 @@ They have the same shapes, so that an adapter of another one would load without 
 
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 from tuninglab.errors import UserError
-from tuninglab.named_model import EMBEDDED
+from tuninglab.named_model import ADAPTER_CONFIG, EMBEDDED, LARGEST_CONFIG
+from tuninglab.untrusted import read_json
 
 # Beside PEFT's own files, because its configuration keeps no settings that it does not know.
 SETTINGS_NAME = "tuninglab.json"
@@ -32,13 +32,16 @@ def check_shipped_base(adapter: Path) -> None:
         UserError: it was tuned on an earlier one.
     """
     try:
-        base = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-        said = json.loads((adapter / SETTINGS_NAME).read_text("utf-8"))
+        base, said = (
+            read_json(adapter / name, LARGEST_CONFIG, "adapter")
+            for name in (ADAPTER_CONFIG, SETTINGS_NAME)
+        )
         ours = base["base_model_name_or_path"] == "embedded" and "media_mode" in said
-    except (OSError, ValueError, KeyError, TypeError):
+        mark = said.get(MARK)
+    except (UserError, AttributeError, KeyError, TypeError):
         # Damaged files are told by whoever reads them.
         return
-    if ours and said.get(MARK) != shipped_mark():
+    if ours and mark != shipped_mark():
         raise UserError(
             f"{adapter} was tuned on the embedded base of another version of tuninglab, whose "
             "weights are others. Tune again (a new --run_name), or use the version that made it."

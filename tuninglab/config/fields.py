@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tuninglab.config.other_names import in_yaml, our_name
 from tuninglab.errors import UserError
+from tuninglab.untrusted import shown
 
 Config = TypeVar("Config")
 
@@ -131,7 +132,7 @@ def _unknown(written: object, config_class: type, prefix: str) -> str:
     if ours := our_name(str(written), names_of(config_class, prefix)):
         hint = f" It is called `{in_yaml(ours)}` here."
     inside = f" in {prefix.rstrip('.')}" if prefix else ""
-    return f"unknown key {written!r}{inside}.{hint} Known keys: {', '.join(known)}."
+    return f"unknown key {shown(repr(written))}{inside}.{hint} Known keys: {', '.join(known)}."
 
 
 def _convert(value: object, hint: Any, where: str, name: str) -> Any:
@@ -149,7 +150,9 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
         return [_convert(one, choices[0], where, name) for one in values]
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise UserError(f"{where}{name} is {value!r}; expected `name: number` lines.")
+            raise UserError(
+                f"{where}{name} is {shown(repr(value))}; expected `name: number` lines."
+            )
         return {k: _convert(one, choices[1], where, f"{name}.{k}") for k, one in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-5 as text (it wants 1.0e-5); the source document's spelling must work.
@@ -167,5 +170,5 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
         # bool is a kind of int in Python, but `batch_size: true` is a mistake.
         fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if not fits:
-        raise UserError(f"{where}{name} is {value!r}; expected {expected}.")
+        raise UserError(f"{where}{name} is {shown(repr(value))}; expected {expected}.")
     return value

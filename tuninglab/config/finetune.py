@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-from tuninglab.config.checks import check, check_positive
+from tuninglab.config.checks import check, check_paths, check_positive
 from tuninglab.config.fields import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TuningConfig
@@ -65,6 +65,7 @@ class FinetuneConfig(TrainingConfig):
         # Taken for folders, these would do what nobody meant.
         folder = (self.cache_features or "").lower() not in ("true", "false", "none")
         check(folder, "cache_features", self.cache_features, "auto, a folder, or no such flag")
+        check_paths(self, "cache_features")
         super().validate()
 
     def _check_combinations(self) -> None:

@@ -1,6 +1,7 @@
 """Command-line words into a config dataclass, by tyro, with a `--config` file underneath."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -15,6 +16,8 @@ Config = TypeVar("Config")
 
 TRUTHS = ("true", "false")
 
+_words: frozenset[str] | None = None
+
 
 class Flag(NamedTuple):
     """What a flag sets: the name of the field, `tuning_config.r` inside another, and its type.
@@ -25,6 +28,23 @@ class Flag(NamedTuple):
     field: str
     hint: Any
     bare: bool = False
+
+
+@contextmanager
+def command_line(argv: Sequence[str]) -> Iterator[None]:
+    """While a verb runs: what its user typed, for `typed`."""
+    global _words
+    before = _words
+    _words = frozenset(part for word in argv for part in (word, word.partition("=")[2]))
+    try:
+        yield
+    finally:
+        _words = before
+
+
+def typed(value: str) -> bool:
+    """Whether the user gave this value: on the command line, or to a function in Python."""
+    return _words is None or value in _words
 
 
 def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tuninglab.config.checks import check
+from tuninglab.config.checks import check, check_paths
 from tuninglab.console import program
 from tuninglab.errors import UserError
 
@@ -38,6 +38,7 @@ class TreeConfig:
         Raises:
             UserError: naming the flag and the remedy.
         """
+        check_paths(self, "model")
         names = self.lora_target_modules
         check(names is None or self.lora, "lora_target_modules", names, "--lora beside it")
         check(names != [], "lora_target_modules", names, "at least one name")
@@ -86,6 +87,7 @@ class ConvertConfig:
         Raises:
             UserError: naming the flags and the remedy.
         """
+        check_paths(self, *_PLACES)
         if self.inspect:
             self._need("checkpoint", "the file to look at")
             self._refuse("to", "--inspect only reads; leave it out to write")
@@ -112,5 +114,6 @@ class ConvertConfig:
             raise UserError(f"--{name.rstrip('_')} is {value!r}, but {why}")
 
 
+_PLACES = ("checkpoint", "lang_encoder", "vision_encoder", "tokenizer", "model", "out")
 # What a Flamingo that exists already has.
 _PARTS = ("lang_encoder", "vision_encoder", "tokenizer", "media_mode", "dtype")

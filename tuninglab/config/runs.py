@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from tuninglab.config.checks import check, check_positive, check_run_name
+from tuninglab.config.checks import check, check_paths, check_positive, check_run_name
 from tuninglab.config.training import Precision
 
 
@@ -38,8 +38,10 @@ class DemoConfig:
             UserError: naming the flag, the value given and what is expected.
         """
         check_run_name(self.run_name)
-        check_positive(self, "max_steps", "threads")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "a number from 0 to 4294967295")
+        check_positive(self, "max_steps")
+        check_positive(self, "threads", most=4096)
+        check_positive(self, "seed", least=0, most=2**32 - 1)
+        check_paths(self, "output_dir", "write_data")
 
 
 @dataclass
@@ -72,7 +74,9 @@ class ChatConfig:
             UserError: naming the flag, the value given and what is expected.
         """
         check(self.terminal, "terminal", self.terminal, "true", "There is no other chat yet.")
-        check_positive(self, "max_new_tokens", "threads")
+        check_positive(self, "max_new_tokens")
+        check_positive(self, "threads", most=4096)
+        check_paths(self, "model", "image")
         for name in ("ask", "system"):
             value = getattr(self, name)
             check(value is None or value.strip() != "", name, value, "a text")
@@ -90,4 +94,9 @@ class ReportConfig:
     """Show the Python traceback of an error."""
 
     def validate(self) -> None:
-        """Nothing here has a range."""
+        """Check that the name can be one.
+
+        Raises:
+            UserError: naming the flag.
+        """
+        check_paths(self, "run")

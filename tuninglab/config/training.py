@@ -1,13 +1,12 @@
 """The settings that every training recipe shares: what the loop and the run folder need."""
 
-import math
 import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress, arg
 
-from tuninglab.config.checks import check, check_positive, check_run_name
+from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positive, check_run_name
 from tuninglab.config.fields import Mark, leaves, marked, settle_types
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
@@ -215,12 +214,13 @@ class TrainingConfig:
         # Range first, then what excludes each other: the message names the simpler mistake.
         check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
         check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
-        check_positive(self, "checkpoint_every", "keep_checkpoints", "threads")
-        for name in ("warmup_steps", "workers", "seed", "score_questions"):
-            value = getattr(self, name)
-            check(value is None or value >= 0, name, value, "a whole number of at least 0")
+        check_positive(self, "checkpoint_every", "keep_checkpoints")
+        check_positive(self, "threads", most=4096)
+        check_positive(self, "warmup_steps", "score_questions", least=0)
+        check_positive(self, "workers", least=0, most=4096)
         # torch and numpy take seeds of 32 bits in common.
-        check(self.seed < 2**32, "seed", self.seed, "a number below 4294967296")
+        check_positive(self, "seed", least=0, most=2**32 - 1)
+        check_paths(self, "output_dir", *sorted(marked(type(self), Mark.PATH)))
         self._check_rates()
         if self.run_name is not None:
             check_run_name(self.run_name)
@@ -230,12 +230,13 @@ class TrainingConfig:
 
     def _check_rates(self) -> None:
         rate = self.learning_rate
-        above_zero = rate is None or (math.isfinite(rate) and rate > 0)
-        check(above_zero, "learning_rate", rate, "a finite number above 0", "2e-4 is usual at 7 B.")
-        for name in ("weight_decay", "max_grad_norm"):
+        fine = rate is None or 0 < rate <= MOST_RATE
+        expected = f"a finite number above 0 and at most {MOST_RATE:g}"
+        check(fine, "learning_rate", rate, expected, "2e-4 is usual at 7 B.")
+        for name, most in (("weight_decay", MOST_RATE), ("max_grad_norm", 1e9)):
             value = getattr(self, name)
-            fine = math.isfinite(value) and value >= 0
-            check(fine, name, value, "a finite number of at least 0")
+            expected = f"a finite number of at least 0 and at most {most:g}"
+            check(0 <= value <= most, name, value, expected)
         check(0 <= self.val_split < 1, "val_split", self.val_split, "a share from 0 to below 1")
 
     def _check_quantization(self) -> None:

@@ -4,7 +4,6 @@ No torch here: the command line builds its flags and `--help` from this class.
 """
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import arg
 
-from tuninglab.config.checks import check
+from tuninglab.config.checks import MOST_RATE, check
 from tuninglab.config.fields import build, settle_types
 from tuninglab.config.pairs import pairs
 from tuninglab.errors import UserError
@@ -41,6 +40,10 @@ NO_INITS = {
     "loftq": "quantises the base itself; for that take --quantization",
     "mica": "freezes half of LoRA, which a checkpoint would not hold",
 }
+
+# The widest layers have 53,248 numbers (Llama 3.1 405B); a rank beyond that is more than the layer.
+MOST_OF = {"r": 2**16, "lora_alpha": 10**6}
+MOST_FACTOR = 1e6
 
 # The parts of a Flamingo; no parameter is in two of them.
 Part = Literal["gates", "perceiver", "cross_attention", "vision", "lm", "head", "embeddings"]
@@ -121,19 +124,23 @@ class LoraTuning:
         """
         settle_types(self, PREFIX)
         for name in ("r", "lora_alpha"):
-            value = getattr(self, name)
-            check(value >= 1, PREFIX + name, value, "a whole number of at least 1")
+            value, most = getattr(self, name), MOST_OF[name]
+            expected = f"a whole number of at least 1 and at most {most:,}"
+            check(1 <= value <= most, PREFIX + name, value, expected)
         rate = self.lora_dropout
         check(0 <= rate < 1, f"{PREFIX}lora_dropout", rate, "a number from 0 to below 1")
         for name in ("lora_target_modules", "modules_to_save"):
             value = getattr(self, name)
-            check("" not in value, PREFIX + name, value, "names of modules")
+            check(all(map(str.strip, value)), PREFIX + name, value, "names of modules")
         patterns = self.lora_target_modules
         check(bool(patterns), f"{PREFIX}lora_target_modules", patterns, "at least one name")
         alone = len(patterns) == 1 or not set(ALL_LINEAR) & set(patterns)
         check(alone, f"{PREFIX}lora_target_modules", patterns, "all-linear alone, or names")
-        for name in ("rank_pattern", "alpha_pattern"):
-            _check_pattern(PREFIX + name, getattr(self, name))
+        for name, most in (
+            ("rank_pattern", MOST_OF["r"]),
+            ("alpha_pattern", MOST_OF["lora_alpha"]),
+        ):
+            _check_pattern(PREFIX + name, getattr(self, name), most)
         init = self.init_lora_weights
         expected = f"one of {INITS.replace('|', ', ')}".replace(r"\d+", "N")
         why_not = f"PEFT's {init} {NO_INITS[init]}." if init in NO_INITS else ""
@@ -141,9 +148,10 @@ class LoraTuning:
         check(known, f"{PREFIX}init_lora_weights", init, expected, why_not)
 
 
-def _check_pattern(flag: str, values: Mapping[str, int]) -> None:
+def _check_pattern(flag: str, values: Mapping[str, int], most: int) -> None:
     for pattern, value in values.items():
-        check(value >= 1, f"{flag} of {pattern}", value, "a whole number of at least 1")
+        expected = f"a whole number of at least 1 and at most {most:,}"
+        check(1 <= value <= most, f"{flag} of {pattern}", value, expected)
         try:
             re.compile(pattern)
         except re.error as error:
@@ -189,8 +197,8 @@ class TuningConfig(LoraTuning):
         super().validate()
         rate = self.gate_lr_multiplier
         # nan and inf are refused: a nan scale trains into nothing without an error.
-        fine = math.isfinite(rate) and rate > 0
-        check(fine, f"{PREFIX}gate_lr_multiplier", rate, "a number above 0")
+        expected = f"a number above 0 and at most {MOST_FACTOR:g}"
+        check(0 < rate <= MOST_FACTOR, f"{PREFIX}gate_lr_multiplier", rate, expected)
         self._check_part_rates()
         self._check_parts()
 
@@ -200,7 +208,8 @@ class TuningConfig(LoraTuning):
             near = difflib.get_close_matches(part, get_args(Part), n=1)
             hint = f"Did you mean {near[0]}?" if near else ""
             check(part in get_args(Part), flag, part, f"parts of {', '.join(get_args(Part))}", hint)
-            check(math.isfinite(rate) and rate > 0, f"{flag} of {part}", rate, "a number above 0")
+            expected = f"a number above 0 and at most {MOST_RATE:g}"
+            check(0 < rate <= MOST_RATE, f"{flag} of {part}", rate, expected)
         usual = type(self).gate_lr_multiplier
         if "gates" in self.part_learning_rates and self.gate_lr_multiplier != usual:
             raise UserError(

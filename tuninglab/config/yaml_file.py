@@ -11,9 +11,13 @@ from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.fields import Mark, build, marked, named_in, settings_of
 from tuninglab.config.training import TrainingConfig
 from tuninglab.errors import UserError
+from tuninglab.untrusted import read_text
 
 Config = TypeVar("Config")
 
+# Reading takes 10 s a MiB.
+LARGEST = 256 * 1024
+MOST_ALIASES = 10
 REMEDY = "Correct it there: settings are `name: value`, one a line."
 
 
@@ -54,14 +58,38 @@ def _read(settings: object, config_class: type[Config], path: str | Path) -> Con
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that takes few aliases: nested, they stand for more than memory holds."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; see yaml.composer."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                mark = self.peek_event().start_mark
+                raise yaml.MarkedYAMLError(
+                    problem=f"more than {MOST_ALIASES} aliases", problem_mark=mark
+                )
+        return super().compose_node(parent, index)
+
+
+def load_yaml(text: str) -> object:
+    """The content of a YAML text that anybody may have written.
+
+    Raises:
+        yaml.YAMLError: it is none, or has more than a few aliases.
+        ValueError: it has a value that is none, e.g. the 99th of a month.
+        RecursionError: it is nested too deep.
+    """
+    return yaml.load(text, _Loader)
+
+
 def _load(path: str | Path) -> object:
+    text = read_text(path, LARGEST, "--config").removeprefix("\ufeff")
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        settings = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}. Give a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: not UTF-8 text. Save it as UTF-8.") from error
+        settings = load_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}" if mark else "unknown line"

@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from tuninglab.data.sample import Message, Sample, content_parts
+from tuninglab.errors import UserError
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
+from tuninglab.untrusted import shown
 
 IGNORED = -100  # what torch's cross-entropy leaves out
 INSTRUCTION = "### Instruction:\n"  # Multimodal-GPT's section names, without its preamble
@@ -184,5 +186,16 @@ def _id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # Without verbose=False a long text warns about model_max_length; lengths are checked apart.
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    try:
+        encoding = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+    except BaseException as error:
+        # A panic of the library, e.g. of a regular expression in the tokenizer's file that explodes
+        # on this text: no Exception, and of a class that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} breaks on {shown(repr(text))}: {error}"
+        ) from error
     return encoding["input_ids"]

@@ -1,22 +1,24 @@
 """A model without weights, from what the user named: a preset, a directory, a run, an adapter."""
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import get_peft_model
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from tuninglab.adapters.lora import quietly
 from tuninglab.adapters.saving import adapter_file
+from tuninglab.adapters.stored_config import check_fits, read_adapter_config
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
+from tuninglab.models.folder_files import LARGEST_SETTINGS
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import explained, read_config
 from tuninglab.named_model import HUB_ID, find_model
+from tuninglab.untrusted import read_json
 
 
 def meta_model(name: str) -> Any:
@@ -74,14 +76,11 @@ def _near(name: str) -> str:
 
 def _refuse_foreign_code(folder: Path) -> None:
     """Stop where only code that lies beside the weights knows the model: it is never run here."""
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config["model_type"]
-        foreign = "auto_map" in config and kind not in CONFIG_MAPPING
-    except (OSError, ValueError, KeyError, TypeError):
-        # Not there or damaged: the loader says so.
-        return
-    if foreign:
+    # Not there: the loader says so.
+    file = folder / "config.json"
+    config = read_json(file, LARGEST_SETTINGS, "model") if file.is_file() else {}
+    kind = config.get("model_type")
+    if "auto_map" in config and kind not in CONFIG_MAPPING:
         raise UserError(
             f"model: {folder} is a {kind!r}, which transformers does not know without the code "
             "that lies beside its weights; that is not run to show a tree. Presets show released "
@@ -92,7 +91,9 @@ def _refuse_foreign_code(folder: Path) -> None:
 def _with_adapter(model: PreTrainedModel, directory: Path) -> Any:
     """A model on the meta device under a saved adapter; of the adapter's weights only the names."""
     with adapter_file(directory) as file, torch.device("meta"):
-        lora = PeftConfig.from_pretrained(str(directory))
+        lora = read_adapter_config(directory)
+        rows: Any = model.get_input_embeddings().num_embeddings
+        check_fits(lora, file, rows, directory)
         lora.inference_mode = False
         # PEFT would warn that the base is called otherwise here.
         lora.base_model_name_or_path = None

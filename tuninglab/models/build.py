@@ -26,7 +26,8 @@ from tuninglab.models.parts import (
 )
 from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.quantised import quantised
-from tuninglab.models.vision import load_vision_encoder
+from tuninglab.models.trial import try_tokenizer
+from tuninglab.models.vision import check_pictures, load_vision_encoder
 from tuninglab.named_model import shipped
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
@@ -59,13 +60,37 @@ def load_flamingo(
     model = load_weights(FlamingoForConditionalGeneration, "model", where, local, dtype, **options)
     # The tokenizer decides which id a mark gets, the configuration which id the model looks for.
     with explained("processor", where):
-        processor = FlamingoProcessor.from_pretrained(where, local_files_only=local)
+        processor = FlamingoProcessor.from_pretrained(
+            where, local_files_only=local, trust_remote_code=False
+        )
+        try_tokenizer(processor.tokenizer)
+    check_pictures(processor.image_processor, config.vision_config, where)
+    _check_tokens(processor.tokenizer, config, model.generation_config.pad_token_id, where)
     if processor.image_token_id != config.image_token_id:
         raise UserError(
             f"{where}: the tokenizer has {IMAGE_TOKEN} at {processor.image_token_id}, config.json "
             f"says {config.image_token_id}. Model and tokenizer are not of the same save"
         )
     return model.eval(), processor
+
+
+def _check_tokens(tokenizer: Any, config: FlamingoConfig, pad: int | None, where: str) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{where}: tokenizer_config.json names no pad_token; a Flamingo's tokenizer has one, "
+            f"{PAD_TOKEN} where the language model has none. Save model and processor again"
+        )
+    rows = config.text_config.get_text_config(decoder=True).vocab_size
+    if (pad or 0) >= rows:
+        raise UserError(
+            f"{where}: generation_config.json has pad_token_id {pad:,}, but the table {rows:,} rows"
+        )
+    last = max(tokenizer.get_vocab().values())
+    if last >= rows:
+        raise UserError(
+            f"{where}: the tokenizer has a token with id {last:,}, the table {rows:,} rows. "
+            "Model and tokenizer are not of the same save"
+        )
 
 
 def flamingo_from_parts(

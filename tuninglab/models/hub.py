@@ -1,4 +1,8 @@
-"""Where a model that is named lies: what ships with the package, a directory, or the hub."""
+"""Where a model that is named lies: what ships with the package, a directory, or the hub.
+
+The hub is asked for names that the user typed; one that stands in a file (an adapter's base, a
+run's config.yaml) is looked for among earlier downloads.
+"""
 
 import os
 import shlex
@@ -8,10 +12,16 @@ from typing import Any
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
+from tuninglab.config.flags import typed
 from tuninglab.errors import UserError
+from tuninglab.models.folder_files import check_folder
 from tuninglab.named_model import local_directory, shipped
 
 TIMEOUT_S = 5.0
+NOT_TYPED = (
+    "the hub is asked only for names on the command line (--model, --lang_encoder, ...), where "
+    "this one does not stand"
+)
 
 _reached = False
 
@@ -20,15 +30,20 @@ def resolve(path_or_id: str | Path, what: str) -> tuple[str, bool]:
     """Where a part is, and whether that is a local directory (else it is a hub id).
 
     Raises:
-        UserError: it is neither, or on a hub that cannot be reached.
+        UserError: it is neither, or on a hub that cannot or must not be asked; or the directory
+            holds a file that no model has.
     """
     directory = local_directory(path_or_id, what)
-    if directory is not None:
-        return str(directory), True
-    name = str(path_or_id)
-    if why := _out_of_reach():
-        return _downloaded_before(name, f"{what}: there is no directory {name} here, and {why}")
-    return name, False
+    if directory is None:
+        name = str(path_or_id)
+        why = _out_of_reach() if typed(name) else NOT_TYPED
+        if not why:
+            return name, False
+        directory = _downloaded_before(
+            name, f"{what}: there is no directory {name} here, and {why}"
+        )
+    check_folder(directory, what)
+    return str(directory), True
 
 
 def located(name: Any) -> Any:
@@ -47,7 +62,7 @@ def located(name: Any) -> Any:
         raise OSError(str(error)) from error
 
 
-def _downloaded_before(name: str, why: str) -> tuple[str, bool]:
+def _downloaded_before(name: str, why: str) -> Path:
     """The copy of a model that an earlier download left.
 
     Raises:
@@ -55,7 +70,7 @@ def _downloaded_before(name: str, why: str) -> tuple[str, bool]:
     """
     known = try_to_load_from_cache(name, "config.json")
     if isinstance(known, str):
-        return os.path.dirname(known), True
+        return Path(known).parent
     folder = shlex.quote(name.rpartition("/")[2])
     raise UserError(
         f"{why}. Where there is a network, `hf download {name} --local-dir {folder}` gets it; copy "

@@ -17,13 +17,16 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers import dynamic_module_utils as remote_code
 from transformers.utils import logging
 
 from tuninglab.console import program
-from tuninglab.errors import UserError
+from tuninglab.errors import UserError, WorkError
 from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.folder_files import check_claims
 from tuninglab.models.hub import resolve
 from tuninglab.models.quantised import read_piecewise
+from tuninglab.models.trial import try_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLAMINGO_HINT = (
@@ -34,9 +37,13 @@ MEMORY_HINT = (
     "--dtype bf16, --enable_int8), or a smaller model"
 )
 # What truncated, empty and foreign files were seen to raise, from safetensors, tokenizers and
-# configuration classes alike. Of the second kind are our own mistakes too.
+# configuration classes alike. They raise others too, as our own mistakes do.
 DAMAGED = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
-MISTAKEN = (RuntimeError, LookupError, TypeError, AttributeError)
+FLAGS = {
+    "model": "--model",
+    "language model": "--lang_encoder",
+    "vision tower": "--vision_encoder",
+}
 READERS = ("transformers", "peft", "safetensors", "tokenizers", "huggingface_hub", "json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -84,9 +91,11 @@ def load_tokenizer(path_or_id: str | Path, trust_remote_code: bool = False) -> A
     """
     where, local = resolve(path_or_id, "tokenizer")
     with explained("tokenizer", where):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             where, local_files_only=local, trust_remote_code=trust_remote_code
         )
+        try_tokenizer(tokenizer)
+    return tokenizer
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -120,7 +129,8 @@ def read_config(
                 f"`{program()} chat {shlex.quote(where)}`"
             )
         raise UserError(
-            f"{what}: {where} has no config.json; give a directory that save_pretrained wrote"
+            f"{what}: {where} has no config.json; give a directory that save_pretrained wrote "
+            f"({FLAGS.get(what, 'the name')})"
         )
     with explained(what, where):
         return AutoConfig.from_pretrained(
@@ -132,20 +142,22 @@ def read_config(
 def explained(what: str, where: str) -> Iterator[None]:
     """Turn what the loaders of transformers raise on missing or damaged files into a UserError.
 
-    Mistakes of this package, met on the way, pass through with their traceback.
+    Mistakes of this package, met on the way, pass through with their traceback. And nothing asks on
+    standard input whether to run code: who does not say `trust_remote_code` means no.
 
     Their own report of keys is silenced: `load_weights` says what matters of it, and for a whole
     CLIP it would list every weight of the text tower.
     """
-    verbosity = logging.get_verbosity()
+    verbosity, patience = logging.get_verbosity(), remote_code.TIME_OUT_REMOTE_CODE
     logging.set_verbosity_error()
+    remote_code.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
-    except (*DAMAGED, *MISTAKEN, MemoryError) as error:
+    except BaseException as error:
+        if not is_readers(error):
+            raise
         if is_out_of_memory(error):
             raise UserError(f"{what} {where}: {first_lines(error)}\n{MEMORY_HINT}") from error
-        if isinstance(error, MISTAKEN) and is_ours(error):
-            raise
         help_text = (
             "The directory is incomplete or damaged: copy or download it again"
             if Path(where).is_dir()
@@ -157,9 +169,20 @@ def explained(what: str, where: str) -> Iterator[None]:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+        remote_code.TIME_OUT_REMOTE_CODE = patience
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_readers(error: BaseException) -> bool:
+    """Whether what was raised is about the files that were read, or the memory that they take."""
+    # tokenizers panics: no Exception, and of a class that cannot be imported.
+    if type(error).__name__ == "PanicException":
+        return True
+    if isinstance(error, UserError | WorkError) or not isinstance(error, Exception):
+        return False
+    return isinstance(error, DAMAGED) or is_out_of_memory(error) or not is_ours(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, by whatever class or words it was told."""
     # On a CPU torch has no class for it: "DefaultCPUAllocator: can't allocate memory"; the system
     # says "Cannot allocate memory", also of a file that is mapped.
@@ -167,14 +190,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return named or bool(re.search("can(not|'t) allocate memory", str(error), re.IGNORECASE))
 
 
-def is_ours(error: Exception) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether this package raised it, itself or through torch, and no reader of files did."""
     frames = (str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__))
     rooms = [name.partition(".")[0] for name in frames]
     return [room for room in rooms if room == "tuninglab" or room in READERS][-1] == "tuninglab"
 
 
-def _reason(error: Exception, what: str, folder: Path) -> str:
+def _reason(error: BaseException, what: str, folder: Path) -> str:
     """What the loaders said, with the file that they mean but do not name."""
     tokenizes = what in ("tokenizer", "processor") and folder.is_dir()
     if tokenizes and not (folder / "tokenizer.json").exists():
@@ -186,9 +209,10 @@ def _reason(error: Exception, what: str, folder: Path) -> str:
     return text
 
 
-def first_lines(error: Exception) -> str:
+def first_lines(error: BaseException) -> str:
     """What an error says, in a few lines; its class if it says nothing."""
     lines = (str(error) or type(error).__name__).strip().splitlines()
+    lines = [line if len(line) <= 500 else f"{line[:500]}..." for line in lines]
     return "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
 
 
@@ -210,6 +234,7 @@ def load_weights(
         UserError: weights are missing, surplus or of another shape; tied ones are not missing.
     """
     if local:
+        check_claims(Path(where), what)
         # A bar for files on disk is gone before it can be read; downloads keep theirs.
         logging.disable_progress_bar()
     reading = read_piecewise() if "quantization_config" in options else nullcontext()
@@ -221,7 +246,7 @@ def load_weights(
             output_loading_info=True,
             # Shapes are listed below; transformers' own error names no weight.
             ignore_mismatched_sizes=True,
-            **options,
+            **{"trust_remote_code": False, **options},
         )
     problems = [f"{name} is {old}, not {new}" for name, old, new in info["mismatched_keys"]]
     for kind in ("missing", *([] if surplus else ["unexpected"])):

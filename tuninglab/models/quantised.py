@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedConfig, modeling_utils
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from tuninglab.errors import UserError
+from tuninglab.untrusted import shown
 
 
 def quantised(quantization: Any, config: PreTrainedConfig, where: str) -> dict[str, Any]:
@@ -21,13 +23,21 @@ def quantised(quantization: Any, config: PreTrainedConfig, where: str) -> dict[s
         UserError: the weights were quantised otherwise before they were saved.
     """
     saved = getattr(config, "quantization_config", None)
+    method = saved.get("quant_method") if isinstance(saved, dict) else None
+    # bitsandbytes' own are older than that word.
+    older = isinstance(saved, dict) and (saved.get("load_in_8bit") or saved.get("load_in_4bit"))
+    if saved is not None and not older and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise UserError(
+            f"{where}: quantization_config in config.json has quant_method {shown(repr(method))}, "
+            f"which transformers does not know: {', '.join(AUTO_QUANTIZATION_CONFIG_MAPPING)}"
+        )
     if quantization is None or saved is None:
         return {} if quantization is None else {"quantization_config": quantization}
     # One method of bitsandbytes has two kinds of weights.
     four_bits = bool(saved.get("load_in_4bit")), bool(getattr(quantization, "load_in_4bit", False))
-    if saved["quant_method"] != quantization.quant_method or four_bits[0] != four_bits[1]:
+    if method != quantization.quant_method or four_bits[0] != four_bits[1]:
         raise UserError(
-            f"{where} was saved with weights quantised by {saved['quant_method']}. Leave "
+            f"{where} was saved with weights quantised by {method or 'bitsandbytes'}. Leave "
             "--quantization and --enable_int8 out to use them as they are, or name the model that "
             "they were made from"
         )

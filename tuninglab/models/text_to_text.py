@@ -221,6 +221,10 @@ def load_text_to_text(
     model = load_weights(TextToText, "model", where, local, dtype, hint=CONFIG_HINT, **options)
     tokenizer = load_tokenizer(path_or_id)
     rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{where}: tokenizer_config.json names no pad_token or no eos_token; a T5's has both"
+        )
     # The table is often padded beyond the tokenizer (flan-t5: 32,128 rows for 32,100 tokens).
     if len(tokenizer) > rows:
         raise UserError(

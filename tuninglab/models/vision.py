@@ -11,6 +11,7 @@ from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import explained, load_weights, read_config
 from tuninglab.models.towers import KNOWN, TOWERS, WHOLE, picture_size
+from tuninglab.models.trial import try_pictures
 
 # Newer saves of a whole model keep the image processor in the second.
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -39,7 +40,7 @@ def load_vision_encoder(
     if config.model_type not in TOWERS:
         raise UserError(f"{where} holds a {config.model_type!r} model; {KNOWN}")
     image_processor = load_image_processor(where, local, config)
-    _check_pictures(image_processor, config, where)
+    check_pictures(image_processor, config, where)
     return load_weights(
         AutoModel,
         "vision tower",
@@ -76,13 +77,18 @@ def load_image_processor(where: str, local: bool, config: Any) -> Any:
         return kind.pictures.from_dict(kind.settings | said)
 
 
-def _check_pictures(image_processor: Any, config: Any, where: str) -> None:
-    try:
+def check_pictures(image_processor: Any, config: Any, where: str) -> None:
+    """Pass if an image processor makes the pictures that a tower of this configuration takes.
+
+    Raises:
+        UserError: they are of another size, or it breaks on a picture.
+    """
+    with explained("image processor", where):
         side = picture_size(image_processor)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        try_pictures(image_processor, side)
     if side != config.image_size and not TOWERS[config.model_type].any_size:
         raise UserError(
             f"{where}: the image processor makes pictures of {side} x {side} pixels, but the tower "
-            f"takes {config.image_size} x {config.image_size}. Correct preprocessor_config.json"
+            f"takes {config.image_size} x {config.image_size}. Correct "
+            f"{' or '.join(IMAGE_PROCESSOR_FILES)}"
         )

@@ -12,6 +12,7 @@ from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer, encode_prompt
 from tuninglab.data.sample import Message
 from tuninglab.errors import UserError
+from tuninglab.models.parts import first_lines, is_readers
 from tuninglab.serving.streaming import AnswerStreamer
 
 
@@ -65,7 +66,8 @@ class Conversation:
                 pieces are the answer.
 
         Raises:
-            UserError: the conversation has grown longer than the model can read.
+            UserError: the conversation has grown longer than the model can read, or the model's
+                own settings do not let it answer.
         """
         parts = [{"type": "image"} for _ in self.waiting]
         turn = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
@@ -82,9 +84,17 @@ class Conversation:
         if on_text is not None:
             inputs["streamer"] = AnswerStreamer(tokenizer, on_text)
         input_ids = torch.tensor([ids], device=device)
-        output = self.model.generate(
-            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **inputs
-        )
+        try:
+            output = self.model.generate(
+                input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **inputs
+            )
+        except Exception as error:
+            if not is_readers(error):
+                raise
+            raise UserError(
+                f"{self.model.config.name_or_path} cannot answer: {first_lines(error)}\nSee its "
+                "generation_config.json: what stands there holds for every answer"
+            ) from error
         answer = decode_answer(output[0, len(ids) :].tolist(), tokenizer)
         content = [{"type": "text", "text": answer}]
         # Only now: a failed question, or Ctrl-C during an answer, leaves the dialogue as it was.
