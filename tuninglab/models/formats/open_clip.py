@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -132,7 +131,6 @@ def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil
     file = _weights_file(path) if path.is_dir() else path
     beside = file.parent / CONFIG_NAME
     settings = read_object(beside) if beside.is_file() else None
-    _refuse_archive(file)
     tensors = read_checkpoint(file).tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -212,15 +210,6 @@ def _weights_file(directory: Path) -> Path:
         f"{directory} holds no OpenCLIP weights; expected {' or '.join(WEIGHT_NAMES)}. "
         "A file of another name can be given itself"
     )
-
-
-def _refuse_archive(file: Path) -> None:
-    # What open_clip keeps in ~/.cache/clip for "openai" weights.
-    if is_zipfile(file) and any("/code/" in name for name in ZipFile(file).namelist()):
-        raise UserError(
-            f"{file} is a TorchScript archive: code, as OpenAI published its towers, and not only "
-            "weights. In place of OpenAI's ViT-L-14.pt give openai/clip-vit-large-patch14"
-        )
 
 
 def _fill(
