@@ -14,7 +14,7 @@ from transformers.utils import logging
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.formats.filling import misfits
-from tuninglab.models.formats.layout import Key
+from tuninglab.models.formats.layout import MOST_LAYERS, Key
 from tuninglab.models.formats.reading import read_checkpoint, read_object
 
 CONFIG_NAME = "open_clip_config.json"
@@ -107,6 +107,8 @@ def tower_config(
             "transformers take square images"
         )
     numbers = {int(found[1]) for found in map(LAYER.match, shapes) if found}
+    if max(numbers, default=0) >= MOST_LAYERS:
+        raise UserError(f"OpenCLIP tower: layer {max(numbers)} is there; no tower has so many")
     model = (settings or {}).get("model_cfg", settings or {})
     vision = model.get("vision_cfg", {})
     return CLIPVisionConfig(
@@ -131,12 +133,14 @@ def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil
     file = _weights_file(path) if path.is_dir() else path
     beside = file.parent / CONFIG_NAME
     settings = read_object(beside) if beside.is_file() else None
-    tensors = read_checkpoint(file).tensors
+    checkpoint = read_checkpoint(file)
+    tensors = checkpoint.tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    keys = tower_keys(own)
-    config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
-    return _fill(config, keys, own, str(file)), _image_processor(config, settings)
+    with checkpoint.named():
+        keys = tower_keys(own)
+        config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
+        return _fill(config, keys, own, str(file)), _image_processor(config, settings)
 
 
 def _fate(name: str, own: str) -> list[Key]:

@@ -66,7 +66,7 @@ def _sorted_out(content: Mapping[Any, Any], read: Checkpoint) -> dict[str, Tenso
     """The tensors by name without `module.`; all else that is plain goes to the extras."""
     for key, value in content.items():
         name = _name(key, read)
-        if name in STATE_NAMES or isinstance(value, Tensor):
+        if name in STATE_NAMES or isinstance(value, (Tensor, TensorRecord)):
             continue
         kept = _plain_or_note(name, value, read.notes)
         if kept is not None:
@@ -217,11 +217,11 @@ def _tensors_of(saved: TorchFile) -> dict[str, Any]:
             f"{saved.path} holds a {type(saved.content).__name__}, not a dictionary of tensors. "
             "Save the model's state_dict() and give that file"
         )
-    for level in (saved.content, _state_of(saved.content)):
-        for name, value in level.items():
-            unread = isinstance(value, Foreign) and value.name.startswith("torch.")
-            if unread or isinstance(value, TensorRecord):
-                level[name] = saved.tensor(str(name), value)
+    state = _state_of(saved.content)
+    for name, value in state.items():
+        unread = isinstance(value, Foreign) and value.name.startswith("torch.")
+        if unread or isinstance(value, TensorRecord):
+            state[name] = saved.tensor(str(name), value)
     return saved.content
 
 

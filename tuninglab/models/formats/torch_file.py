@@ -135,6 +135,11 @@ class TorchFile:
         for entry in entries:
             if not entry.filename.startswith(f"{folder}/"):
                 continue
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise UserError(
+                    f"{self.path} was compressed, which torch.save does not do: its tensors cannot "
+                    "be mapped. Load it where it comes from and save it anew"
+                )
             # Its own header is followed by its name and by a field that aligns the content.
             begin = entry.header_offset
             header = self._map[begin : begin + 30]
@@ -142,11 +147,6 @@ class TorchFile:
             begin += 30 + sum(lengths)
             if header[:4] != b"PK\x03\x04" or begin + entry.file_size > len(self._map):
                 raise ValueError(f"{shown(entry.filename)} lies outside of it")
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise UserError(
-                    f"{self.path} was compressed, which torch.save does not do: its tensors cannot "
-                    "be mapped. Load it where it comes from and save it anew"
-                )
             name = entry.filename.removeprefix(f"{folder}/").removeprefix("data/")
             places[name] = (begin, entry.file_size)
         if any(name.startswith("code/") for name in places):

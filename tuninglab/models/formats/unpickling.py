@@ -103,6 +103,8 @@ class Machine:
             self._stack[-1].extend(items)
         elif name in ("REDUCE", "NEWOBJ"):
             self._stack.append(self._made(*self._last_two()))
+        elif name == "POP":
+            self._pop()
         elif name == "BUILD":
             self._build(*self._last_two())
         elif name == "BINPERSID":
