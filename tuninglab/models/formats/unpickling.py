@@ -22,7 +22,7 @@ from tuninglab.models.formats.records import (
 
 # Instructions and copied items. A state dict takes some 40 for a tensor; of this many, even empty
 # dictionaries take less than a GiB.
-MOST_STEPS = 5_000_000
+MOST_STEPS = 2_000_000
 # Of integers as keys: beyond it, thousands of them can be found that share one hash.
 LARGEST_KEY = 2**60
 
