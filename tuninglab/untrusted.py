@@ -30,6 +30,24 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
     Raises:
         UserError: there is none, it is a pipe, a device or a folder, cannot be read, or is larger.
     """
+    descriptor = open_regular(path, what)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            # Not by the size it states: that of a file which grows, or of /proc, is another.
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{what}: {path}: {error.strerror}; it cannot be read") from error
+    if len(content) > limit:
+        raise UserError(f"{what}: {path} is larger than {_size(limit)}; this is no such file")
+    return content
+
+
+def open_regular(path: str | Path, what: str) -> int:
+    """A descriptor of a file, to be closed by the caller, after a look at what was opened.
+
+    Raises:
+        UserError: there is none, it is a pipe, a device or a folder, or cannot be read.
+    """
     check_path(path, what)
     try:
         descriptor = os.open(path, OPENING)
@@ -41,15 +59,7 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
             f"{what}: {path} is no regular file but a folder, a pipe or a device; "
             "write what it gives into a file and name that"
         )
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            # Not by the size it states: that of a file which grows, or of /proc, is another.
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"{what}: {path}: {error.strerror}; it cannot be read") from error
-    if len(content) > limit:
-        raise UserError(f"{what}: {path} is larger than {_size(limit)}; this is no such file")
-    return content
+    return descriptor
 
 
 def read_text(path: str | Path, limit: int, what: str) -> str:

@@ -156,7 +156,8 @@ def _filled(
 ) -> FlamingoForConditionalGeneration:
     if holds_tower(layout.targets):
         choices.add("vision tower", "that in the checkpoint", "it holds one, whole")
-    changes = fill(model, checkpoint.tensors, layout.keys)
+    with checkpoint.named():
+        changes = fill(model, checkpoint.tensors, layout.keys)
     dtype = str(model.config.dtype).removeprefix("torch.")
     reason = "no value of the checkpoint was rounded"
     if changes:
@@ -173,7 +174,8 @@ def _whole(
 ) -> tuple[FlamingoForConditionalGeneration, FlamingoProcessor]:
     """A model whose directory holds all of it, tokenizer aside."""
     folder = Path(checkpoint.path).expanduser()
-    text, vision = otter.parts(checkpoint, layout)
+    with checkpoint.named():
+        text, vision = otter.parts(checkpoint, layout)
     tokenizer = _own_tokenizer(folder, sources, layout)
     rows = _add_tokens(tokenizer, text["vocab_size"], layout, sources, choices)
     with explained("configuration", str(folder)):

@@ -61,7 +61,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     for note in checkpoint.notes:
         say(note)
     kind = config.from_ or _detect(checkpoint)
-    layout = DESCRIBE[kind](checkpoint)
+    with checkpoint.named():
+        layout = DESCRIBE[kind](checkpoint)
     if config.media_mode is not None:
         layout.media_mode, layout.media_reason = config.media_mode, "--media_mode says so"
     report = report_of(checkpoint, layout)
@@ -159,7 +160,9 @@ def _adapter_of(
                 f"--{name} is of no use with a LoRA: convert the Flamingo it belongs to first, and "
                 "name that as --model"
             )
-    lora, tensors = multimodal_gpt.adapter(checkpoint, layout)
+    with checkpoint.named():
+        lora, tensors = multimodal_gpt.adapter(checkpoint, layout)
+        settings = LoraConfig(**lora)
     choices.add("lora_alpha", str(lora["lora_alpha"]), multimodal_gpt.alpha_reason(checkpoint))
     base = model = config.model
     if model is None:
@@ -167,8 +170,8 @@ def _adapter_of(
     else:
         base = model if model == "embedded" else str(Path(model).expanduser().resolve())
         _check_adapter(lora["r"], model, checkpoint, layout)
-    lora["base_model_name_or_path"] = base
-    return lambda folder: write_adapter(folder, LoraConfig(**lora), tensors, layout.media_mode)
+    settings.base_model_name_or_path = base
+    return lambda folder: write_adapter(folder, settings, tensors, layout.media_mode)
 
 
 def _flamingo_config(name: str) -> tuple[FlamingoConfig, Path]:

@@ -26,6 +26,7 @@ from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.folder_files import check_claims
 from tuninglab.models.hub import resolve
 from tuninglab.models.quantised import read_piecewise
+from tuninglab.models.torch_weights import read_inert
 from tuninglab.models.trial import try_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -238,7 +239,7 @@ def load_weights(
         # A bar for files on disk is gone before it can be read; downloads keep theirs.
         logging.disable_progress_bar()
     reading = read_piecewise() if "quantization_config" in options else nullcontext()
-    with explained(what, where), reading:
+    with explained(what, where), reading, read_inert():
         model, info = loader.from_pretrained(
             where,
             dtype=dtype_of(dtype) or "auto",

@@ -40,7 +40,7 @@ def misfits(
         elif tensor.shape != expected[key.target].shape:
             shape = tuple(expected[key.target].shape)
             problems.append(f"{key.name} is {tuple(tensor.shape)}, the model's {shape}")
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() or tensor.element_size() < 2:
             problems.append(f"{key.name} holds {tensor.dtype}: quantised weights cannot be used")
     return problems
 

@@ -1,13 +1,19 @@
 """The words every format speaks: what a checkpoint is, and the fate of each of its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from tuninglab.errors import UserError
+
 # Which image text sees (models/conditioning.py): the one before it, or the one after it.
 MEDIA_MODES = ("previous", "next-v1")
+
+# A name may say any number, and whoever builds a model of it would not come to an end.
+MOST_LAYERS = 1000
 
 Fate = Literal["used", "dropped", "missing", "unexpected"]
 
@@ -51,6 +57,26 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     extras: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the file in whatever is refused meanwhile.
+
+        Raises:
+            UserError: also where names or shapes that no such checkpoint has led to another error.
+        """
+        try:
+            yield
+        except UserError as error:
+            if self.path in str(error):
+                raise
+            raise UserError(f"{self.path}: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{self.path} has names, shapes or settings of no known checkpoint: {reason}. "
+                "Download or copy it again, or convert the one it was made from"
+            ) from error
 
 
 @dataclass

@@ -20,7 +20,7 @@ LORA = re.compile(
     r"lang_encoder\.base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight"  # peft 0.2 had none
 )
 LAYER = re.compile(r"model\.layers\.(\d+)\.(?:decoder_layer|gated_cross_attn_layer)\.(.+)")
-ALPHA = 16
+ALPHA, MOST_ALPHA = 16, 1e6
 # Of the release by construction: 32 x 4 projections and 8 x 5 layers of gated blocks, two each.
 RELEASED_SIZE = (336, 23_461_888)
 MEDIA_REASON = (
@@ -115,7 +115,11 @@ def alpha_reason(checkpoint: Checkpoint) -> str:
 
 def _tuning(checkpoint: Checkpoint) -> Mapping[str, Any]:
     found = _find(checkpoint.extras.get("tuning_config"), "lora_alpha")
-    return found if found and isinstance(found["lora_alpha"], int | float) else {}
+    if found is None:
+        return {}
+    alpha, dropout = found["lora_alpha"], found.get("lora_dropout", 0.0)
+    numbers = isinstance(alpha, int | float) and isinstance(dropout, int | float)
+    return found if numbers and 0 < alpha < MOST_ALPHA and 0 <= dropout < 1 else {}
 
 
 def _keys(tensors: Mapping[str, Tensor], modules: Collection[str]) -> list[Key]:

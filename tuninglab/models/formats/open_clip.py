@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from transformers.utils import logging
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.formats.filling import misfits
-from tuninglab.models.formats.layout import Key
+from tuninglab.models.formats.layout import MOST_LAYERS, Key
 from tuninglab.models.formats.reading import read_checkpoint, read_object
 
 CONFIG_NAME = "open_clip_config.json"
@@ -108,6 +107,8 @@ def tower_config(
             "transformers take square images"
         )
     numbers = {int(found[1]) for found in map(LAYER.match, shapes) if found}
+    if max(numbers, default=0) >= MOST_LAYERS:
+        raise UserError(f"OpenCLIP tower: layer {max(numbers)} is there; no tower has so many")
     model = (settings or {}).get("model_cfg", settings or {})
     vision = model.get("vision_cfg", {})
     return CLIPVisionConfig(
@@ -132,13 +133,14 @@ def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil
     file = _weights_file(path) if path.is_dir() else path
     beside = file.parent / CONFIG_NAME
     settings = read_object(beside) if beside.is_file() else None
-    _refuse_archive(file)
-    tensors = read_checkpoint(file).tensors
+    checkpoint = read_checkpoint(file)
+    tensors = checkpoint.tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    keys = tower_keys(own)
-    config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
-    return _fill(config, keys, own, str(file)), _image_processor(config, settings)
+    with checkpoint.named():
+        keys = tower_keys(own)
+        config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
+        return _fill(config, keys, own, str(file)), _image_processor(config, settings)
 
 
 def _fate(name: str, own: str) -> list[Key]:
@@ -212,15 +214,6 @@ def _weights_file(directory: Path) -> Path:
         f"{directory} holds no OpenCLIP weights; expected {' or '.join(WEIGHT_NAMES)}. "
         "A file of another name can be given itself"
     )
-
-
-def _refuse_archive(file: Path) -> None:
-    # What open_clip keeps in ~/.cache/clip for "openai" weights.
-    if is_zipfile(file) and any("/code/" in name for name in ZipFile(file).namelist()):
-        raise UserError(
-            f"{file} is a TorchScript archive: code, as OpenAI published its towers, and not only "
-            "weights. In place of OpenAI's ViT-L-14.pt give openai/clip-vit-large-patch14"
-        )
 
 
 def _fill(

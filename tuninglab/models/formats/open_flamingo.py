@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tuninglab.errors import UserError
-from tuninglab.models.formats.layout import MEDIA_MODES, Checkpoint, Key, Layout
+from tuninglab.models.formats.layout import MEDIA_MODES, MOST_LAYERS, Checkpoint, Key, Layout
 from tuninglab.models.formats.open_flamingo_keys import GATED_ALIAS, LANG, LAYER, fates, missing
 from tuninglab.models.formats.released import released_as
 
@@ -160,7 +160,7 @@ def _gated_layers(keys: Collection[Key], path: str, where: str) -> list[int]:
     if not layers:
         raise UserError(f"{where} holds no gated block; give the whole checkpoint of a Flamingo")
     interval = layers[0] + 1
-    if layers != list(range(interval - 1, layers[-1] + 1, interval)):
+    if layers != [interval * number - 1 for number in range(1, len(layers) + 1)]:
         raise UserError(
             f"{where} has gated blocks before layers {', '.join(map(str, layers))}; expected every "
             "n-th layer. Blocks are missing from the file"
@@ -179,7 +179,9 @@ def _bridge_numbers(
         kept: numbers of heads, where the file tells them.
     """
     # to_q is (heads * width of a head, D), ff.1 (ff_mult * D, D), latents (L, D).
-    depths = [int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")]
+    depths = {int(n.split(".")[2]) for n in source if n.startswith("perceiver.layers.")}
+    if max(depths, default=0) >= MOST_LAYERS:
+        raise UserError(f"perceiver.layers.{max(depths)} is there; no Perceiver has so many layers")
     numbers = {
         "perceiver_depth": max(depths, default=-1) + 1,
         "perceiver_latents": source[LATENTS].shape[0],

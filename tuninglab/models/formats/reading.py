@@ -1,20 +1,20 @@
 """Checkpoint files of others, read without running anything that they hold."""
 
-import json
-import pickle
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import Checkpoint
-from tuninglab.models.formats.restricted import HARMLESS, ForbiddenName, RestrictedPickle, plain
+from tuninglab.models.formats.plain import TooMuch, plain
+from tuninglab.models.formats.records import Dictionary, ForbiddenName, Foreign, TensorRecord
+from tuninglab.models.formats.torch_file import AGAIN, TorchFile
+from tuninglab.untrusted import check_path, open_regular, read_json, shown
 
 # Training files of OpenFlamingo 2.0.1 (train_utils.py), of Lightning and of many others.
 STATE_NAMES = ("model_state_dict", "state_dict")
@@ -23,7 +23,8 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SHARD_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 SHARD = re.compile(r"-\d+-of-(\d+)\.\w+$")
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file (its format description)
-AGAIN = "Download or copy it again and compare its size with the source"
+LONGEST_JSON = 100_000_000  # bytes, of an index or a configuration: as of that header
+LONGEST_NAME = 500  # letters; those of released checkpoints have up to 90
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -37,16 +38,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             asks for code to run (which is then not run).
     """
     where = Path(path).expanduser()
+    check_path(where, "checkpoint")
     if not where.exists():
         raise UserError(f"There is no {where}; give the checkpoint file, or the directory of one")
     read = Checkpoint(str(path), {})
     content: dict[str, Any] = {}
     for file in _files(where) if where.is_dir() else [where]:
-        part = _read_file(file)
+        part = read_weights(file)
         content.update(part)
-        metadata = plain(getattr(_state_of(part), "_metadata", None))
-        if metadata:
-            read.extras["_metadata"] = metadata
+        state = _state_of(part)
+        if isinstance(state, Dictionary) and "_metadata" in state.attributes:
+            metadata = _plain_or_note("_metadata", state.attributes["_metadata"], read.notes)
+            read.extras |= {"_metadata": metadata} if metadata else {}
     if where.is_dir() and (where / "config.json").is_file():
         read.extras["config"] = read_object(where / "config.json")
     read.tensors = _sorted_out(content, read)
@@ -59,21 +62,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return read
 
 
-def _sorted_out(content: Mapping[str, Any], read: Checkpoint) -> dict[str, Tensor]:
+def _sorted_out(content: Mapping[Any, Any], read: Checkpoint) -> dict[str, Tensor]:
     """The tensors by name without `module.`; all else that is plain goes to the extras."""
-    state = _state_of(content)
-    for name, value in content.items():
-        if name in STATE_NAMES or isinstance(value, Tensor):
+    for key, value in content.items():
+        name = _name(key, read)
+        if name in STATE_NAMES or isinstance(value, (Tensor, TensorRecord)):
             continue
         kept = _plain_or_note(name, value, read.notes)
         if kept is not None:
             read.extras[name] = kept
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    state = _state_of(content).items()
+    tensors = {_name(key, read): value for key, value in state if isinstance(value, Tensor)}
     # DistributedDataParallel's prefix, once for each wrapping.
     return {re.sub(r"\bmodule\.", "", name): tensor for name, tensor in tensors.items()}
 
 
-def _state_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def _name(key: Any, read: Checkpoint) -> str:
+    name = str(key)
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UserError(
+            f"{read.path} names something {shown(name)}, as no weight is named. {AGAIN}"
+        )
+    return name
+
+
+def _state_of(content: Mapping[Any, Any]) -> Any:
     held = (content[name] for name in STATE_NAMES if isinstance(content.get(name), Mapping))
     return next(held, content)
 
@@ -82,10 +95,15 @@ def _plain_or_note(name: str, value: Any, notes: list[str]) -> Any:
     # Moments of the optimizer: as large as the weights, and of no use here.
     if name.startswith(("optimizer", "lr_scheduler", "scaler")):
         return None
-    kept = plain(value)
+    try:
+        kept = plain(value)
+    except TooMuch:
+        notes.append(f"{name}: skipped, it holds more, or deeper, than any configuration")
+        return None
     if kept is None and value is not None:
-        notes.append(f"{name}: skipped, it is a {type(value).__name__} that holds no plain values")
-    elif type(value).__name__.endswith("StandIn") and isinstance(kept, dict):
+        kind = value.name if isinstance(value, Foreign) else type(value).__name__
+        notes.append(f"{name}: skipped, it is a {shown(kind)} that holds no plain values")
+    elif isinstance(value, (Foreign, Dictionary)) and isinstance(kept, dict):
         notes.append(
             f"{name}: a foreign configuration object, recovered as {len(kept)} plain values; none "
             "of its code was run"
@@ -99,10 +117,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it holds none.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
+    content = read_json(path, LONGEST_JSON, "checkpoint")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object. {AGAIN}")
     return content
@@ -115,7 +130,7 @@ def _files(folder: Path) -> list[Path]:
             table = read_object(folder / name).get("weight_map")
             if not isinstance(table, dict) or not table:
                 raise UserError(f"{folder / name} has no weight_map. {AGAIN}")
-            files = [folder / shard for shard in sorted(set(map(str, table.values())))]
+            files = [_shard(folder, name, value) for value in sorted(set(map(str, table.values())))]
             gone = [file.name for file in files if not file.is_file()]
             if gone:
                 raise UserError(
@@ -142,67 +157,72 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def _shard(folder: Path, index: str, name: str) -> Path:
+    check_path(name, str(folder / index))
+    # Links are followed: in the hub's cache every file is one.
+    if Path(name).name != name:
+        raise UserError(
+            f"{folder / index} names the shard {shown(name)}, which is not beside it. Nothing else "
+            f"is read. {AGAIN}"
+        )
+    return folder / name
+
+
+def read_weights(file: Path) -> dict[str, Any]:
+    """What one file of weights holds, with its tensors and those of a state dict in it mapped.
+
+    Of other tensors, such as the moments of an optimizer, it holds a record.
+
+    Raises:
+        UserError: as `read_checkpoint`.
+    """
+    descriptor = open_regular(file, "checkpoint")
     try:
-        with file.open("rb") as opened:
-            head = opened.read(64)
-        size = file.stat().st_size
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}. Give a readable checkpoint file") from error
+        return _content(file, descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _content(file: Path, descriptor: int, size: int) -> dict[str, Any]:
+    head = os.read(descriptor, 64)
     try:
-        content = _load(file, head)
+        # Before pickles: the length of a safetensors header may begin with their first byte.
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+            return load_file(file)
+        if not head.startswith((b"PK\x03\x04", b"\x80")):
+            raise UserError(f"{file} {_what_it_is(head)}")
+        return _tensors_of(TorchFile(file, descriptor))
     except UserError:
         raise
-    # Cut off and scrambled files were seen to raise a dozen classes from torch, pickle and others.
+    except ForbiddenName as name:
+        raise UserError(
+            f"{file} is a pickle that asks for {shown(str(name))}, which is neither a tensor nor a "
+            "known configuration class. Nothing of it was executed. Do not load this file with "
+            "other tools; get the weights from a source you trust, best as safetensors"
+        ) from name
+    # Cut off and scrambled files were seen to raise a dozen classes from zipfile, safetensors and
+    # the machine that reads pickles.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{file} ({size:,} bytes) is cut off or damaged, or no checkpoint: {reason}. {AGAIN}"
+            f"{file} ({size:,} bytes) is cut off or damaged, or no checkpoint: {shown(reason)}. "
+            f"{AGAIN}"
         ) from error
-    if not isinstance(content, Mapping):
+
+
+def _tensors_of(saved: TorchFile) -> dict[str, Any]:
+    """The content of a file with tensors in the place of their records, where weights are."""
+    if not isinstance(saved.content, dict):
         raise UserError(
-            f"{file} holds a {type(content).__name__}, not a dictionary of tensors. Save the "
-            "model's state_dict() and give that file"
+            f"{saved.path} holds a {type(saved.content).__name__}, not a dictionary of tensors. "
+            "Save the model's state_dict() and give that file"
         )
-    return content if isinstance(content, dict) else dict(content)
-
-
-def _load(file: Path, head: bytes) -> Any:
-    """The content of a file, by its first bytes: names of files say too little."""
-    # Before pickles: the length of a safetensors header may begin with their first byte.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
-        return load_file(file)
-    is_zip = head.startswith(b"PK\x03\x04")
-    if not is_zip and not head.startswith(b"\x80"):
-        raise UserError(f"{file} {_what_it_is(head)}")
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": is_zip}
-    try:
-        return torch.load(file, weights_only=True, **options)
-    except pickle.UnpicklingError:
-        # Only now, and only by names: torch's own reader has refused, and said too little.
-        _refuse(file, [name for name in _foreign_names(file) if name not in HARMLESS])
-    try:
-        return torch.load(file, weights_only=False, pickle_module=RestrictedPickle, **options)
-    except ForbiddenName as name:
-        _refuse(file, [str(name)])
-
-
-def _foreign_names(file: Path) -> list[str]:
-    try:
-        return sorted(get_unsafe_globals_in_checkpoint(file))
-    # torch's older format, or instructions its scanner does not know: the restricted reader, which
-    # refuses at the first unknown name, decides alone.
-    except Exception:
-        return []
-
-
-def _refuse(file: Path, names: list[str]) -> None:
-    if names:
-        raise UserError(
-            f"{file} is a pickle that asks for {', '.join(names)}, which is neither a tensor nor a "
-            "known configuration class. Nothing of it was executed. Do not load this file with "
-            "other tools; get the weights from a source you trust, best as safetensors"
-        )
+    state = _state_of(saved.content)
+    for name, value in state.items():
+        unread = isinstance(value, Foreign) and value.name.startswith("torch.")
+        if unread or isinstance(value, TensorRecord):
+            state[name] = saved.tensor(str(name), value)
+    return saved.content
 
 
 def _what_it_is(head: bytes) -> str:
