@@ -1,4 +1,4 @@
-"""OpenFlamingo-9B at its true size on a CPU: memory and time of converting it and of an int8 LoRA.
+"""OpenFlamingo-9B at its true size on a CPU: memory and time to convert, tune and ask it, in int8.
 
     python benchmarks/true_size.py --folder /tmp/true_size
 
@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +42,8 @@ from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration  #
 from tuninglab.run_folder import versions  # noqa: E402
 
 SHARD_BYTES = 2_000_000_000
-STEPS, RECORDS, NEW_TOKENS = 3, 8, 3
+STEPS, RECORDS = 3, 8
+QUESTIONS, ANSWER_TOKENS = 4, 8
 
 
 def random_tensor(shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -115,30 +117,49 @@ def write_data(folder: Path) -> Path:
     return folder / "data.json"
 
 
-def measured(words: list[str]) -> dict[str, float]:
+def measured(words: list[str], lines: str = "") -> dict[str, Any]:
     """Run `tuninglab` with these words: wall time in s, peak memory in MiB, own and resident.
+
+    Also `answers_s`: when each of `lines`, which it reads from a pipe, was answered.
 
     Its own is what only it holds (RssAnon); pages of mapped files, which the system takes back
     when it needs room, are resident besides. Looked at 20 times a second; Linux only.
     """
     began_s, peak = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
-    process = subprocess.Popen([sys.executable, "-m", "tuninglab", *words], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuninglab", *words],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(lines)
+    process.stdin.close()
+    answers_s: list[float] = []
+    reader = threading.Thread(
+        target=lambda out: answers_s.extend(time.perf_counter() - began_s for _ in out),
+        args=(process.stdout,),
+    )
+    reader.start()
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         for name in peak:
             found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
             peak[name] = max(peak[name], int(found[1]) if found else 0)
         time.sleep(0.05)
+    reader.join()
     if process.returncode:
         sys.exit(f"tuninglab {' '.join(words)} failed")
     return {
         "wall_s": round(time.perf_counter() - began_s, 1),
         "peak_own_mib": round(peak["RssAnon"] / 1024, 1),
         "peak_resident_mib": round(peak["VmRSS"] / 1024, 1),
+        **({"answers_s": [round(second, 1) for second in answers_s]} if lines else {}),
     }
 
 
-def stages(folder: Path, preset: str) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
+def stages(folder: Path, preset: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """What is measured, one after the other."""
     parts = write_parts(folder, PRESETS[preset])
     data = write_data(folder)
@@ -150,6 +171,10 @@ def stages(folder: Path, preset: str) -> Iterator[tuple[str, Callable[[], dict[s
     run = ["--output_dir", str(folder), "--run_name", "int8", "--max_steps", str(STEPS)]
     run += ["--model", str(folder / "flamingo"), "--data", str(data), "--batch_size", "1"]
     yield "tune int8", lambda: measured(["finetune", *run, "--enable_int8", "true"])
+    ask = [str(folder / "int8"), "--terminal", "--exact", "false"]
+    ask += ["--image", str(data.with_name("0.png")), "--max_new_tokens", str(ANSWER_TOKENS)]
+    questions = "".join(f"w{100 + number} w{200 + number}?\n" for number in range(QUESTIONS))
+    yield "4 answers, int8", lambda: measured(["chat", *ask], questions)
 
 
 def main() -> None:
