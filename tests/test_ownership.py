@@ -61,7 +61,12 @@ def test_overwrite_deletes_all_that_a_run_wrote(config):
     "place",
     [
         *("pictures/holiday.jpg", "base/thesis.tex", "adapter/notes.txt"),
-        *("checkpoints/mine/state.pt", "checkpoints/step-000001/notes", "pictures/deep/000.png", "checkpoints/notes"),
+        *(
+            "checkpoints/mine/state.pt",
+            "checkpoints/step-000001/notes",
+            "pictures/deep/000.png",
+            "checkpoints/notes",
+        ),
     ],
 )
 def test_what_no_run_wrote_is_named_and_stays(config, place):

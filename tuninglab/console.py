@@ -71,6 +71,7 @@ def open_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
+
 def program(name: str = "tuninglab", module: str = "tuninglab") -> str:
     """How the reader's shell starts a program of this environment, for commands to paste.
 

@@ -50,7 +50,7 @@ def test_changed_data_is_noticed_by_content_not_by_place(own, tmp_path):
 def test_a_changed_base_is_noticed(own, tmp_path):
     finetune(own)
     path = tmp_path / "base" / "model.safetensors"
-    weights = load_file(path)
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}
     whole = path.read_bytes()
     weights[min(weights)].view(-1)[-1] += 1e-3
     save_file(weights, path, metadata={"format": "pt"})

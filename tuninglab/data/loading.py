@@ -94,15 +94,24 @@ def loaded(loader: DataLoader) -> Iterator[Any]:
         except UserError as error:
             # A worker's error comes with its traceback as text; the message is the end of it.
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        # What a worker sent is fetched from it: where it has gone, that fails in other ways.
+        except (RuntimeError, OSError, EOFError) as error:
+            codes = _exit_codes(batches)
+            if not codes:
                 raise
-            raise LostWorker(_how_it_ended(batches)) from error
+            raise LostWorker(_how_it_ended(codes)) from error
         yield batch
 
 
-def _how_it_ended(batches: Any) -> str:
-    codes = {getattr(worker, "exitcode", None) for worker in getattr(batches, "_workers", ())}
+def _exit_codes(batches: Any) -> set[int]:
+    """Of the workers of a loader that have ended, those that end right now included."""
+    workers = getattr(batches, "_workers", ())
+    for worker in workers:
+        worker.join(0.2)
+    return {worker.exitcode for worker in workers if worker.exitcode is not None}
+
+
+def _how_it_ended(codes: set[int]) -> str:
     ended = "A process that loads the data has ended"
     if -signal.SIGKILL in codes:
         return (

@@ -17,7 +17,6 @@ from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.splits import Splits
-from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
@@ -26,10 +25,9 @@ from tuninglab.recipes.ending import print_scores, tell_validation
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
-from tuninglab.recipes.recipe import Base, Recipe
+from tuninglab.recipes.recipe import Base, Recipe, keep_base
 from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
 from tuninglab.run_folder import RunFolder
-from tuninglab.run_folder.ownership import note_base
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
@@ -170,17 +168,6 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)
-
-
-def keep_base(base: Base, run: RunFolder) -> str:
-    """Save a new base with the run, which is the only place it is in; returns where."""
-    folder = run.path / "base"
-    if is_main_process() and not run.resumed:
-        with whole_folder(folder) as beside:
-            base.model.save_pretrained(beside)
-            base.processor.save_pretrained(beside)
-            note_base(run.path, beside)
-    return str(folder)
 
 
 def wrap(

@@ -5,6 +5,11 @@ from tuninglab.run_folder.folder import RunFolder
 from tuninglab.run_folder.going_on import elsewhere, has_checkpoint, how_to_end
 
 __all__ = [
-    *("RunFolder", "elsewhere", "git_commit", "has_checkpoint", "how_to_end", "read_starts"),
+    "RunFolder",
+    "elsewhere",
+    "git_commit",
+    "has_checkpoint",
+    "how_to_end",
+    "read_starts",
     "versions",
 ]

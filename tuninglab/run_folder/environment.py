@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuninglab.console import Choices
+from tuninglab.errors import UserError
 from tuninglab.untrusted import MIB, read_json
 
 # What the figures of a run or measurement depend on; not all of them need be there.
@@ -43,7 +44,10 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
     path = run / "environment.json"
     if not path.exists():
         return []
-    parts = read_json(path, LARGEST, "environment of the run, to be restored or deleted")
+    try:
+        parts = read_json(path, LARGEST, "environment of the run")
+    except UserError as error:
+        raise UserError(f"{path} is not JSON: damaged. Restore or delete it. ({error})") from error
     # Version 0.1 wrote one object, of the last start.
     return [part for part in (parts if isinstance(parts, list) else [parts]) if type(part) is dict]
 

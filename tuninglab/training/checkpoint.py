@@ -124,6 +124,8 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
         weights = load_file(path / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
         raise UserError(damaged(path / WEIGHTS_NAME, first_lines(error))) from error
+    # Another model first: its optimizer differs too.
+    fitting(state.model, weights, path)
     check_state(saved, state, generator_state(accelerator.device), path / STATE_NAME)
     ranks = len(saved["generators"])
     if ranks != accelerator.num_processes:
@@ -166,6 +168,18 @@ def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Pat
     Raises:
         UserError: the file holds other parameters than the model trains.
     """
+    for name, parameter in fitting(model, weights, path).items():
+        put(parameter, weights[name])
+
+
+def fitting(
+    model: nn.Module, weights: dict[str, torch.Tensor], path: Path
+) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name, if the weights read from `path` are theirs.
+
+    Raises:
+        UserError: the file holds other parameters than the model trains.
+    """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     differing = {n for n in weights.keys() & parameters if weights[n].shape != parameters[n].shape}
     differing |= weights.keys() ^ parameters.keys()
@@ -174,8 +188,7 @@ def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Pat
             f"{path} does not fit the model: {len(differing)} parameters differ, "
             f"e.g. {min(differing)}. Resume with the base model and tuning_config of the run."
         )
-    for name, parameter in parameters.items():
-        put(parameter, weights[name])
+    return parameters
 
 
 def generator_state(device: torch.device) -> dict[str, Any]:

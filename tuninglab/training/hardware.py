@@ -44,8 +44,8 @@ def make_accelerator(precision: str, choices: Choices, threads: int | None = Non
         accelerator = accelerator_in("fp32")
     except ValueError as error:
         raise UserError(
-            f"WORLD_SIZE in the environment is {os.environ.get('WORLD_SIZE')}, as torchrun sets it, "
-            f"but the processes do not meet: {error}. Start with torchrun, or unset WORLD_SIZE."
+            f"WORLD_SIZE in the environment is {os.environ.get('WORLD_SIZE')}, as torchrun sets "
+            f"it, but the processes do not meet: {error}. Start with torchrun, or unset WORLD_SIZE."
         ) from error
     device, processes = accelerator.device, accelerator.num_processes
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -71,18 +71,16 @@ def train(
     state = start(model, sampler, config, accelerator)
     if run.resumed:
         _go_on(state, run, accelerator)
-    progress, total = state.progress, state.total_steps
-    keep, limit = config.keep_checkpoints, config.max_grad_norm
+    progress, total, keep = state.progress, state.total_steps, config.keep_checkpoints
     save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
         sinks = [*sinks, log.show, *_watch(config, accelerator)]
         begun = lap = time.perf_counter()
-        steps = step_batches(loader, total - progress.step)
-        # Processes save together: of several, one alone cannot.
-        saved = steps if accelerator.num_processes > 1 else _saving(steps, save, stop, run.path)
-        for batches in saved:
+        for batches in _steps(loader, state, save, stop, run.path, accelerator):
             counts = count_step(batches, accelerator)
-            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
+            outcome = optimizer_step(
+                state, batches, counts, config.max_grad_norm, accelerator, stop
+            )
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
             progress.note(outcome.loss, counts, time.perf_counter() - begun)
@@ -154,13 +152,21 @@ def set_training_mode(model: nn.Module) -> None:
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
 
 
-def _saving(
-    steps: Iterator[list[Batch]], save: Callable[[], Path], stop: Sequence[int], run: Path
+def _steps(
+    loader: DataLoader,
+    state: TrainState,
+    save: Callable[[], Path],
+    stop: Sequence[int],
+    run: Path,
+    accelerator: Accelerator,
 ) -> Iterator[list[Batch]]:
     """The batches of steps; if they end because a worker did, the steps made so far are saved."""
     try:
-        yield from steps
+        yield from step_batches(loader, state.total_steps - state.progress.step)
     except LostWorker as error:
+        # Processes save together: of several, one alone cannot.
+        if accelerator.num_processes > 1:
+            raise
         step = step_of(save())
         # A signal to the whole group reaches the workers too.
         if stop:

@@ -18,8 +18,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def damaged(path: Path, why: str) -> str:
     """What to say of a file of a checkpoint that cannot be gone on from."""
     return (
-        f"--resume: {path} is damaged ({why}), or was written by something else. The checkpoint "
-        f"{path.parent.name} is damaged with it: delete it, and the run goes on from the one before."
+        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of "
+        "something else. Delete it, and the run goes on from the one before."
     )
 
 
