@@ -190,3 +190,56 @@ def test_every_row_of_the_table_names_what_is_there():
     for verb in cli.VERBS.values():
         work = getattr(import_module(f"tuninglab.{verb.room}"), verb.work)
         assert list(get_type_hints(work).values())[0] is verb.settings()
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [
+        (">&-", 0),
+        ("2>&-", 0),
+        (">&- 2>&-", 0),
+        ("<&- >&- 2>&-", 0),
+        ("2>/dev/full", 0),
+        (">&- 2>/dev/full", 0),
+        (">/dev/full", 1),
+        ("2> >(true)", 0),
+    ],
+)
+def test_streams_that_are_closed_or_full_stop_no_work(streams, code, tmp_path):
+    work = """
+import sys, time
+from pathlib import Path
+from tuninglab import cli, console
+def work():
+    time.sleep(0.2)  # until a reader has gone
+    for _ in range(3000): console.say('a note')
+    Path('done').write_text('whole')
+    print('the result')
+console.open_streams()
+sys.exit(cli.run_command(work))
+"""
+    (tmp_path / "work.py").write_text(work)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} work.py {streams}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "done").read_text() == "whole"
+
+
+def test_a_name_that_the_locale_cannot_write_says_what_to_set(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment |= {"PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tuninglab", "finetune", "--run_name", "xü"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "--run_name" in done.stderr and "PYTHONUTF8=1" in done.stderr

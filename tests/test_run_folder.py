@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuninglab import run_folder
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.flags import parse
 from tuninglab.console import Choices
 from tuninglab.errors import UserError, WorkError
 from tuninglab.named_model import NamedModel, find_model
 from tuninglab.reporting.report import read_figures
-from tuninglab.run_folder import RunFolder, git_commit, how_to_end, read_starts
+from tuninglab.run_folder import RunFolder, environment, git_commit, how_to_end, read_starts
 
 
 @pytest.fixture
@@ -63,7 +62,8 @@ def test_overwrite_deletes_what_runs_write_and_nothing_else(config):
     (run.path / "checkpoints" / "step-000001").mkdir(parents=True)
     (run.path / "notes.txt").write_text("mine")
     made(replace(config, overwrite=True))
-    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "notes.txt"}
+    left = {path.name for path in run.path.iterdir()}
+    assert left == {".tuninglab", ".lock", "config.yaml", "notes.txt"}
 
 
 def test_overwrite_leaves_other_folders_alone(config):
@@ -318,10 +318,10 @@ def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init")
-    (tmp_path / "run_folder.py").write_text("")
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    (tmp_path / "environment.py").write_text("")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     # An environment inside somebody's repository: not ours to report.
     assert git_commit() is None
-    git("add", "run_folder.py")
+    git("add", "environment.py")
     git("commit", "-m", "x")
     assert git_commit() == git("rev-parse", "HEAD")

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from tuninglab.config.flags import command_line, parse, without_blanks
-from tuninglab.console import is_main_process, program, say
+from tuninglab.console import is_main_process, open_streams, program, say
 from tuninglab.errors import UserError, WorkError
 from tuninglab.progress import working
 from tuninglab.threads import set_waiting
@@ -27,10 +27,7 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     words = without_blanks(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal without Unicode shows the tree's guides as escapes instead of failing.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+    open_streams()
     if not words or words[0] in ("-h", "--help", "help"):
         return run_command(lambda: print(_usage()))
     if words[0] == "--version":
@@ -147,7 +144,7 @@ def run_command(function: Callable[[], None], debug: bool = False) -> int:
 
 
 def _tell_os_error(error: OSError, debug: bool) -> int:
-    where = error.filename or "the file being written"
+    where = error.filename or "the file being written, or standard output"
     if error.errno in DISK_FULL:
         _tell(f"{where}: {error.strerror}. Free some space; what was saved before is whole.", debug)
         return WorkError.exit_code
@@ -165,6 +162,7 @@ def _tell(message: str, debug: bool) -> None:
 
 def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one verb on its flags (those of the process if None); returns the exit code."""
+    open_streams()
     words = without_blanks(sys.argv[1:] if argv is None else argv)
     verb = VERBS[name]
 

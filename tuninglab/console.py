@@ -1,9 +1,11 @@
 """What a command says while it works: notes to standard error, choices with their reason."""
 
+import io
 import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,41 @@ def say(text: str = "") -> None:
     """Print a note to standard error, from the main process; standard output is for results."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+class _Unheard(io.TextIOWrapper):
+    """Standard error that goes on where nobody can hear it: on a full disk, with a reader gone."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def open_streams() -> None:
+    """Make standard streams that can be written to, whatever the process was started with.
+
+    Notes that cannot be written stop no work; of results it is told (cli.py).
+    """
+    # Files that are opened later must not take the numbers of closed streams: what libraries say
+    # there would end in the user's files.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    # Tests and notebooks bring streams of their own.
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        encoding = getattr(sys.stderr, "encoding", "utf-8")
+        raw = open(2, "wb", closefd=False)
+        sys.stderr = _Unheard(raw, encoding, "backslashreplace", line_buffering=True)
+    # A terminal without Unicode shows the tree's guides as escapes instead of failing.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def program(name: str = "tuninglab", module: str = "tuninglab") -> str:

@@ -32,6 +32,7 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(config, tm
     report = finetune(replace(config, val_split=0.25))
     run = tmp_path / "a"
     assert {path.name for path in run.iterdir()} == {
+        *(".tuninglab", "fingerprints.json"),
         *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "adapter"),
         *("checkpoints", "report.json", "report.html", "loss.png", "answers.json", "pictures"),
     }

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -300,3 +301,46 @@ def test_the_last_column_stays_in_sight(run):
     (row,) = re.findall(r'<tr class="all">.*?</tr>', text, re.S)
     assert re.findall(r'<td class="(\w+) last"', row) == ["after"]
     assert ".accuracy .last { position: sticky; right: 0;" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", '{"step": 1e308, "loss": 1}\n{"step": 2, "loss": 1e308}\n'),
+        ("metrics.jsonl", '{"step": -1e308, "loss": -1e308, "val_loss": 1e300}\n'),
+        ("environment.json", '[{"choices": 3, "processes": "two"}]'),
+        ("answers.json", json.dumps([{"picture": "a\0.png"}])),
+        ("answers.json", json.dumps([{"picture": "a" * 5000 + ".png"}])),
+        ("answers.json", json.dumps([{"question": "\ud800", "truth": "\udfff"}])),
+    ],
+)
+def test_strange_values_leave_a_page(run, name, content):
+    (run / name).write_text(content)
+    parsed(run)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["report.json", "metrics.jsonl", "environment.json", "answers.json", "config.yaml"],
+)
+def test_a_pipe_in_the_place_of_a_file_is_named(run, name):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    with pytest.raises(UserError, match=re.escape(str(run / name))):
+        write_report(run)
+
+
+def test_a_pipe_in_the_place_of_the_drawing_is_replaced(run):
+    (run / "loss.png").unlink(missing_ok=True)
+    os.mkfifo(run / "loss.png")
+    assert parsed(run) and (run / "loss.png").is_file()
+
+
+def test_settings_that_unfold_beyond_memory_are_refused(run):
+    names = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    pairs = zip(names, names[1:], strict=False)
+    lines += [f"{n}: &{n} [{', '.join([f'*{b}'] * 9)}]" for b, n in pairs]
+    (run / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="config.yaml.*references"):
+        write_report(run)

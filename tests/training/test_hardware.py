@@ -8,6 +8,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.training import hardware
 from tuninglab.training.hardware import (
+    check_processes,
     choose_precision,
     make_accelerator,
     peak_memory_mib,
@@ -104,3 +105,30 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started 2 processes.*nproc_per_node=1"):
         make_accelerator("fp32", Choices())
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("RANK", {"RANK": "x"}),
+        ("RANK", {"RANK": "-1"}),
+        ("RANK", {"RANK": ""}),
+        ("LOCAL_RANK", {"LOCAL_RANK": "y"}),
+        ("WORLD_SIZE", {"WORLD_SIZE": "two"}),
+        ("WORLD_SIZE", {"WORLD_SIZE": "0"}),
+        ("WORLD_SIZE", {"WORLD_SIZE": "9" * 5000}),
+        ("RANK", {"RANK": "2", "WORLD_SIZE": "2"}),
+    ],
+)
+def test_nonsense_about_processes_names_its_variable(name, environment):
+    with pytest.raises(UserError, match=f"{name} .*unset") as caught:
+        check_processes(environment)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"RANK": "3", "WORLD_SIZE": "1"}, {"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}],
+)
+def test_what_torchrun_and_job_templates_say_of_processes_passes(environment):
+    check_processes(environment)

@@ -29,6 +29,10 @@ def check_run_name(name: str) -> None:
     Raises:
         UserError: the name is empty, `.`, `..`, too long, or holds a slash or control character.
     """
+    # What the locale could not read stands there as half pairs of surrogates.
+    readable = not any("\ud800" <= c <= "\udfff" for c in name)
+    letters = "a name in letters of the locale"
+    check(readable, "run_name", name, letters, "Set PYTHONUTF8=1 or LANG=C.UTF-8.")
     plain = name.strip() == name and name not in ("", ".", "..")
     plain = plain and name.isprintable() and not any(c in name for c in "/\\")
     # A leading dash would read as a flag wherever the folder is named later.

@@ -12,7 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tuninglab.data.batches import Batch, image_pixels
 from tuninglab.data.sample import ImageSource
 from tuninglab.data.sampler import StepSampler
-from tuninglab.errors import UserError
+from tuninglab.errors import UserError, WorkError
+
+
+class LostWorker(WorkError):
+    """A process that loads the data has ended; what it would have loaded is not there."""
 
 
 def make_loader(
@@ -40,19 +44,16 @@ def picture_batches(
     Raises:
         UserError: a picture cannot be read.
     """
-    batches = iter(
-        DataLoader(
-            pictures,  # pyright: ignore[reportArgumentType]
-            batch_size=size,
-            collate_fn=partial(image_pixels, image_processor=image_processor),
-            num_workers=workers,
-            worker_init_fn=_leave_interrupts,
-            # As above: torch's own generator is left as it is.
-            generator=torch.Generator(),
-        )
+    loader = DataLoader(
+        pictures,  # pyright: ignore[reportArgumentType]
+        batch_size=size,
+        collate_fn=partial(image_pixels, image_processor=image_processor),
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts,
+        # As above: torch's own generator is left as it is.
+        generator=torch.Generator(),
     )
-    for _ in range(0, len(pictures), size):
-        yield _next(batches)
+    yield from loaded(loader)
 
 
 def step_batches(loader: DataLoader, steps: int) -> Iterator[list[Batch]]:
@@ -66,18 +67,58 @@ def step_batches(loader: DataLoader, steps: int) -> Iterator[list[Batch]]:
     sampler: Any = loader.batch_sampler
     done = 0
     while done < steps:
-        batches = iter(loader)
+        batches = loaded(loader)
         for step in range(sampler.step, min(sampler.steps_per_epoch, sampler.step + steps - done)):
-            yield [_next(batches) for _ in range(sampler.micro_batches(step))]
+            yield [next(batches) for _ in range(sampler.micro_batches(step))]
             done += 1
 
 
-def _next(batches: Iterator[Any]) -> Any:
-    try:
-        return next(batches)
-    except UserError as error:
-        # A worker's error comes with its traceback as text; the message is the end of it.
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+def loaded(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader, whose mistakes are told as this process would tell them.
+
+    Raises:
+        UserError: a picture can no longer be read.
+        LostWorker: a worker has ended.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        # torch's own raises wherever this process stands as soon as a worker ends, in the middle
+        # of an optimizer's step too. Whoever waits for a batch is told as well, within 5 s.
+        signal.signal(signal.SIGCHLD, before)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            # A worker's error comes with its traceback as text; the message is the end of it.
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+        # What a worker sent is fetched from it: where it has gone, that fails in other ways.
+        except (RuntimeError, OSError, EOFError) as error:
+            codes = _exit_codes(batches)
+            if not codes:
+                raise
+            raise LostWorker(_how_it_ended(codes)) from error
+        yield batch
+
+
+def _exit_codes(batches: Any) -> set[int]:
+    """Of the workers of a loader that have ended, those that end right now included."""
+    workers = getattr(batches, "_workers", ())
+    for worker in workers:
+        worker.join(0.2)
+    return {worker.exitcode for worker in workers if worker.exitcode is not None}
+
+
+def _how_it_ended(codes: set[int]) -> str:
+    ended = "A process that loads the data has ended"
+    if -signal.SIGKILL in codes:
+        return (
+            f"{ended}: it was killed, as the system does where memory runs out. Take fewer "
+            "--workers, or smaller pictures."
+        )
+    return f"{ended}, and nobody told it to by a message: look into the system's log."
 
 
 def _leave_interrupts(worker: int) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,11 @@ class Source(Sequence[Any], ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A sha256 over what determines the samples; drawing or reading them all is not needed."""
+
+    @property
+    def content(self) -> str:
+        """A sha256 over what the samples are, wherever their pictures lie; those may be read."""
+        return self.fingerprint
 
 
 @dataclass
@@ -49,6 +55,16 @@ class Records(Source):
         """Of texts by content, of picture files by path, size and time of change."""
         return fingerprint(map(_content, self.samples))
 
+    @property
+    def content(self) -> str:
+        """Of texts and of the bytes of picture files; raises OSError if one cannot be read."""
+        pictures = [p for sample in self.samples for p in getattr(sample, "images", ())]
+        # In threads, as they were checked: hashing waits for the disk, and holds no lock.
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(picture_digest, pictures))
+        said = (_content(sample, with_pictures=False) for sample in self.samples)
+        return fingerprint([digests, *said])
+
 
 def fingerprint(parts: Iterable[Any]) -> str:
     """A sha256 over what the parts print as; they hold plain values only."""
@@ -74,10 +90,11 @@ def picture_digest(picture: ImageSource) -> str:
     return hashlib.sha256(picture).hexdigest()
 
 
-def _content(sample: Any) -> list[Any]:
+def _content(sample: Any, with_pictures: bool = True) -> list[Any]:
     # Where a sample came from is not what it says.
     said = {name: value for name, value in vars(sample).items() if name not in ("images", "origin")}
-    return [said, [_stamp(picture) for picture in getattr(sample, "images", ())]]
+    pictures = getattr(sample, "images", ())
+    return [said, [_stamp(picture) for picture in pictures] if with_pictures else len(pictures)]
 
 
 def _stamp(picture: ImageSource) -> Any:

@@ -7,6 +7,7 @@ handwriting such a writer, every sixth one of drawings such things only; the res
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 from tuninglab.console import say
 from tuninglab.data.sample import Message, Sample
 from tuninglab.data.sources import Source, fingerprint
+from tuninglab.disk import UNWRITABLE
 from tuninglab.embedded.digits import sample_digits
 from tuninglab.embedded.drawings import asked_about, sample_drawings
 from tuninglab.embedded.questions import Picture, Question, ask
 from tuninglab.embedded.scenes import sample_scene
-from tuninglab.errors import UserError
+from tuninglab.errors import UserError, WorkError
 
 SEEDS = {"train": 11, "val": 12, "test": 13}
 # What a picture of a split shows, so that figures can be reported apart.
@@ -108,6 +110,7 @@ def write_data(folder: Path, train_pictures: int) -> None:
 
     Raises:
         UserError: the folder holds something already.
+        WorkError: the disk is full.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
@@ -118,12 +121,28 @@ def write_data(folder: Path, train_pictures: int) -> None:
         "val": (VAL_QUESTIONS, 1),
         "test": (TEST_QUESTIONS, 1),
     }
-    for split, (count, turns) in sizes.items():
-        (folder / split).mkdir(parents=True)
-        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
-            for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
-                name = f"{split}/{k:05d}.png"
-                item.picture.draw().save(folder / name)
-                record = {"messages": dialogue(item.questions), "images": [name]}
-                lines.write(json.dumps(record) + "\n")
-        say(f"{folder / split}.jsonl: {count} pictures")
+    try:
+        for split, (count, turns) in sizes.items():
+            _write_split(folder, split, count, turns)
+            say(f"{folder / split}.jsonl: {count} pictures")
+    except OSError as error:
+        # It was empty: what is there now is of this call, and in the way of the next.
+        for split in sizes:
+            shutil.rmtree(folder / split, ignore_errors=True)
+            (folder / f"{split}.jsonl").unlink(missing_ok=True)
+        if error.errno not in UNWRITABLE:
+            raise
+        raise WorkError(
+            f"--write_data {folder}: {error.strerror}; what was written is removed. Free some "
+            "space, or name another folder."
+        ) from error
+
+
+def _write_split(folder: Path, split: str, count: int, turns: int) -> None:
+    (folder / split).mkdir(parents=True)
+    with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
+        for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
+            name = f"{split}/{k:05d}.png"
+            item.picture.draw().save(folder / name)
+            record = {"messages": dialogue(item.questions), "images": [name]}
+            lines.write(json.dumps(record) + "\n")

@@ -17,7 +17,6 @@ from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.splits import Splits
-from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
@@ -26,13 +25,14 @@ from tuninglab.recipes.ending import print_scores, tell_validation
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
-from tuninglab.recipes.recipe import Base, Recipe
+from tuninglab.recipes.recipe import Base, Recipe, keep_base
+from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
-from tuninglab.training.loop import train, validation_loss
+from tuninglab.training.loop import total_steps, train, validation_loss
 from tuninglab.training.parallel import shared_out
 from tuninglab.training.state import Progress
 
@@ -70,9 +70,18 @@ def run_recipe(
         WorkError: training failed, or the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
-    # Mistakes in settings and data are told before a model is loaded.
-    task = task or recipe.data(config)
-    setup = prepare(recipe, config, run, task)
+    try:
+        # Mistakes in settings and data are told before a model is loaded.
+        with settings_named(run):
+            task = task or recipe.data(config)
+        return _run(prepare(recipe, config, run, task), task)
+    finally:
+        run.release()
+
+
+def _run(setup: Setup, task: Task) -> dict[str, Any]:
+    """Scores, training, scores again, and the report."""
+    run = setup.run
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
     if evaluation["before"]:
         evaluation["chance"] = {"val_loss": chance_loss(setup.model)}
@@ -108,7 +117,9 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     run = RunFolder.plan(config)
     if config.resume:
         config = run.resumed_config(config)
-        check_shipped_base(newest_checkpoint(run.checkpoints) / "adapter")
+        run.hold()
+        run.checkpoint = newest_checkpoint(run.checkpoints)
+        check_shipped_base(run.checkpoint / "adapter")
     return config, run
 
 
@@ -126,11 +137,12 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    with working("loading the base model"):
+    with working("loading the base model"), settings_named(run):
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)
     splits = readable(config, task.splits, base)
+    prints = fingerprints(run, splits, base.model)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
@@ -144,7 +156,9 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     config = as_decided(config, answers)
     products = config.products, base.model, DTYPES[config.precision], choices, gather_object
     config = replace(config, products=choose_products(*products))
+    check_end(run, total_steps(config, loaders[0].batch_sampler))
     run.create(config)
+    run.write(FINGERPRINTS, prints)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
     rows, parameters = trainable_table(model), count_parameters(model)
@@ -154,16 +168,6 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)
-
-
-def keep_base(base: Base, run: RunFolder) -> str:
-    """Save a new base with the run, which is the only place it is in; returns where."""
-    folder = run.path / "base"
-    if is_main_process() and not run.resumed:
-        with whole_folder(folder) as beside:
-            base.model.save_pretrained(beside)
-            base.processor.save_pretrained(beside)
-    return str(folder)
 
 
 def wrap(

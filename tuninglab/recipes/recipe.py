@@ -8,9 +8,11 @@ from torch.utils.data import Dataset
 
 from tuninglab.config import TrainingConfig
 from tuninglab.config.tuning import LoraTuning
-from tuninglab.console import Choices
+from tuninglab.console import Choices, is_main_process
+from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Task
 from tuninglab.run_folder import RunFolder
+from tuninglab.run_folder.ownership import note_base
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -58,3 +60,14 @@ class Recipe(Generic[Config]):
     scope: str
     data: Callable[[Config], Task]
     load: Callable[[Config, RunFolder, Choices], Base]
+
+
+def keep_base(base: Base, run: RunFolder) -> str:
+    """Save a new base with the run, which is the only place it is in; returns where."""
+    folder = run.path / "base"
+    if is_main_process() and not run.resumed:
+        with whole_folder(folder) as beside:
+            base.model.save_pretrained(beside)
+            base.processor.save_pretrained(beside)
+            note_base(run.path, beside)
+    return str(folder)

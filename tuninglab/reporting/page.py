@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tuninglab.reporting.tables import (
     plain,
     table,
 )
+from tuninglab.untrusted import MIB
 
 Metrics = list[dict[str, Any]]
 
@@ -30,6 +32,8 @@ LITTLE_ACCURACY = 0.02
 # The same for a validation loss, as a share of the loss before.
 LITTLE_LOSS = 0.02
 
+# Runs keep small copies; the page holds them all.
+LARGEST_PICTURE = 4 * MIB
 # What browsers show. SVG is left out on purpose: it can carry scripts.
 PICTURE_TYPES = {
     ".png": "image/png",
@@ -58,7 +62,8 @@ def page(
     train = [fact(name, value) for name, value in cost.items() if value is not None]
     train += _losses(figures)
     environment = dict(starts[-1]) if starts else {}
-    choices = [row for row in environment.pop("choices", None) or [] if isinstance(row, dict)]
+    made = environment.pop("choices", None)
+    choices = [row for row in made if isinstance(row, dict)] if isinstance(made, list) else []
     pictures = any("picture" in card for card in cards)
     # Escaping is the environment's business, never the caller's: names and answers are foreign.
     jinja = Environment(
@@ -170,11 +175,15 @@ def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
 
 def _picture(run_dir: Path, name: str) -> str:
     """A picture of the run for an `src`; nothing if it is not there, or no picture."""
-    path = (run_dir / name).resolve()
-    # Only pictures of this run: the page may be passed on, other files of the machine may not.
-    inside = path.is_relative_to(run_dir.resolve())
-    shown = inside and path.suffix.lower() in PICTURE_TYPES and path.is_file()
-    return _data_uri(path) if shown else ""
+    # A name may be none that a file can have.
+    with suppress(OSError, ValueError):
+        path = (run_dir / name).resolve()
+        # Only pictures of this run: the page may be passed on, other files of the machine may not.
+        inside = path.is_relative_to(run_dir.resolve())
+        shown = inside and path.suffix.lower() in PICTURE_TYPES and path.is_file()
+        if shown and path.stat().st_size <= LARGEST_PICTURE:
+            return _data_uri(path)
+    return ""
 
 
 def _data_uri(path: Path) -> str:

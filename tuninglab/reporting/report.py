@@ -14,6 +14,8 @@ from tuninglab.errors import UserError
 from tuninglab.reporting.page import page
 from tuninglab.reporting.tables import mapping, number
 from tuninglab.run_folder import elsewhere, how_to_end, read_starts
+from tuninglab.run_folder.folder import MOST_METRICS
+from tuninglab.untrusted import MIB, read_json, read_text
 
 Metrics = list[dict[str, Any]]
 
@@ -21,6 +23,11 @@ Metrics = list[dict[str, Any]]
 SMOOTHED_POINTS = 30
 # The loss gets a logarithmic axis where the largest is more than so many times the smallest.
 LOG_FROM = 20
+# A damaged file may hold any number.
+DRAWN = 1e30
+# Reading YAML takes 10 s a MiB.
+LARGEST, LARGEST_YAML = 64 * MIB, MIB // 4
+OF_RUN = "file of the run"
 
 
 def rewrite(config: ReportConfig) -> tuple[str, dict[str, Any]]:
@@ -62,7 +69,8 @@ def write_report(run_dir: str | Path) -> Path:
         trainable=_read_rows(run_dir / "trainable.json"),
         curves=curves,
     )
-    write_whole(path, content)
+    # Half a pair of surrogates, which JSON can write, is no text.
+    write_whole(path, content.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
@@ -96,7 +104,7 @@ def read_metrics(run_dir: str | Path) -> Metrics:
     """
     path = Path(run_dir) / "metrics.jsonl"
     metrics = []
-    for index, line in enumerate(_read_text(path).splitlines() if path.exists() else [], 1):
+    for index, line in enumerate(_lines(path), 1):
         try:
             entry = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError) as error:
@@ -141,35 +149,35 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     # Without the Software entry the file does not change with matplotlib's version string.
+    # What is there may be a pipe, which would be waited for.
+    path.unlink(missing_ok=True)
     figure.savefig(path, metadata={"Software": None})
+
+
+def _lines(path: Path) -> list[str]:
+    return read_text(path, MOST_METRICS, OF_RUN).splitlines() if path.exists() else []
 
 
 def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
     # Validation lines have no `loss`, training lines no `val_loss`: each curve picks its own.
     points = [(number(entry.get("step")), number(entry.get(key))) for entry in metrics]
-    known = [(step, value) for step, value in points if step is not None and value is not None]
+    # Beyond, the axes of a drawing have no numbers.
+    known = [(s, v) for s, v in points if s is not None and v is not None]
+    known = [(s, v) for s, v in known if max(abs(s), abs(v)) < DRAWN]
     return [step for step, _ in known], [value for _, value in known]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise _broken(path, "is not UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Check the run folder.") from error
-
-
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"is not JSON ({str(error).splitlines()[0]})") from error
+    return read_json(path, LARGEST, OF_RUN)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path, LARGEST_YAML, OF_RUN) if path.exists() else ""
     try:
-        return mapping(yaml.safe_load(_read_text(path))) if path.exists() else {}
+        # What runs write has no references; nested, a few stand for more than memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise _broken(path, "holds references (*)")
+        return mapping(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _broken(path, "is not YAML") from error
 

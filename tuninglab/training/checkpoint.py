@@ -1,10 +1,10 @@
 """Checkpoints: everything an exact resume needs, in folders that are whole if they are there."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tuninglab.console import say
 from tuninglab.disk import finish_replacing, remove_folder, whole_folder
 from tuninglab.errors import UserError
+from tuninglab.models.parts import first_lines
 from tuninglab.models.weights import put, whole
+from tuninglab.training.manifest import MANIFEST, damage_of, write_manifest
+from tuninglab.training.saved_state import check_state, damaged, read_state
 from tuninglab.training.state import TrainState
 
 Collect = Callable[[Any], Callable[[Path], None]]
 
 WEIGHTS_NAME = "trainable.safetensors"
 STATE_NAME = "state.pt"
+STEP = re.compile(r"step-\d{1,15}")
 
 
 def save_checkpoint(
@@ -62,35 +67,49 @@ def save_checkpoint(
         torch.save(saved, beside / STATE_NAME)
         if write_more:
             write_more(beside)
+        write_manifest(beside)
     # Only now: killed at any moment, the run has one to go on from. What kills left goes too.
-    for old in (*folder.glob(".step-*"), *_whole_checkpoints(folder)[:-keep]):
+    # A later step is a damaged one, from before this run went back: it takes no one's place.
+    whole = [p for p in _numbered(folder) if _is_whole(p) and step_of(p) <= step_of(path)]
+    for old in (*folder.glob(".step-*"), *whole[:-keep]):
         remove_folder(old)
     return path
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """Find the checkpoint of the highest step.
+    """Find the checkpoint of the highest step that is as it was written; says which are not.
 
     Raises:
         UserError: there is none.
     """
-    whole = _whole_checkpoints(folder)
-    if not whole:
-        raise UserError(
-            f"--resume: there is no checkpoint in {folder}. Start over with --overwrite."
-        )
-    return whole[-1]
+    for path in reversed(_numbered(folder)):
+        damage = damage_of(path) if _is_whole(path) else "files are missing"
+        if damage:
+            say(f"The checkpoint {path} is damaged ({damage}): looking for the one before it.")
+            continue
+        if not (path / MANIFEST).exists():
+            say(f"{path} has no {MANIFEST} (an earlier version wrote it): damage would not show.")
+        return path
+    raise UserError(
+        f"--resume: there is no checkpoint in {folder} that is whole. Start over with --overwrite."
+    )
 
 
-def _whole_checkpoints(folder: Path) -> list[Path]:
-    """By step, the newest last."""
+def _numbered(folder: Path) -> list[Path]:
+    """The checkpoints by step, the newest last."""
     # A step that is saved again replaces its checkpoint; a kill may have left it nameless.
     for beside in folder.glob(".step-*.writing"):
         finish_replacing(folder / beside.name[1:].removesuffix(".writing"))
-    names = (WEIGHTS_NAME, STATE_NAME)
-    numbered = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
-    whole = [p for p in numbered if all((p / name).is_file() for name in names)]
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((p for p in folder.glob("step-*") if STEP.fullmatch(p.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def _is_whole(path: Path) -> bool:
+    return all((path / name).is_file() for name in (WEIGHTS_NAME, STATE_NAME))
 
 
 def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> None:
@@ -100,37 +119,42 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
         UserError: the checkpoint is damaged, or of another model, other data or another number of
             processes.
     """
+    saved = read_state(path / STATE_NAME)
     try:
-        # weights_only: a checkpoint from elsewhere must not run code.
-        saved = torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
         weights = load_file(path / WEIGHTS_NAME)
-    # A file cut short is any of these, by where it was cut (torch 2.13).
-    except (UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"--resume: the checkpoint {path} is damaged. Delete it, and the run goes on from the "
-            "one before."
-        ) from error
-    load_trainable(state.model, weights, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(damaged(path / WEIGHTS_NAME, first_lines(error))) from error
+    # Another model first: its optimizer differs too.
+    fitting(state.model, weights, path)
+    check_state(saved, state, generator_state(accelerator.device), path / STATE_NAME)
     ranks = len(saved["generators"])
     if ranks != accelerator.num_processes:
         raise UserError(
             f"--resume: the run had {ranks} processes, now there are {accelerator.num_processes}. "
             f"Start it with as many (torchrun --nproc_per_node={ranks})."
         )
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.schedule.load_state_dict(saved["schedule"])
-    # Both bring back the rate of the old plan; with more --max_steps the new plan has another.
+    load_trainable(state.model, weights, path)
+    # Of settings, those of this start: what may not change was compared, the plan may be another.
+    groups = state.optimizer.state_dict()["param_groups"]
+    moments = {"state": saved["optimizer"]["state"], "param_groups": groups}
+    state.optimizer.load_state_dict(moments)
+    state.schedule.last_epoch = saved["schedule"]["last_epoch"]
+    state.schedule._step_count = saved["schedule"]["_step_count"]
     plans = zip(state.schedule.base_lrs, state.schedule.lr_lambdas, strict=True)
     rates = [peak * plan(state.schedule.last_epoch) for peak, plan in plans]
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     state.schedule._last_lr = rates
     state.sampler.load_state_dict(saved["sampler"])
-    if accelerator.scaler and saved["scaler"]:
-        accelerator.scaler.load_state_dict(saved["scaler"])
-    for name, value in saved["progress"].items():
-        setattr(state.progress, name, value)
-    set_generator_state(saved["generators"][accelerator.process_index], accelerator.device)
+    for name in asdict(state.progress).keys() & saved["progress"].keys():
+        setattr(state.progress, name, saved["progress"][name])
+    try:
+        if accelerator.scaler and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        set_generator_state(saved["generators"][accelerator.process_index], accelerator.device)
+    # Numbers that no generator has.
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+        raise UserError(damaged(path / STATE_NAME, first_lines(error))) from error
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -144,6 +168,18 @@ def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Pat
     Raises:
         UserError: the file holds other parameters than the model trains.
     """
+    for name, parameter in fitting(model, weights, path).items():
+        put(parameter, weights[name])
+
+
+def fitting(
+    model: nn.Module, weights: dict[str, torch.Tensor], path: Path
+) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name, if the weights read from `path` are theirs.
+
+    Raises:
+        UserError: the file holds other parameters than the model trains.
+    """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     differing = {n for n in weights.keys() & parameters if weights[n].shape != parameters[n].shape}
     differing |= weights.keys() ^ parameters.keys()
@@ -152,8 +188,7 @@ def load_trainable(model: nn.Module, weights: dict[str, torch.Tensor], path: Pat
             f"{path} does not fit the model: {len(differing)} parameters differ, "
             f"e.g. {min(differing)}. Resume with the base model and tuning_config of the run."
         )
-    for name, parameter in parameters.items():
-        put(parameter, weights[name])
+    return parameters
 
 
 def generator_state(device: torch.device) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Device and precision of a run, chosen with reasons, and the accelerator that carries them out."""
 
 import os
+import re
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
 from tuninglab.threads import allowed_cpus, tell_other_work
+from tuninglab.untrusted import shown
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
 PROCESS = Path("/proc/self")
+
+# What torchrun says of processes: how many and which.
+PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 
 # How many threads there were before a run asked for a number of its own: the next run of the same
 # process may not ask.
@@ -29,10 +35,18 @@ def make_accelerator(precision: str, choices: Choices, threads: int | None = Non
     """Choose device, threads and precision; set up autocast, scaler and process group for them.
 
     Raises:
-        UserError: the precision asked for does not work on this device.
+        UserError: the precision asked for does not work on this device, or what the environment
+            says of processes is none.
     """
+    check_processes()
     # Asked for its device and processes first: the precision depends on them.
-    accelerator = accelerator_in("fp32")
+    try:
+        accelerator = accelerator_in("fp32")
+    except ValueError as error:
+        raise UserError(
+            f"WORLD_SIZE in the environment is {os.environ.get('WORLD_SIZE')}, as torchrun sets "
+            f"it, but the processes do not meet: {error}. Start with torchrun, or unset WORLD_SIZE."
+        ) from error
     device, processes = accelerator.device, accelerator.num_processes
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != started:
@@ -46,6 +60,28 @@ def make_accelerator(precision: str, choices: Choices, threads: int | None = Non
     choose_threads(threads, device, choices)
     chosen = choose_precision(precision, device.type, choices)
     return accelerator if chosen == "fp32" else accelerator_in(chosen)
+
+
+def check_processes(environment: Mapping[str, str] = os.environ) -> None:
+    """Pass if the environment says of processes what torchrun says, or nothing.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    for name in PROCESS_NUMBERS & environment.keys():
+        if not re.fullmatch(r"[0-9]{1,6}", environment[name]):
+            raise UserError(
+                f"{name} in the environment is {shown(environment[name])}; expected a number of "
+                f"processes, as torchrun sets it. Unset it: unset {name}"
+            )
+    count = int(environment.get("WORLD_SIZE", "1"))
+    rank = int(environment.get("RANK", "0"))
+    # Job templates set RANK for one process too.
+    if count < 1 or rank >= count > 1:
+        raise UserError(
+            f"RANK in the environment is {rank} and WORLD_SIZE {count}; expected as many processes "
+            "and a smaller RANK, as torchrun sets them. Unset them: unset RANK WORLD_SIZE"
+        )
 
 
 def accelerator_in(precision: str) -> Accelerator:

@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,16 +17,18 @@ from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.console import say
-from tuninglab.data.loading import step_batches
+from tuninglab.data.batches import Batch
+from tuninglab.data.loading import LostWorker, loaded, step_batches
 from tuninglab.data.sampler import StepSampler
 from tuninglab.progress import working
-from tuninglab.run_folder import RunFolder
+from tuninglab.run_folder import RunFolder, how_to_end
 from tuninglab.threads import BusyWatch, Sleep
 from tuninglab.training.checkpoint import (
     Collect,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    step_of,
 )
 from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
@@ -67,15 +71,17 @@ def train(
     state = start(model, cast("StepSampler", loader.batch_sampler), config, accelerator)
     if run.resumed:
         _go_on(state, run, accelerator)
-    progress, total = state.progress, state.total_steps
-    keep, limit = config.keep_checkpoints, config.max_grad_norm
+    progress, total, keep = state.progress, state.total_steps, config.keep_checkpoints
+    save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     log = TrainingLog(total, progress.step)
     with stop_signals() as stop, log, _watch(config, accelerator) as watches:
         sinks = [*sinks, log.show, *watches]
         begun = lap = time.perf_counter()
-        for batches in step_batches(loader, total - progress.step):
+        for batches in _steps(loader, state, save, stop, run.path, accelerator):
             counts = count_step(batches, accelerator)
-            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
+            outcome = optimizer_step(
+                state, batches, counts, config.max_grad_norm, accelerator, stop
+            )
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
             progress.note(outcome.loss, counts, time.perf_counter() - begun)
@@ -91,7 +97,7 @@ def train(
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
             if last or outcome.stop or _due(config.save_steps, progress.step):
-                save_checkpoint(run.checkpoints, state, accelerator, keep, collect)
+                save()
             if outcome.stop and not last:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
@@ -104,7 +110,7 @@ def start(
     model: nn.Module, sampler: StepSampler, config: TrainingConfig, accelerator: Accelerator
 ) -> TrainState:
     """What training changes, before the first step: optimizer, schedule, position, generators."""
-    total: Any = config.max_steps or config.epochs * sampler.steps_per_epoch  # pyright: ignore
+    total = total_steps(config, sampler)
     tuning = config.tuning_config
     rates = (tuning.gate_lr_multiplier, tuning.part_learning_rates)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, *rates)  # pyright: ignore
@@ -115,18 +121,25 @@ def start(
     # The schedule stays ours: accelerate would step it once a process.
     wrapped, prepared = accelerator.prepare(model, optimizer)
     # The same weights everywhere, but not the same dropout.
-    set_seed(config.seed + accelerator.process_index)
+    set_seed((config.seed + accelerator.process_index) % 2**32)
     reset_peak_memory(accelerator.device)
     set_training_mode(model)
     return TrainState(model, wrapped, prepared, schedule, sampler, Progress(), total)
 
 
+def total_steps(config: TrainingConfig, sampler: Any) -> int:
+    """How many optimizer steps a run shall make, from decided settings and a `StepSampler`."""
+    epochs: Any = config.epochs
+    return config.max_steps or epochs * sampler.steps_per_epoch
+
+
 def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
-    checkpoint = newest_checkpoint(run.checkpoints)
+    checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
     load_checkpoint(checkpoint, state, accelerator)
+    progress = state.progress
     # The steps after the checkpoint come again, and their lines with them.
-    run.cut_metrics(state.progress.step)
-    say(f"Going on after step {state.progress.step} ({checkpoint}).")
+    run.cut_metrics(progress.step, progress.step - progress.window_steps)
+    say(f"Going on after step {progress.step} ({checkpoint}).")
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -138,6 +151,28 @@ def set_training_mode(model: nn.Module) -> None:
     model.train()
     for part in base.children():
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
+
+
+def _steps(
+    loader: DataLoader,
+    state: TrainState,
+    save: Callable[[], Path],
+    stop: Sequence[int],
+    run: Path,
+    accelerator: Accelerator,
+) -> Iterator[list[Batch]]:
+    """The batches of steps; if they end because a worker did, the steps made so far are saved."""
+    try:
+        yield from step_batches(loader, state.total_steps - state.progress.step)
+    except LostWorker as error:
+        # Processes save together: of several, one alone cannot.
+        if accelerator.num_processes > 1:
+            raise
+        step = step_of(save())
+        # A signal to the whole group reaches the workers too.
+        if stop:
+            raise_stopped(run, step)
+        raise LostWorker(f"{error} After step {step} all is saved. {how_to_end(run)}") from error
 
 
 def _metrics_line(state: TrainState, outcome: Outcome, device: torch.device) -> dict[str, Any]:
@@ -174,7 +209,7 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
     exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
     total, count = torch.zeros((), dtype=exact, device=accelerator.device), 0
     with working("validating", len(loader)) as note:
-        for number, batch in enumerate(loader, 1):
+        for number, batch in enumerate(loaded(loader), 1):
             with accelerator.autocast():
                 loss = batch_loss(model, batch, 1, accelerator)
             total += loss.to(total)

@@ -1,0 +1,108 @@
+"""A resumed run goes on with the data and the base that it was started with, or not at all."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuninglab.config import FinetuneConfig
+from tuninglab.errors import UserError
+from tuninglab.recipes.flamingo import finetune
+
+
+@pytest.fixture
+def own(config, tiny_data, tiny_bases, tmp_path) -> FinetuneConfig:
+    """The settings, with data and base that may be changed."""
+    shutil.copytree(tiny_data.parent, tmp_path / "data")
+    shutil.copytree(tiny_bases["plain"], tmp_path / "base")
+    data, model = str(tmp_path / "data" / tiny_data.name), str(tmp_path / "base")
+    return replace(config, data=data, model=model, max_steps=2)
+
+
+def go_on(config: FinetuneConfig, **changes):
+    place = {"run_name": config.run_name, "output_dir": config.output_dir}
+    return finetune(FinetuneConfig(**place, resume=True, **changes))
+
+
+def test_changed_data_is_noticed_by_content_not_by_place(own, tmp_path):
+    finetune(own)
+    path = Path(own.data)
+    text = path.read_text()
+    path.write_text(text.replace('"content": "red"', '"content": "blue"', 1))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match="--resume: training data changed since .*fingerprints"):
+        go_on(own, max_steps=3)
+    path.write_text(text)
+    picture = path.parent / "0.png"
+    kept = picture.read_bytes()
+    shutil.copy(path.parent / "1.png", picture)
+    with pytest.raises(UserError, match="training data changed"):
+        go_on(own, max_steps=3)
+    # As a copy of the data has it: other times.
+    picture.write_bytes(kept)
+    go_on(own, max_steps=3)
+
+
+def test_a_changed_base_is_noticed(own, tmp_path):
+    finetune(own)
+    path = tmp_path / "base" / "model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}
+    whole = path.read_bytes()
+    weights[min(weights)].view(-1)[-1] += 1e-3
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="--resume: base changed since"):
+        go_on(own, max_steps=3)
+    path.write_bytes(whole)
+    go_on(own, max_steps=3)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_fingerprints(own, capsys):
+    finetune(own)
+    path = Path(own.output_dir) / own.run_name / "fingerprints.json"
+    first = json.loads(path.read_text())
+    path.unlink()
+    go_on(own, max_steps=3)
+    assert "an earlier version" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == first
+
+
+def test_an_end_before_the_step_reached_is_refused_and_changes_nothing(own):
+    finetune(own)
+    with pytest.raises(UserError, match="has made 2 steps, .* ends it after 1. Give --max_steps 2"):
+        go_on(own, max_steps=1)
+    assert go_on(own)["train"]["steps"] == 2
+
+
+def test_a_seed_at_the_end_of_its_range_has_room_for_the_ranks(own):
+    seed = 2**32 - 1
+    assert finetune(replace(own, seed=seed, max_steps=1))["train"]["steps"] == 1
+
+
+def test_mistakes_in_the_settings_of_a_run_name_their_file(own, tmp_path):
+    finetune(own)
+    Path(own.data).unlink()
+    with pytest.raises(UserError, match="does not exist(.|\n)*config.yaml"):
+        go_on(own, max_steps=3)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(own, tmp_path, capsys):
+    settings = replace(own, lr_scheduler="constant", save_steps=1)
+    finetune(replace(settings, run_name="whole", max_steps=3))
+    finetune(settings)
+    path = tmp_path / "a" / "checkpoints" / "step-000002" / "state.pt"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    go_on(own, max_steps=3)
+    assert "Going on after step 1" in capsys.readouterr().err
+    adapters = [
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("a", "whole")
+    ]
+    assert all(torch.equal(adapters[0][name], weight) for name, weight in adapters[1].items())
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

@@ -1,0 +1,109 @@
+"""What a resumed run must have in common with its start: settings, data, base, an end ahead."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuninglab.console import is_main_process, say
+from tuninglab.data.sources import Source
+from tuninglab.data.splits import Splits
+from tuninglab.errors import UserError
+from tuninglab.progress import working
+from tuninglab.run_folder import RunFolder
+from tuninglab.training.checkpoint import step_of
+from tuninglab.untrusted import MIB, read_json
+
+FINGERPRINTS = "fingerprints.json"
+
+
+@contextmanager
+def settings_named(run: RunFolder) -> Iterator[None]:
+    """In mistakes of settings that a resumed run takes from its folder, say where they stand.
+
+    Raises:
+        UserError: as what is done inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not run.resumed:
+            raise
+        raise UserError(f"{error}\nThe run names it in {run.path / 'config.yaml'}.") from error
+
+
+def check_end(run: RunFolder, total_steps: int) -> None:
+    """Pass if the last step of a run does not lie behind the one that it has reached.
+
+    Raises:
+        UserError: it does.
+    """
+    reached = step_of(run.checkpoint) if run.checkpoint else 0
+    if total_steps < reached:
+        raise UserError(
+            f"--resume: {run.path} has made {reached} steps, and --max_steps or --epochs ends it "
+            f"after {total_steps}. Give --max_steps {reached} or more."
+        )
+
+
+def fingerprints(run: RunFolder, splits: Splits, model: nn.Module) -> dict[str, str]:
+    """What the run learns from and starts from, by content; a resumed run must have the same.
+
+    From the main process; the others get none.
+
+    Args:
+        run: its folder.
+        splits: all samples that the model can read.
+        model: the base as it was loaded.
+
+    Raises:
+        UserError: the run was started with others.
+    """
+    if not is_main_process():
+        return {}
+    with working("looking whether data and base are as they were"):
+        found = {
+            "training data": content_of(splits.train),
+            "validation data": content_of(splits.val),
+            "base": weights_digest(model),
+        }
+    path = run.path / FINGERPRINTS
+    if not run.resumed:
+        return found
+    if not path.exists():
+        say(f"There is no {path} (an earlier version ran): data and base are taken as they are.")
+        return found
+    saved = read_json(path, MIB, "fingerprints of the run")
+    saved = saved if isinstance(saved, dict) else {}
+    others = [name for name, value in found.items() if saved.get(name) != value]
+    if others:
+        raise UserError(
+            f"--resume: {' and '.join(others)} changed since {run.path} was started; it would go "
+            f"on as another run. Bring back what it was, or start a new one. (Where that is wanted "
+            f"all the same, delete {path}.)"
+        )
+    return found
+
+
+def content_of(samples: Source | Sequence[Any]) -> str:
+    """A sha256 of samples by content; of what a task from Python draws, only how many there are."""
+    return samples.content if isinstance(samples, Source) else f"{len(samples)} samples"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A sha256 over all weights and buffers of a model, with their names, formats and shapes."""
+
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        one = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        one.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return one.digest()
+
+    # Each without Python's lock: 0.6 s a GB and thread where the CPU knows sha256.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = pool.map(digest, sorted(model.state_dict().items()))
+        return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -1,0 +1,140 @@
+"""The state in a checkpoint, which anybody may have written: read and checked before it is used."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuninglab.errors import UserError
+from tuninglab.models.parts import first_lines
+from tuninglab.training.state import TrainState
+
+# AdamW's moments of a parameter; beside them it counts its steps.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def damaged(path: Path, why: str) -> str:
+    """What to say of a file of a checkpoint that cannot be gone on from."""
+    return (
+        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of "
+        "something else. Delete it, and the run goes on from the one before."
+    )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote; no code runs, and it takes no more memory than the file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Of what torch saves nothing is packed: a small file must not fill the memory.
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise UserError(damaged(path, "it is packed"))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    # torch's reader fails in any way where bytes are changed (torch 2.13).
+    except Exception as error:
+        raise UserError(damaged(path, first_lines(error))) from error
+    if not isinstance(saved, dict):
+        raise UserError(damaged(path, f"it holds a {type(saved).__name__}"))
+    return saved
+
+
+def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> None:
+    """Pass if a saved state has the form of the state that it is to become.
+
+    Args:
+        saved: from `read_state`.
+        state: of the run as it begins.
+        generators: the state of those of this process.
+        path: of the file, for the message.
+
+    Raises:
+        UserError: naming what is missing or of another form.
+    """
+    groups = [group["params"] for group in state.optimizer.state_dict()["param_groups"]]
+    expected = {
+        "optimizer": {"state": {}, "param_groups": [{"params": numbers} for numbers in groups]},
+        "schedule": {"last_epoch": 0, "_step_count": 0},
+        "sampler": state.sampler.state_dict(),
+        "progress": {"step": 0, "window_steps": 0},
+        "generators": _Any,
+        "scaler": _Any,
+    }
+    # A run may go on on a machine with another device.
+    of_all = {name: form for name, form in generators.items() if name != "device"}
+    problem = _differs(saved, expected)
+    if not problem and not isinstance(saved["generators"], list):
+        problem = "generators is no list"
+    for one in [] if problem else saved["generators"]:
+        problem = problem or _differs(one, of_all, "generators")
+    problem = problem or _wrong_moments(saved["optimizer"], groups, state)
+    problem = problem or _wrong_numbers(saved)
+    if problem:
+        raise UserError(damaged(path, problem))
+
+
+class _Any:
+    """Stands in a form for what has none of its own."""
+
+
+def _differs(value: Any, form: Any, where: str = "it") -> str:
+    """Where a value lacks the form of another one, in words; empty if it has it."""
+    if form is _Any:
+        return ""
+    if isinstance(form, Mapping):
+        if not isinstance(value, Mapping):
+            return f"{where} is no mapping"
+        for name, part in form.items():
+            if name not in value:
+                return f"{where} lacks {name}"
+            if problem := _differs(value[name], part, name):
+                return problem
+        return ""
+    if isinstance(form, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(form):
+            return f"{where} is no list of {len(form)}"
+        problems = (_differs(*pair, where) for pair in zip(value, form, strict=True))
+        return next(filter(None, problems), "")
+    if isinstance(form, torch.Tensor):
+        fits = isinstance(value, torch.Tensor) and value.layout == form.layout
+        fits = fits and (value.shape, value.dtype) == (form.shape, form.dtype)
+        return "" if fits else f"{where} is no {form.dtype} tensor of {tuple(form.shape)}"
+    # Generators keep a second number of theirs, or None.
+    number = form is None or isinstance(form, float)
+    kinds = (int, float, type(None)) if number else type(form)
+    return "" if isinstance(value, kinds) else f"{where} is no {type(form).__name__}"
+
+
+def _wrong_moments(saved: Any, groups: list[list[int]], state: TrainState) -> str:
+    if [group["params"] for group in saved["param_groups"]] != groups:
+        return "the optimizer has other parameters"
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    for number, kept in saved["state"].items():
+        if not isinstance(number, int) or not 0 <= number < len(trained):
+            return "the optimizer has other parameters"
+        like = torch.empty_like(trained[number], device="meta")
+        form = {**dict.fromkeys(MOMENTS, like), "step": torch.zeros(())}
+        if problem := _differs(kept, form, "a moment of the optimizer"):
+            return problem
+    return ""
+
+
+def _wrong_numbers(saved: Any) -> str:
+    sampler, progress = saved["sampler"], saved["progress"]
+    if not all(sampler[name] > 0 for name in ("length", "rows_per_step")):
+        return "its data is of no length"
+    steps = -(-sampler["length"] // sampler["rows_per_step"])
+    if not 0 <= sampler["step"] < steps or sampler["epoch"] < 0:
+        return f"step {sampler['step']} of epoch {sampler['epoch']} is beyond the data"
+    counts = (progress["step"], progress["window_steps"], *saved["schedule"].values())
+    if any(type(count) is int and count < 0 for count in counts):
+        return "a number of steps is below 0"
+    if not all(value is None or type(value) in (int, float) for value in progress.values()):
+        return "its progress is no numbers"
+    return ""
