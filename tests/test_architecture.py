@@ -25,6 +25,7 @@ FLOORS = (
     {"kernels", "named_model"},
     {"run_folder"},
     {"config", "disk", "progress", "threads"},
+    {"untrusted"},
     {"console", "errors", "special_tokens"},
 )
 MOST_ROOMS = 30
