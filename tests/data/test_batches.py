@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from tuninglab.data import batches
 from tuninglab.data.batches import Collator, SampleDataset, image_pixels
 from tuninglab.data.prompt import encode_prompt
 from tuninglab.data.sample import Sample
@@ -77,6 +78,16 @@ def test_pixels_are_the_processors_own(processor):
     expected = processor.image_processor(images=noise, return_tensors="pt")["pixel_values"]
     assert torch.equal(image_pixels([noise], processor.image_processor)[:, 0], expected)
     assert image_pixels([], processor.image_processor) is None
+
+
+def test_many_large_pictures_are_taken_in_turns_to_the_same_pixels(processor, monkeypatch):
+    generator = np.random.default_rng(0)
+    shapes = [(20, 30, 3), (9, 7, 3), (30, 20, 3), (8, 8, 3), (20, 30, 3)]
+    pictures = [Image.fromarray(generator.integers(0, 256, s, dtype=np.uint8)) for s in shapes]
+    together = image_pixels(pictures, processor.image_processor)
+    for most in (0, 620, 1000):
+        monkeypatch.setattr(batches, "MOST_HELD", most)
+        assert torch.equal(image_pixels(pictures, processor.image_processor), together)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 3), (3, 50), (4, 1)])

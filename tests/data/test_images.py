@@ -1,13 +1,19 @@
+import os
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tuninglab.data import images
 from tuninglab.data.images import MAX_PIXELS, limit_aspect, load_image
@@ -131,6 +137,105 @@ def test_wide_gray_is_scaled_not_clipped(dtype, low, high, black, white):
     got = pixels(load_image(saved(Image.fromarray(values), "TIFF")))
     expected = (values.astype(float) - black) / (white - black) * 255
     assert abs(got - expected[..., None]).max() <= 0.51
+
+
+MODES = ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiles_change_no_pixel(mode, orientation):
+    generator = np.random.default_rng(1)
+    if mode == "I;16":
+        picture = Image.fromarray(generator.integers(0, 65536, (13, 22), dtype=np.uint16))
+    elif mode in ("I", "F"):
+        values = generator.normal(size=(13, 22)) * 1000
+        picture = Image.fromarray(values.astype({"I": np.int32, "F": np.float32}[mode]))
+    else:
+        values = generator.integers(0, 256, (13, 22, 4), dtype=np.uint8)
+        # Only there is transparency: Pillow makes no LA of RGBA otherwise.
+        colours = Image.fromarray(values) if "A" in mode else Image.fromarray(values[..., :3])
+        picture = colours.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.info["exif"] = exif.tobytes()
+    whole = load_image(picture)
+    with mock.patch.object(images, "TILE", 5):
+        assert (pixels(load_image(picture)) == pixels(whole)).all()
+    # By Pillow's own way, where the mode has one that keeps the range.
+    if mode in ("1", "L", "RGB", "CMYK", "YCbCr", "HSV", "P"):
+        expected = ImageOps.exif_transpose(picture).convert("RGB")
+        assert (pixels(whole) == pixels(expected)).all()
+
+
+def test_threads_decode_no_more_pixels_together_than_one_may_have():
+    held, most = [0], [0]
+    real = images.to_rgb
+
+    def counting(image):
+        held[0] += image.width * image.height
+        most[0] = max(most[0], held[0])
+        try:
+            time.sleep(0.01)
+            return real(image)
+        finally:
+            held[0] -= image.width * image.height
+
+    data = [saved(Image.new("RGB", size), "PNG") for size in ((10, 10), (6, 6), (3, 3))] * 4
+    with (
+        mock.patch.object(images, "MAX_PIXELS", 100),
+        mock.patch.object(images, "to_rgb", counting),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        sizes = [picture.size for picture in pool.map(load_image, data)]
+    assert sizes == [(10, 10), (6, 6), (3, 3)] * 4
+    assert 36 < most[0] <= 100
+    assert images._decoding == 0
+
+
+WIDE = """
+import resource, sys
+import numpy as np
+from PIL import Image, ImageOps
+from tuninglab.data.images import load_image
+from concurrent.futures import ThreadPoolExecutor
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(4) as pool:
+    sizes = list(pool.map(lambda name: load_image(name).size, sys.argv[1:]))
+assert sizes == [(9450, 9450)] * len(sizes)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts KiB as Linux does")
+@pytest.mark.parametrize(
+    ("kind", "options", "dtype"),
+    [
+        ("PNG", {}, np.uint16),
+        ("TIFF", {"compression": "tiff_deflate"}, np.float32),
+        ("TIFF", {"compression": "tiff_deflate"}, np.int32),
+        ("PNG", {}, "RGBA"),
+    ],
+)
+def test_large_pictures_take_little_memory_even_four_at_once(tmp_path, kind, options, dtype):
+    if dtype == "RGBA":
+        large = Image.new("RGBA", (9450, 9450), (1, 2, 3, 100))
+    else:
+        large = Image.fromarray(np.full((9450, 9450), 300, dtype))
+    large.save(tmp_path / "0", kind, **options)
+    del large
+    names = [tmp_path / str(number) for number in range(4)]
+    for name in names[1:]:
+        os.link(names[0], name)
+    done = subprocess.run(
+        [sys.executable, "-c", WIDE, *map(str, names)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1100
 
 
 def test_a_flat_or_not_finite_float_picture():

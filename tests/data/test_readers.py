@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tuninglab.data import images
+from tuninglab.data.images import load_image
 from tuninglab.data.readers import read_samples
+from tuninglab.data.sources import picture_digest
 from tuninglab.errors import DataError, UserError
 
 GOOD = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -168,6 +171,8 @@ def test_bad_records_are_named(tmp_path, record, words):
         ("data:image/png;base64,AAAA", "is a URL"),
         ("子 目录", "no regular file"),
         (".", "no regular file"),
+        ("a.png/", "no regular file"),
+        ("a.png/.", "no regular file"),
         ("pipe", "no regular file"),
         ("text.png", "or drop the record"),
         ("cut.png", "; replace it with a whole picture file"),
@@ -198,6 +203,44 @@ def test_links_and_dots_that_stay_inside_are_followed(tmp_path, pics):
     record = {"messages": [user("<image>" * 3), GOOD[1]], "images": names}
     (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root").samples
     assert sample.images == [pics / "a.png"] * 3
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "pipe"])
+def test_what_takes_a_pictures_place_after_the_check_is_not_read(tmp_path, what):
+    inside, outside = tmp_path / "root" / "in", tmp_path / "out"
+    for folder, colour in ((inside, "blue"), (outside, "red")):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 3), colour).save(folder / "a.png")
+    record = {"messages": [user("<image>?"), GOOD[1]], "images": ["in/a.png"]}
+    (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root").samples
+    (picture,) = sample.images
+    # As it comes to a worker process.
+    picture = pickle.loads(pickle.dumps(picture))
+    assert load_image(picture).getpixel((0, 0)) == (0, 0, 255)
+    digest = picture_digest(picture)
+    if what == "folder":
+        inside.rename(tmp_path / "moved")
+        inside.symlink_to(outside)
+    else:
+        (inside / "a.png").unlink()
+    if what == "file":
+        (inside / "a.png").symlink_to(outside / "a.png")
+    elif what == "pipe":
+        os.mkfifo(inside / "a.png")
+    for read in (load_image, picture_digest):
+        with pytest.raises(UserError, match="a.png' (cannot be read|is no regular file)"):
+            read(picture)
+    # What the user names is the user's affair, links included.
+    if what != "pipe":
+        assert load_image(str(picture)).getpixel((0, 0)) == (255, 0, 0)
+        assert picture_digest(str(picture)) != digest
+
+
+def test_files_larger_than_any_picture_are_not_read(tmp_path, pics):
+    with (pics / "huge.png").open("wb") as file:
+        file.truncate(2**40)
+    record = {"messages": [user("<image>?"), GOOD[1]], "images": ["huge.png"]}
+    assert "huge.png' is too large: files of at most 512 MiB" in problem(tmp_path, record, pics)
 
 
 def test_too_large_pictures_are_refused(tmp_path, pics, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -18,6 +19,8 @@ from tuninglab.errors import UserError
 
 # What frozen parts make of a picture, by the names of the model's arguments.
 FEATURES = ("image_features", "patch_features")
+# Pixels of decoded pictures of a sample: with fewer, 64 MiB, all go to the processor together.
+MOST_HELD = 2**24
 
 
 @dataclass
@@ -127,12 +130,22 @@ def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor 
     """
     if not images:
         return None
-    pictures = [load_image(image) for image in images]
+    made, held = [], []
+    for number, image in enumerate(images, 1):
+        held.append(load_image(image))
+        # Processors take them one by one: only memory depends on how many are held.
+        if number == len(images) or sum(p.width * p.height for p in held) > MOST_HELD:
+            made.append(_processed(held, image_processor))
+            held = []
+    pixels = made[0] if len(made) == 1 else torch.cat(made)  # (M, 3, H, W)
+    return pixels.unsqueeze(1)  # a picture is a film of one frame
+
+
+def _processed(pictures: list[Image], image_processor: Any) -> Tensor:
     # Only with "shortest_edge" does the size in between depend on the picture's shape.
     if "shortest_edge" in image_processor.size:
         pictures = [limit_aspect(picture) for picture in pictures]
-    pixels = image_processor(images=pictures, return_tensors="pt")["pixel_values"]  # (M, 3, H, W)
-    return pixels.unsqueeze(1)  # a picture is a film of one frame
+    return image_processor(images=pictures, return_tensors="pt")["pixel_values"]
 
 
 @dataclass

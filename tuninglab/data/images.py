@@ -1,60 +1,47 @@
-"""Pictures to RGB: kept inside their root, capped in size, of any common kind and depth."""
+"""Pictures to RGB: capped in size and memory, of any common kind and depth."""
 
-import re
+import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-from tuninglab.data.sample import ImageSource, brief, reason
+from tuninglab.data.picture_files import open_picture
+from tuninglab.data.sample import ImageSource, brief
 from tuninglab.errors import UserError
 
 # Pillow decodes some fifty kinds, one of them through Ghostscript: only these are ever tried.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: a quarter GiB in RGB
 MAX_ASPECT = 8
+# Pixels of a side: converted at a time, so that steps in between (float64, RGBA) stay small.
+TILE = 1024
 TOO_LARGE = f"too large: at most {MAX_PIXELS:,} pixels are decoded; make it smaller"
+# By the EXIF tag, and which of them exchange the sides, or begin at the other end of one.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED = {UPRIGHT[number] for number in (5, 6, 7, 8)}
+FROM_THE_RIGHT = {UPRIGHT[number] for number in (2, 3, 7, 8)}
+FROM_BELOW = {UPRIGHT[number] for number in (3, 4, 6, 7)}
 REMEDY = "replace it with a whole picture file, or drop the record"
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|data:)")
+
+# What the threads of this process decode at the moment, in pixels.
+_changed, _decoding = threading.Condition(), 0
 
 # Pillow warns of damaged metadata without naming the file, and of large pictures, which are an
 # error here from the same size on: both would only be noise between our own messages.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def confined_path(name: str, root: Path) -> Path:
-    """The resolved path of a picture named in a data file, which must lie under `root`.
-
-    Args:
-        name: the path relative to the root.
-        root: an absolute folder with its symlinks resolved.
-
-    Raises:
-        UserError: the name is a URL, absolute, or leaves the root (by `..` or a symlink).
-    """
-    # Never fetched: a data file must not make this machine open connections.
-    if _SCHEME.match(name):
-        raise UserError(f"picture {brief(name, 200)} is a URL; download it first and give its path")
-    if Path(name).is_absolute():
-        raise UserError(
-            f"picture {brief(name, 200)} is an absolute path; give it relative to the image root "
-            f"{root} (--image_root)"
-        )
-    try:
-        path = (root / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
-        raise UserError(
-            f"picture {brief(name, 200)} has no usable path: {reason(error)}; correct it"
-        ) from None
-    # `..` inside the root is fine: what counts is where the path ends, after all links.
-    if not path.is_relative_to(root):
-        raise UserError(
-            f"picture {brief(name, 200)} leads out of the image root {root}; copy it there "
-            "or name a root that holds it (--image_root)"
-        )
-    return path
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -72,19 +59,8 @@ def load_image(source: ImageSource) -> Image.Image:
         return _decoded(source, "the picture")
     if isinstance(source, bytes):
         return _opened(BytesIO(source), "the picture given as bytes")
-    path = Path(source)
-    label = f"picture {brief(str(path), 200)}"
-    try:
-        if not path.exists():
-            raise UserError(f"{label} does not exist; check its name and --image_root")
-        if not path.is_file():  # also a pipe, which would be waited for without end
-            raise UserError(f"{label} is no regular file; expected a picture")
-        with path.open("rb") as file:
-            return _opened(file, label)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{label} cannot be read: {reason(error)}; check its name and permissions"
-        ) from error
+    with open_picture(source) as file:
+        return _opened(file, f"picture {brief(os.fspath(source), 200)}")
 
 
 def _opened(file, label: str) -> Image.Image:
@@ -110,8 +86,9 @@ def _decoded(image: Image.Image, label: str) -> Image.Image:
     if width * height == 0:
         raise UserError(f"{label} has no pixels ({width}x{height}); expected at least 1x1")
     try:
-        image.load()
-        return to_rgb(image)
+        with _room_for(width * height):
+            image.load()
+            return to_rgb(image)
     except Exception as error:
         # As above, now for damaged pixels: truncated, broken compression, impossible palette.
         raise UserError(f"{label} is {_damaged(error)}") from None
@@ -121,39 +98,90 @@ def _damaged(error: Exception) -> str:
     return f"damaged: {str(error) or type(error).__name__}; {REMEDY}"
 
 
+@contextmanager
+def _room_for(pixels: int) -> Iterator[None]:
+    """Wait until what all threads decode has at most MAX_PIXELS together, or nothing else does."""
+    global _decoding
+    with _changed:
+        _changed.wait_for(lambda: not _decoding or _decoding + pixels <= MAX_PIXELS)
+        _decoding += pixels
+    try:
+        yield
+    finally:
+        with _changed:
+            _decoding -= pixels
+            _changed.notify_all()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """The picture upright by its EXIF tag, on white where transparent, in 8-bit RGB.
 
     Raises:
         ValueError: the pixel values are not finite, or Pillow has no way from this mode to RGB.
     """
+    method = UPRIGHT.get(_orientation(image))
+    turned = method in TURNED
+    upright = Image.new("RGB", image.size[::-1] if turned else image.size)
+    black, white = _range(image) if _is_wide_gray(image) else (0.0, 0.0)
+    for box in _tiles(image):
+        tile = image.crop(box)
+        if _is_wide_gray(tile):
+            tile = _from_wide_gray(tile, black, white)
+        # White, as pages are; Pillow's own conversion shows the arbitrary colour underneath.
+        if tile.has_transparency_data:
+            tile = tile.convert("RGBA")
+            tile = Image.alpha_composite(Image.new("RGBA", tile.size, "white"), tile)
+        tile = tile.convert("RGB")
+        left, top, right, bottom = box
+        x = image.width - right if method in FROM_THE_RIGHT else left
+        y = image.height - bottom if method in FROM_BELOW else top
+        place = (y, x) if turned else (x, y)
+        upright.paste(tile if method is None else tile.transpose(method), place)
+    return upright
+
+
+def _orientation(image: Image.Image) -> object:
     try:
-        image = ImageOps.exif_transpose(image)
+        return image.getexif().get(ExifTags.Base.Orientation)
     except SyntaxError:
         # Pillow's word for an EXIF block that is none; the pixels beside it are whole.
-        image = image.copy()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_wide_gray(image)
-    # White, as pages are; Pillow's own conversion shows the arbitrary colour underneath.
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        return None
 
 
-def _from_wide_gray(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float gray scaled to 8 bits; Pillow's own conversion clips at 255."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("holds values that are not finite")
-    low, high = values.min(), values.max()
+def _tiles(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """The boxes (left, top, right, bottom) that a picture is gone through in."""
+    width, height = image.size
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            yield left, top, min(left + TILE, width), min(top + TILE, height)
+
+
+def _is_wide_gray(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The values of black and of white in a picture of 16-bit, 32-bit or float gray."""
+    lows, highs = [], []
+    for box in _tiles(image):
+        values = np.asarray(image.crop(box))
+        if not np.isfinite(values).all():
+            raise ValueError("holds values that are not finite")
+        lows.append(float(values.min()))
+        highs.append(float(values.max()))
+    low, high = min(lows), max(highs)
     if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 65535:
+        return 0.0, 65535.0
+    if low >= 0 and high <= 65535:
         # These modes do not say their range: the smallest usual one that holds the picture.
-        low, high = 0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+        return 0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)
+    return low, high
+
+
+def _from_wide_gray(image: Image.Image, black: float, white: float) -> Image.Image:
+    """Wide gray scaled to 8 bits; Pillow's own conversion clips at 255."""
+    scaled = (np.asarray(image, dtype=np.float64) - black) * (255.0 / max(white - black, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def limit_aspect(image: Image.Image) -> Image.Image:

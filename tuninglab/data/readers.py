@@ -11,7 +11,8 @@ from textwrap import indent
 from typing import Any
 
 from tuninglab.console import say
-from tuninglab.data.images import confined_path, load_image
+from tuninglab.data.images import load_image
+from tuninglab.data.picture_files import confined_path
 from tuninglab.data.records import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.data.sources import Records

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from tuninglab.data.picture_files import open_picture
 from tuninglab.data.sample import ImageSource
 
 
@@ -80,10 +81,11 @@ def picture_digest(picture: ImageSource) -> str:
     """A sha256 of a picture: of the bytes of its file, or of the pixels of a PIL image.
 
     Raises:
-        OSError: the file cannot be read.
+        UserError: the file cannot be opened.
+        OSError: it cannot be read.
     """
     if isinstance(picture, str | os.PathLike):
-        with open(picture, "rb") as file:
+        with open_picture(picture) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(picture, Image.Image):
         picture = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()

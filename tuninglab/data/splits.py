@@ -12,6 +12,7 @@ from PIL import Image
 
 from tuninglab.console import say
 from tuninglab.data.pairs import read_pairs
+from tuninglab.data.picture_files import ConfinedPath
 from tuninglab.data.readers import read_samples, settle
 from tuninglab.data.sources import Records, Source, picture_digest
 from tuninglab.errors import UserError
@@ -162,7 +163,9 @@ def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:
 
 
 def _place(image: Any) -> Any:
-    return image if isinstance(image, bytes | Image.Image) else Path(image).resolve()
+    # Resolving a confined path once more would follow what became a link since.
+    known = isinstance(image, bytes | Image.Image | ConfinedPath)
+    return image if known else Path(image).resolve()
 
 
 def _tell_shared_pictures(train: Records, val: Records) -> None:

@@ -11,11 +11,17 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from tuninglab.kernels.cache import cache_folder, find_library, keep_library, workshop
+from tuninglab.progress import working
 
 SOURCES = Path(__file__).parent / "c"
 # Of -ffast-math only what neither loses NaN and infinity nor changes the order of sums.
@@ -23,6 +29,9 @@ FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
+
+# A second usually, four on a busy machine.
+LONGEST_S = 40.0
 
 
 def library() -> ctypes.CDLL | None:
@@ -49,56 +58,83 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, "no C compiler (cc, gcc) was found; with one it would be faster"
     try:
-        folder = _cache_folder()
+        folder, problem = cache_folder()
         if folder:
-            return ctypes.CDLL(str(_built(compiler, folder))), f"built once by {compiler} and kept"
+            path = _kept(compiler, folder)
+            return ctypes.CDLL(str(path)), f"built once by {compiler} and kept"
         # A new folder of our own: one of a known name could be somebody else's, and is run. What is
         # loaded stays when its file goes, so nothing is left behind.
-        with tempfile.TemporaryDirectory(prefix="tuninglab-") as own:
-            built = ctypes.CDLL(str(_built(compiler, Path(own))))
-        return built, f"built by {compiler} for this process: the cache folder cannot be written"
+        with workshop(Path(tempfile.gettempdir())) as own:
+            built = ctypes.CDLL(str(_built(compiler, own)))
+        return built, f"built by {compiler} for this process: {problem}"
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
+        said = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
         return None, f"{compiler} failed: {said.splitlines()[0]}"
 
 
-def _built(compiler: str, folder: Path) -> Path:
+def _kept(compiler: str, folder: Path) -> Path:
     """The shared library for these sources, this compiler and this CPU, built if it is not there.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler or the cache folder failed.
     """
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
-    runtime = _openmp_of_torch()
-    told = [compiler, *FLAGS, str(runtime), _cpu(), *(path.read_text("utf-8") for path in sources)]
-    name = f"kernels-{hashlib.sha256('|'.join(told).encode()).hexdigest()[:16]}.so"
-    target = folder / name
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        code, made = Path(beside) / "kernels.o", Path(beside) / name
-        _run([compiler, *FLAGS, "-c", str(SOURCES / "kernels.c"), "-o", str(code)])
-        # With its own runtime beside torch's, two pools of threads would fight for the cores.
-        openmp = [str(runtime)] if runtime else ["-fopenmp"]
-        _run([compiler, "-shared", str(code), *openmp, "-lm", "-o", str(made)])
-        # Renamed when whole: processes of torchrun build at the same time.
-        made.replace(target)
-    return target
+    told = [compiler, *FLAGS, str(_openmp_of_torch()), _cpu()]
+    told += [path.read_text("utf-8") for path in sources]
+    key = hashlib.sha256("|".join(told).encode()).hexdigest()[:16]
+    if found := find_library(folder, key):
+        return found
+    with workshop(folder) as own:
+        return keep_library(_built(compiler, own), folder, key)
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+def _built(compiler: str, folder: Path) -> Path:
+    """The shared library, newly built in a folder.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the compiler or the folder failed.
+    """
+    code, made, runtime = folder / "kernels.o", folder / "kernels.so", _openmp_of_torch()
+    # With its own runtime beside torch's, two pools of threads would fight for the cores.
+    openmp = [str(runtime)] if runtime else ["-fopenmp"]
+    ends = time.monotonic() + LONGEST_S
+    with working("compiling the kernels for this CPU"):
+        for command in (
+            [compiler, *FLAGS, "-c", str(SOURCES / "kernels.c"), "-o", str(code)],
+            [compiler, "-shared", str(code), *openmp, "-lm", "-o", str(made)],
+        ):
+            _run(command, folder, ends - time.monotonic())
+    return made
 
 
-def _cache_folder() -> Path | None:
-    """Where built kernels are kept; None where that cannot be written."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(home) / "tuninglab"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+def _run(command: list[str], folder: Path, seconds: float) -> None:
+    """Run a compiler, which may leave its own files in a folder, and no process behind.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be started, fails, or takes longer.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"TMPDIR": str(folder)},
+        # A group of its own: cc starts others, which would go on when it is killed.
+        start_new_session=True,
+    )
+    with process:
+        try:
+            _, said = process.communicate(timeout=max(seconds, 0.0))
+        except BaseException as error:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimeoutError(f"it did not end within {LONGEST_S:.0f} s") from None
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
 
 
 class _Symbol(ctypes.Structure):

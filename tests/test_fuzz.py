@@ -1,0 +1,433 @@
+"""Damaged input of every kind: success, or one message that names the file; nothing else happens.
+
+Each case has a number, and the same number makes the same case. `FUZZ_SEED=7 pytest ...` makes
+others.
+"""
+
+import copy
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import ByT5Tokenizer
+
+from tests.tiny import t5
+from tuninglab.adapters.saving import load_adapter
+from tuninglab.cli import main
+from tuninglab.data.images import load_image
+from tuninglab.data.pairs import read_pairs
+from tuninglab.data.readers import read_samples
+from tuninglab.errors import UserError, WorkError
+from tuninglab.models.build import load_flamingo
+from tuninglab.models.formats.reading import read_checkpoint
+from tuninglab.models.text_to_text import load_text_to_text
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+LONGEST_S = 20.0
+MOST_BYTES = 3 * 2**29  # 1.5 GiB
+
+# In place of any value of a JSON or YAML file.
+DEEP: Any = []
+for _ in range(500):
+    DEEP = [DEEP]
+VALUES = (
+    *(None, True, False, 0, -1, 1, 10**6, 2**31, 2**63, 10**30, 1e308, 0.5),
+    *(float("nan"), float("inf"), "", "\0", "a" * 5000, "\ud800", "../../etc/passwd", "/dev/zero"),
+    *("someone/something", "12", "nan", [], {}, [1, 2], [None], {"": {}}, DEEP, "\u202e<image>"),
+)
+
+
+@dataclass
+class Kind:
+    """A file of a folder that is damaged, and what then reads the folder.
+
+    Args:
+        folder: whole; each case has a copy of it.
+        file: that is damaged.
+        read: a function (copy of the folder) -> whatever; of a command line, what it said.
+        damage: a function (content, random generator) -> other content.
+        share: of the cases: those that take long are fewer.
+    """
+
+    folder: Path
+    file: str
+    read: Callable[[Path], Any]
+    damage: Callable[[bytes, random.Random], bytes]
+    share: float = 1.0
+
+
+class Refused(Exception):
+    """A command line ended with 1 or 2, and said why."""
+
+
+def command(*words: Any) -> None:
+    said = io.StringIO()
+    with redirect_stderr(said), redirect_stdout(io.StringIO()):
+        code = main([str(word) for word in words])
+    if code not in (0, 1, 2) or "Traceback" in said.getvalue():
+        raise AssertionError(f"exit {code}: {said.getvalue()}")
+    if code:
+        raise Refused(said.getvalue())
+
+
+# What is damaged, from any bytes to the values inside.
+
+
+def in_bytes(data: bytes, draw: random.Random) -> bytes:
+    data = bytearray(data)
+    kind = draw.randrange(7)
+    start = draw.randrange(len(data))
+    end = min(len(data), start + draw.choice((1, 8, 100, 10_000)))
+    if kind == 0:
+        return bytes(data[:start])
+    if kind == 1:
+        del data[start:end]
+    elif kind == 2:
+        data[start:start] = data[start:end]
+    elif kind == 3:
+        data[start:end] = bytes(end - start)
+    elif kind == 4:
+        data[start:start] = draw.choice((b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x80" * 1000))
+    else:
+        for _ in range(draw.choice((1, 3, 30))):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(data)
+
+
+def in_value(value: Any, draw: random.Random) -> Any:
+    """The same with something in it exchanged, removed or added."""
+    inner = value if isinstance(value, dict | list) else ()
+    if not inner or draw.random() < 0.15:
+        return draw.choice(VALUES)
+    value = copy.copy(value)
+    key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
+    way = draw.random()
+    if way < 0.1:
+        del value[key]
+    elif way < 0.2 and isinstance(value, dict):
+        value[draw.choice(("auto_map", "quantization_config", "a" * 300, "__class__"))] = (
+            draw.choice(VALUES)
+        )
+    else:
+        value[key] = in_value(value[key], draw)
+    return value
+
+
+def in_json(data: bytes, draw: random.Random) -> bytes:
+    if draw.random() < 0.2:
+        return in_bytes(data, draw)
+    return json.dumps(in_value(json.loads(data), draw)).encode()
+
+
+def in_json_lines(data: bytes, draw: random.Random) -> bytes:
+    lines = data.splitlines()
+    number = draw.randrange(len(lines))
+    lines[number] = in_json(lines[number], draw)
+    return b"\n".join(lines)
+
+
+def in_yaml(data: bytes, draw: random.Random) -> bytes:
+    if draw.random() < 0.3:
+        return in_bytes(data, draw)
+    if draw.random() < 0.1:
+        bomb = "".join(f"a{n}: &a{n} [{', '.join(['*a' + str(n - 1)] * 9)}]\n" for n in range(1, 9))
+        return b"a0: &a0 [x]\n" + bomb.encode() + data
+    return yaml.dump(in_value(yaml.safe_load(data), draw), sort_keys=False).encode()
+
+
+def in_safetensors(data: bytes, draw: random.Random) -> bytes:
+    if draw.random() < 0.4:
+        return in_bytes(data, draw)
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(in_value(json.loads(data[8 : 8 + length]), draw)).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+def in_pickle(data: bytes, draw: random.Random) -> bytes:
+    """In a file of torch.save: the pickle in the archive, or the archive."""
+    if draw.random() < 0.3:
+        return in_bytes(data, draw)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, in_bytes(content, draw) if name.endswith(".pkl") else content)
+    return changed.getvalue()
+
+
+# What there is to damage.
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_bases, tiny_data, tmp_path_factory):
+    """The folder of a run of two steps, with checkpoints."""
+    place = tmp_path_factory.mktemp("whole")
+    words = ["--model", tiny_bases["plain"], "--data", tiny_data, "--run_name", "run"]
+    words += ["--max_steps", 2, "--batch_size", 2, "--precision", "fp32", "--save_every", 1]
+    command("finetune", *words, "--output_dir", place)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny_bases, tiny_data, run_folder, model_directory, whole_run, tmp_path_factory):
+    """By name, every kind of file that may come from elsewhere."""
+    place = tmp_path_factory.mktemp("fuzz")
+    return {
+        **data_kinds(place, tiny_data),
+        **picture_kinds(place / "pictures"),
+        **model_kinds(place, tiny_bases["plain"]),
+        **checkpoint_kinds(place / "checkpoints", tiny_bases["plain"]),
+        **adapter_kinds(run_folder / "adapter", load_flamingo(model_directory)[0]),
+        **run_kinds(whole_run),
+    }
+
+
+def data_kinds(place: Path, tiny_data: Path) -> dict[str, Kind]:
+    folder = place / "data"
+    shutil.copytree(tiny_data.parent, folder)
+    records = [json.loads(line) for line in tiny_data.read_text().splitlines()]
+    (folder / "list.json").write_text(json.dumps(records))
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+    (folder / "llava.json").write_text(json.dumps([{"image": "0.png", "conversations": turns}] * 3))
+    pairs = [json.dumps({"source": f"say {n}", "target": "yes"}) for n in range(9)]
+    (folder / "pairs.jsonl").write_text("\n".join(pairs))
+    (folder / "config.yaml").write_text(
+        "model: embedded\nmax_steps: 3\nlearning_rate: 0.001\nseed: 3\nprecision: fp32\n"
+    )
+
+    def settings(copied: Path) -> None:
+        command("finetune", "--config", copied / "config.yaml", "--print_config")
+
+    def skipping(copied: Path) -> None:
+        read_samples(copied / tiny_data.name, skip_bad_records=True)
+
+    return {
+        "messages.jsonl": Kind(
+            folder, tiny_data.name, lambda f: read_samples(f / tiny_data.name), in_json_lines, 2
+        ),
+        "messages.jsonl, skipping": Kind(folder, tiny_data.name, skipping, in_json_lines, 2),
+        "messages.json": Kind(
+            folder, "list.json", lambda f: read_samples(f / "list.json"), in_json
+        ),
+        "llava.json": Kind(folder, "llava.json", lambda f: read_samples(f / "llava.json"), in_json),
+        "pairs.jsonl": Kind(
+            folder, "pairs.jsonl", lambda f: read_pairs(f / "pairs.jsonl"), in_json_lines, 2
+        ),
+        "settings": Kind(folder, "config.yaml", settings, in_yaml, 2),
+    }
+
+
+def picture_kinds(folder: Path) -> dict[str, Kind]:
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    kinds = {}
+    for name in ("a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tif", "wide.png", "float.tif"):
+        picture = Image.fromarray(noise)
+        if name == "wide.png":
+            picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+        elif name == "float.tif":
+            picture = Image.fromarray(noise[..., 0].astype(np.float32))
+        picture.save(folder / name)
+        kinds[name] = Kind(folder, name, lambda f, name=name: load_image(f / name), in_bytes)
+    return kinds
+
+
+def model_kinds(place: Path, flamingo: Path) -> dict[str, Kind]:
+    question = [{"role": "user", "content": "colour?"}]
+
+    def read(copied: Path) -> None:
+        model, processor = load_flamingo(copied)
+        inputs = processor.apply_chat_template(
+            question, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        )
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+    folder = place / "t5"
+    t5(vocab_size=259, num_layers=1).save_pretrained(folder)
+    ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    kinds = {}
+    for source, reader in ((flamingo, read), (folder, load_text_to_text)):
+        for path in sorted(source.iterdir()):
+            damage = {".json": in_json, ".safetensors": in_safetensors}.get(path.suffix, in_bytes)
+            kinds[f"{source.name.rstrip('0')}/{path.name}"] = Kind(
+                source, path.name, reader, damage, 0.4
+            )
+    return kinds
+
+
+def checkpoint_kinds(folder: Path, flamingo: Path) -> dict[str, Kind]:
+    folder.mkdir()
+    state = {f"lang_encoder.{n}": t for n, t in load_file(flamingo / "model.safetensors").items()}
+    torch.save({"model_state_dict": state, "epoch": 3}, folder / "zip.pt")
+    torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    shutil.copy(flamingo / "model.safetensors", folder / "a.safetensors")
+
+    def inspected(name: str) -> Callable[[Path], None]:
+        return lambda f: command("convert", "--checkpoint", f / name, "--inspect")
+
+    return {
+        "checkpoint, zip": Kind(
+            folder, "zip.pt", lambda f: read_checkpoint(f / "zip.pt"), in_pickle, 2
+        ),
+        "checkpoint, legacy": Kind(folder, "legacy.pt", inspected("legacy.pt"), in_bytes, 2),
+        "checkpoint, safetensors": Kind(
+            folder, "a.safetensors", inspected("a.safetensors"), in_safetensors
+        ),
+    }
+
+
+def adapter_kinds(folder: Path, base: Any) -> dict[str, Kind]:
+    def read(copied: Path) -> None:
+        load_adapter(copy.deepcopy(base), copied)
+
+    damages = {".json": in_json, ".safetensors": in_safetensors}
+    return {
+        f"adapter/{path.name}": Kind(folder, path.name, read, damages[path.suffix], 0.6)
+        for path in sorted(folder.iterdir())
+        if path.suffix in damages
+    }
+
+
+def run_kinds(folder: Path) -> dict[str, Kind]:
+    def resume(copied: Path) -> None:
+        words = ["--output_dir", copied.parent, "--run_name", copied.name, "--max_steps", 2]
+        command("finetune", *words, "--resume")
+
+    def report(copied: Path) -> None:
+        command("report", copied)
+
+    damages = {".json": in_json, ".jsonl": in_json_lines, ".yaml": in_yaml, ".pt": in_pickle}
+    damages[".safetensors"] = in_safetensors
+    names = ["config.yaml", "metrics.jsonl", "report.json", "environment.json", "trainable.json"]
+    names += ["answers.json"] if (folder / "answers.json").exists() else []
+    kinds = {
+        f"report: {name}": Kind(folder, name, report, damages[Path(name).suffix], 0.25)
+        for name in names
+    }
+    (newest,) = folder.glob("checkpoints/step-*2")
+    names = ["config.yaml", "metrics.jsonl", "environment.json"]
+    names += [str(path.relative_to(folder)) for path in sorted(newest.rglob("*"))]
+    for name in names:
+        if (folder / name).is_file() and Path(name).suffix in damages:
+            kinds[f"resume: {name}"] = Kind(folder, name, resume, damages[Path(name).suffix], 0.1)
+    return kinds
+
+
+# The rule.
+
+
+def what_went_wrong(kind: Kind, number: int, place: Path) -> str | None:
+    """Damage a copy of the folder, read it, and tell what should not have happened."""
+    draw = random.Random(f"{SEED} {kind.file} {number}")
+    copied = place / "copied"
+    shutil.copytree(kind.folder, copied)
+    target = copied / kind.file
+    target.write_bytes(kind.damage(target.read_bytes(), draw))
+    try:
+        # Of CPU time: on a busy machine the clock says little.
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            kind.read(copied)
+    except (UserError, WorkError, Refused) as error:
+        named = (target.name, str(copied), "--")
+        if not any(name in str(error) for name in named):
+            return f"names no file: {str(error)[:300]}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"{type(error).__name__}: {str(error)[:300]}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        shutil.rmtree(copied)
+    left = [path.name for path in place.iterdir()]
+    return f"written beside it: {left}" if left else None
+
+
+class TookTooLong(BaseException):
+    """A case computes for longer than it may; no Exception, which the case might catch."""
+
+
+@pytest.fixture
+def bounded():
+    """Bounds of time and memory, so that what takes more is a failure and not a dead machine."""
+
+    def stop(*_: Any) -> None:
+        raise TookTooLong(f"more than {LONGEST_S:.0f} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        reserved = pages * resource.getpagesize() + 2 * MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (reserved, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    signal.signal(signal.SIGPROF, before)
+
+
+@pytest.fixture
+def alone(bounded, tmp_path, monkeypatch):
+    """An empty current folder, no standard input and no network; what was tried is a failure."""
+    calls: list[Any] = []
+
+    def refuse(self: Any, address: Any) -> None:
+        calls.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path
+    assert calls == []
+    assert not list((tmp_path / "here").iterdir())
+
+
+def check(kinds: dict[str, Kind], cases: int, tmp_path: Path) -> None:
+    place = tmp_path / "cases"
+    place.mkdir()
+    before = peak_bytes()
+    wrong = {}
+    for name, kind in kinds.items():
+        for number in range(max(1, round(cases * kind.share))):
+            problem = what_went_wrong(kind, number, place)
+            if problem:
+                wrong[f"{name}, case {number}"] = problem
+    for name, problem in wrong.items():
+        print(f"{name}: {problem}")
+    assert wrong == {}
+    assert peak_bytes() - before < MOST_BYTES
+
+
+def peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def test_damaged_files_are_refused_by_name(kinds, alone):
+    check(kinds, 6, alone)
+
+
+@pytest.mark.slow
+def test_many_damaged_files_are_refused_by_name(kinds, alone):
+    check(kinds, 70, alone)
