@@ -35,8 +35,8 @@ def take(folder: Path) -> None:
         if holder not in (None, this) and _may_run(holder):
             raise UserError(
                 f"{folder} is being written by process {holder['pid']} on "
-                f"{shown(holder['host'])}. Wait for it, stop it, or choose another --run_name. If it "
-                f"is certain that it no longer runs, delete {path}."
+                f"{shown(holder['host'])}. Wait for it, stop it, or choose another --run_name. "
+                f"If it is certain that it no longer runs, delete {path}."
             )
         path.unlink(missing_ok=True)
         # Exclusive: over a network file system others may come between.

@@ -69,18 +69,16 @@ def train(
     """
     sampler: Any = loader.batch_sampler
     state = start(model, sampler, config, accelerator)
-    if run.resumed:
-        _go_on(state, run, accelerator)
-    progress, total, keep = state.progress, state.total_steps, config.keep_checkpoints
+    _go_on(state, run, accelerator)
+    progress, total = state.progress, state.total_steps
+    keep, limit = config.keep_checkpoints, config.max_grad_norm
     save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     with stop_signals() as stop, TrainingLog(total, progress.step) as log:
         sinks = [*sinks, log.show, *_watch(config, accelerator)]
         begun = lap = time.perf_counter()
         for batches in _steps(loader, state, save, stop, run.path, accelerator):
             counts = count_step(batches, accelerator)
-            outcome = optimizer_step(
-                state, batches, counts, config.max_grad_norm, accelerator, stop
-            )
+            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
             progress.note(outcome.loss, counts, time.perf_counter() - begun)
@@ -133,6 +131,9 @@ def total_steps(config: TrainingConfig, sampler: Any) -> int:
 
 
 def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
+    """Go on from the checkpoint of a resumed run; a new run stays at its beginning."""
+    if not run.resumed:
+        return
     checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
     load_checkpoint(checkpoint, state, accelerator)
     progress = state.progress
