@@ -118,7 +118,7 @@ def _how_it_ended(codes: set[int]) -> str:
             f"{ended}: it was killed, as the system does where memory runs out. Take fewer "
             "--workers, or smaller pictures."
         )
-    return f"{ended}, and nobody told it to by a message: look into the system's log."
+    return f"{ended} without a message. The log of the system may tell why."
 
 
 def _leave_interrupts(worker: int) -> None:

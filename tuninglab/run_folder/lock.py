@@ -12,7 +12,7 @@ from typing import Any
 
 from tuninglab.errors import UserError
 from tuninglab.run_folder.ownership import MARKER
-from tuninglab.untrusted import read_json
+from tuninglab.untrusted import read_json, shown
 
 LOCK = ".lock"
 LARGEST = 4096
@@ -34,9 +34,9 @@ def take(folder: Path) -> None:
         holder = _holder(path)
         if holder not in (None, this) and _may_run(holder):
             raise UserError(
-                f"{folder} is being written by process {holder.get('pid')} on "
-                f"{holder.get('host')}. Wait for it, stop it, or choose another --run_name. If it "
-                f"is certain that it no longer runs, delete {path}."
+                f"{folder} is being written by process {holder['pid']} on "
+                f"{shown(holder['host'])}. Wait for it, stop it, or choose another --run_name. "
+                f"If it is certain that it no longer runs, delete {path}."
             )
         path.unlink(missing_ok=True)
         # Exclusive: over a network file system others may come between.
@@ -74,14 +74,15 @@ def _holder(path: Path) -> Any:
         held = read_json(path, LARGEST, "lock of the run")
     except UserError:
         return None
-    return held if isinstance(held, dict) else None
+    whole = isinstance(held, dict) and isinstance(held.get("host"), str)
+    return held if whole and isinstance(held.get("pid"), int) else None
 
 
 def _may_run(holder: dict[str, Any]) -> bool:
     if holder.get("host") != socket.gethostname():
         return True
-    pid = holder.get("pid")
-    if not isinstance(pid, int) or not 0 < pid < 2**31:
+    pid = holder["pid"]
+    if not 0 < pid < 2**31:
         return False
     try:
         os.kill(pid, 0)

@@ -69,9 +69,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
     state = start(model, cast("StepSampler", loader.batch_sampler), config, accelerator)
-    if run.resumed:
-        _go_on(state, run, accelerator)
-    progress, total, keep = state.progress, state.total_steps, config.keep_checkpoints
+    _go_on(state, run, accelerator)
+    progress, total = state.progress, state.total_steps
+    keep, limit = config.keep_checkpoints, config.max_grad_norm
     save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     log = TrainingLog(total, progress.step)
     with stop_signals() as stop, log, _watch(config, accelerator) as watches:
@@ -79,9 +79,7 @@ def train(
         begun = lap = time.perf_counter()
         for batches in _steps(loader, state, save, stop, run.path, accelerator):
             counts = count_step(batches, accelerator)
-            outcome = optimizer_step(
-                state, batches, counts, config.max_grad_norm, accelerator, stop
-            )
+            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
             state.sampler.advance()
             progress.note(outcome.loss, counts, time.perf_counter() - begun)
@@ -134,6 +132,9 @@ def total_steps(config: TrainingConfig, sampler: Any) -> int:
 
 
 def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
+    """Go on from the checkpoint of a resumed run; a new run stays at its beginning."""
+    if not run.resumed:
+        return
     checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
     load_checkpoint(checkpoint, state, accelerator)
     progress = state.progress
