@@ -183,7 +183,7 @@ def whole_run(tiny_bases, tiny_data, tmp_path_factory):
     """The folder of a run of two steps, with checkpoints."""
     place = tmp_path_factory.mktemp("whole")
     words = ["--model", tiny_bases["plain"], "--data", tiny_data, "--run_name", "run"]
-    words += ["--max_steps", 2, "--batch_size", 2, "--precision", "fp32", "--save_every", 1]
+    words += ["--max_steps", 2, "--batch_size", 2, "--precision", "fp32", "--save_steps", 1]
     command("finetune", *words, "--output_dir", place)
     return place / "run"
 
@@ -263,7 +263,7 @@ def model_kinds(place: Path, flamingo: Path) -> dict[str, Kind]:
         model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
     folder = place / "t5"
-    t5(vocab_size=259, num_layers=1).save_pretrained(folder)
+    t5(vocab_size=259).save_pretrained(folder)
     ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
     kinds = {}
     for source, reader in ((flamingo, read), (folder, load_text_to_text)):
