@@ -156,6 +156,21 @@ TOKENIZER = [
     ("model.merges", 7, ""),
     ("added_tokens", [], ""),
     ("pre_tokenizer", {"type": "Split"}, ""),
+    (
+        "pre_tokenizer",
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": "(a+)+b"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                }
+            ],
+        },
+        "for ever",
+    ),
 ]
 
 

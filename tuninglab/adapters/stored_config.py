@@ -11,11 +11,9 @@ from peft import LoraConfig, PeftConfig
 
 from tuninglab.errors import UserError
 from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
-from tuninglab.untrusted import read_json, shown
+from tuninglab.untrusted import NESTED_REPEAT, read_json, shown
 
 MOST_RANK = 2**16
-# A repeated group that ends in a repeat takes exponential time on names that it nearly hits.
-NESTED_REPEAT = re.compile(r"[*+}]\)[*+{]")
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:

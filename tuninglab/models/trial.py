@@ -4,12 +4,14 @@ import base64
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from PIL import Image
 
 from tuninglab.data.prompt import text_ids
+from tuninglab.untrusted import NESTED_REPEAT, shown
 
 # A text may become so many times longer: what is said of a character (NFKC: 18 at most) and more.
 MOST_GROWTH = 64
@@ -22,9 +24,18 @@ def try_tokenizer(tokenizer: Any) -> None:
     """Tokenize a sentence with a tokenizer whose rules leave a text its length, about.
 
     Raises:
-        ValueError: it would make short texts long ones, or breaks; others, as the library raises.
+        ValueError: it would make short texts long ones, would take for ever, or breaks; others, as
+            the library raises.
     """
-    rules = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules, cuts = (getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer"))
+    for part in (rules, cuts):
+        for pattern in [] if part is None else _patterns(json.loads(part.__getstate__())):
+            if NESTED_REPEAT.search(pattern):
+                raise ValueError(
+                    f"the regular expression {shown(repr(pattern))} in tokenizer.json repeats what "
+                    "ends in a repeat, which can take for ever on a short text"
+                )
     times = 1.0 if rules is None else _growth(json.loads(rules.__getstate__()))
     if times > MOST_GROWTH:
         raise ValueError(
@@ -52,6 +63,16 @@ def try_pictures(image_processor: Any, side: int) -> None:
             "it makes pictures of numbers that are not finite, or huge; correct its image_mean, "
             "image_std and rescale_factor"
         )
+
+
+def _patterns(rule: Any) -> Iterator[str]:
+    """The regular expressions in a tokenizer's part, as JSON, at any depth."""
+    values = rule.items() if isinstance(rule, dict) else enumerate(rule)
+    for name, value in values:
+        if name == "Regex":
+            yield value
+        elif isinstance(value, (dict, list)):
+            yield from _patterns(value)
 
 
 def _growth(rule: dict[str, Any]) -> float:
