@@ -410,11 +410,12 @@ def check(kinds: dict[str, Kind], cases: int, tmp_path: Path) -> None:
     wrong = {}
     for name, kind in kinds.items():
         for number in range(max(1, round(cases * kind.share))):
+            # What ended the whole process is to be found here.
+            (tmp_path / "case").write_text(f"{name}, case {number}")
             problem = what_went_wrong(kind, number, place)
             if problem:
                 wrong[f"{name}, case {number}"] = problem
-    for name, problem in wrong.items():
-        print(f"{name}: {problem}")
+                print(f"{name}, case {number}: {problem}", flush=True)
     assert wrong == {}
     assert peak_bytes() - before < MOST_BYTES
 
