@@ -121,7 +121,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     method = UPRIGHT.get(_orientation(image))
     turned = method in TURNED
-    upright = Image.new("RGB", image.size[::-1] if turned else image.size)
+    width, height = image.size
+    upright = Image.new("RGB", (height, width) if turned else (width, height))
     black, white = _range(image) if _is_wide_gray(image) else (0.0, 0.0)
     for box in _tiles(image):
         tile = image.crop(box)
@@ -140,7 +141,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except SyntaxError:

@@ -3,8 +3,8 @@
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from tuninglab.data.sample import brief, reason
 from tuninglab.errors import UserError
@@ -65,7 +65,7 @@ def confined_path(name: str, root: Path) -> ConfinedPath:
     return ConfinedPath(path)
 
 
-def open_picture(path: str | os.PathLike[str]) -> BinaryIO:
+def open_picture(path: str | os.PathLike[str]) -> BufferedReader:
     """A picture file, opened to read; what is checked is what was opened, not the name before.
 
     Args:
