@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +14,7 @@ from tuninglab.data.batches import padded_texts
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import CHAT_TEMPLATE, encode_dialogue, encode_prompt
 from tuninglab.data.sample import Message, count_images, normal_messages
+from tuninglab.errors import UserError
 from tuninglab.models.hub import located
 from tuninglab.models.towers import picture_size
 from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
@@ -141,18 +143,20 @@ class FlamingoProcessor(ProcessorMixin):
 
         Raises:
             ValueError: the messages are malformed, or marks and pictures differ in number.
+            UserError: the template is no Jinja, or refuses the messages.
         """
         ours = self._resolve_chat_template(chat_template) == CHAT_TEMPLATE
         ours = ours and options.keys() <= {"padding_side", "return_tensors", "images", "padding"}
         if not (tokenize and ours):
-            return super().apply_chat_template(
-                conversation,
-                chat_template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=tokenize,
-                return_dict=return_dict,
-                **options,
-            )
+            wanted = {"add_generation_prompt": add_generation_prompt, "tokenize": tokenize}
+            try:
+                return super().apply_chat_template(
+                    conversation, chat_template, return_dict=return_dict, **wanted, **options
+                )
+            except TemplateError as error:
+                raise UserError(
+                    f"The model's chat_template.jinja: {error}. Correct or replace that file"
+                ) from error
         several = not isinstance(conversation[0], Mapping)
         dialogues = [normal_messages(d) for d in (conversation if several else [conversation])]
         encode = encode_prompt if add_generation_prompt else _encoded
