@@ -152,7 +152,12 @@ def in_yaml(data: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.1:
         bomb = "".join(f"a{n}: &a{n} [{', '.join(['*a' + str(n - 1)] * 9)}]\n" for n in range(1, 9))
         return b"a0: &a0 [x]\n" + bomb.encode() + data
-    return yaml.dump(in_value(yaml.safe_load(data), draw), sort_keys=False).encode()
+    value = in_value(yaml.safe_load(data), draw)
+    try:
+        return yaml.dump(value, sort_keys=False).encode()
+    except RecursionError:
+        # Too deep for this writer; JSON is YAML, too.
+        return json.dumps(value).encode()
 
 
 def in_safetensors(data: bytes, draw: random.Random) -> bytes:

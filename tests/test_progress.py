@@ -54,7 +54,10 @@ def test_on_a_terminal_a_bar_that_leaves_nothing_behind(monkeypatch):
     terminal = on_terminal(monkeypatch)
     with working("checking pictures", 2000) as note:
         note(1500)
-        time.sleep(0.5)
+        # Redrawn ten times a second, where the machine has the time.
+        until = time.monotonic() + 10
+        while "1500/2000" not in terminal.seen() and time.monotonic() < until:
+            time.sleep(0.05)
     assert "1500/2000 checking pictures" in terminal.seen()
     assert "..." not in terminal.seen()
     last = terminal.seen().rindex("checking pictures")

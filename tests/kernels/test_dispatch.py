@@ -28,6 +28,8 @@ def prototypes():
 
 def test_every_signature_is_that_of_its_c_function():
     wanted = prototypes()
+    # It takes structures of its own; tests/models/test_decoding.py compares with transformers.
+    del wanted["decode"]
     assert KERNELS.keys() == wanted.keys() and len(wanted) == 12
     pointers = {"T": "T*", "f32": "float*", "i8": "int8_t*", "i32": "int32_t*"}
     pointers |= {"i64": "int64_t*", "bool": "uint8_t*"}
