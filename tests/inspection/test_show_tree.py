@@ -99,7 +99,7 @@ def test_a_flamingo_of_other_names_can_be_told_them(shown, refused):
     mpt = "openflamingo-9b-vitl-mpt7b"
     for part in ([], ["--part", "lang_encoder"]):
         message = refused(mpt, "--lora", *part)
-        assert "end in: Wqkv, out_proj" in message and "lora_target_modules" in message
+        assert "end in: Wqkv, out_proj" in message and "Change lora_target_modules" in message
     assert "LoRA Wqkv" in shown(
         *(mpt, "--lora", "--stats", "--part", "lang_encoder.transformer.blocks.0"),
         *("--lora_target_modules", "Wqkv", "to_q"),

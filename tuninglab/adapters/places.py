@@ -55,7 +55,8 @@ def lora_places(
     if problems:
         listed, under = ", ".join(_suffixes(model, scope)), f" under {scope}" if scope else ""
         hint = (
-            f"Linear layers{under} end in: {listed}. Change --{PREFIX}lora_target_modules; "
+            f"Linear layers{under} end in: {listed}. Change lora_target_modules "
+            f"(to tune: --{PREFIX}lora_target_modules); "
             "all-linear takes all of these but the output layer."
         )
         raise UserError("\n".join([*problems, hint]))
