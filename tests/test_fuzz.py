@@ -431,7 +431,7 @@ def peak_bytes() -> int:
 
 
 def test_damaged_files_are_refused_by_name(kinds, alone):
-    check(kinds, 6, alone)
+    check(kinds, 7, alone)
 
 
 @pytest.mark.slow
