@@ -1,6 +1,7 @@
 """The processor: texts with `<image>` marks and pictures in, model inputs out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -148,15 +149,10 @@ class FlamingoProcessor(ProcessorMixin):
         ours = self._resolve_chat_template(chat_template) == CHAT_TEMPLATE
         ours = ours and options.keys() <= {"padding_side", "return_tensors", "images", "padding"}
         if not (tokenize and ours):
-            wanted = {"add_generation_prompt": add_generation_prompt, "tokenize": tokenize}
-            try:
-                return super().apply_chat_template(
-                    conversation, chat_template, return_dict=return_dict, **wanted, **options
-                )
-            except TemplateError as error:
-                raise UserError(
-                    f"The model's chat_template.jinja: {error}. Correct or replace that file"
-                ) from error
+            options |= {"add_generation_prompt": add_generation_prompt, "tokenize": tokenize}
+            options["return_dict"] = return_dict
+            with _template_told():
+                return super().apply_chat_template(conversation, chat_template, **options)
         several = not isinstance(conversation[0], Mapping)
         dialogues = [normal_messages(d) for d in (conversation if several else [conversation])]
         encode = encode_prompt if add_generation_prompt else _encoded
@@ -184,6 +180,16 @@ class FlamingoProcessor(ProcessorMixin):
         by_row = pixels.unsqueeze(1).split([len(row) for row in rows])
         # Padding needs no mask: the model never looks at images beyond the marks of a row.
         return pad_sequence(by_row, batch_first=True)  # pyright: ignore
+
+
+@contextmanager
+def _template_told() -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:
+        raise UserError(
+            f"The model's chat_template.jinja: {error}. Correct or replace that file"
+        ) from error
 
 
 def _by_row(images: Any, texts: list[str] | None) -> list[list[Any]]:
