@@ -1,3 +1,4 @@
+import math
 import os
 import struct
 import subprocess
@@ -337,3 +338,31 @@ def test_only_extreme_shapes_lose_their_ends():
     ramp = Image.fromarray(np.arange(200, dtype=np.uint8)[None].repeat(10, 0))
     assert np.asarray(limit_aspect(ramp))[0].tolist() == list(range(60, 140))
     assert limit_aspect(Image.new("L", (1, 5000))).size == (1, 8)
+
+
+def test_a_picture_beyond_what_is_kept_comes_back_smaller_and_alike():
+    noise = np.random.default_rng(0).integers(0, 256, (41, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    with mock.patch.object(images, "MOST_KEPT", 41 * 60):
+        assert load_image(picture).size == (60, 41)
+    for most, factor in ((41 * 60 - 1, 2), (41 * 60 // 4 - 1, 3), (1, 50)):
+        with mock.patch.object(images, "MOST_KEPT", most):
+            small = load_image(picture)
+        assert small.size == (math.ceil(60 / factor), math.ceil(41 / factor))
+        # The mean of each square, in float64; Pillow rounds it.
+        whole = noise[: 41 // factor * factor, : 60 // factor * factor].astype(np.float64)
+        if whole.size:
+            rows, columns = whole.shape[0] // factor, whole.shape[1] // factor
+            means = whole.reshape(rows, factor, columns, factor, 3).mean((1, 3))
+            assert np.abs(np.asarray(small)[:rows, :columns] - means).max() <= 1
+
+
+def test_of_webp_fewer_pixels_are_decoded(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.webp")
+    with mock.patch.object(images, "MAX_PIXELS_WEBP", 40 * 30):
+        assert load_image(tmp_path / "a.webp").size == (40, 30)
+    with (
+        mock.patch.object(images, "MAX_PIXELS_WEBP", 40 * 30 - 1),
+        pytest.raises(UserError, match="a.webp has 40x30 pixels; of WebP at most 1,199 are"),
+    ):
+        load_image(tmp_path / "a.webp")

@@ -1,5 +1,6 @@
 """Pictures to RGB: capped in size and memory, of any common kind and depth."""
 
+import math
 import os
 import threading
 import warnings
@@ -19,6 +20,11 @@ from tuninglab.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: a quarter GiB in RGB
 MAX_ASPECT = 8
+# Its decoder holds a whole picture several times over.
+MAX_PIXELS_WEBP = MAX_PIXELS // 2
+# A tower sees some hundred pixels a side, and an image processor holds a picture four times over.
+# Beyond this (100 MB), squares of 2 x 2 or more pixels become their mean before it does.
+MOST_KEPT = 2**25
 # Pixels of a side: converted at a time, so that steps in between (float64, RGBA) stay small.
 TILE = 1024
 TOO_LARGE = f"too large: at most {MAX_PIXELS:,} pixels are decoded; make it smaller"
@@ -48,7 +54,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def load_image(source: ImageSource) -> Image.Image:
     """A picture, fully decoded, upright, in RGB; of several frames the first.
 
-    Above MAX_PIXELS it is refused before decoding (Pillow itself stops at 178,956,970).
+    Above MAX_PIXELS it is refused before decoding (Pillow itself stops at 178,956,970); above
+    MOST_KEPT it comes back smaller by a whole factor.
 
     Args:
         source: a path, which is trusted; the bytes of a file; or a PIL image.
@@ -84,12 +91,19 @@ def _decoded(image: Image.Image, label: str) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{label} has {width}x{height} pixels, {TOO_LARGE}")
+    if image.format == "WEBP" and width * height > MAX_PIXELS_WEBP:
+        raise UserError(
+            f"{label} has {width}x{height} pixels; of WebP at most {MAX_PIXELS_WEBP:,} are "
+            "decoded. Make it smaller, or save it as PNG or JPEG"
+        )
     if width * height == 0:
         raise UserError(f"{label} has no pixels ({width}x{height}); expected at least 1x1")
     try:
         with _room_for(width * height):
             image.load()
-            return to_rgb(image)
+            rgb = to_rgb(image)
+            factor = math.ceil(math.sqrt(width * height / MOST_KEPT))
+            return rgb if factor == 1 else rgb.reduce(factor)
     except Exception as error:
         # As above, now for damaged pixels: truncated, broken compression, impossible palette.
         raise UserError(f"{label} is {_damaged(error)}") from None

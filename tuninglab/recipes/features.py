@@ -28,7 +28,7 @@ from tuninglab.training.parallel import shared_out
 # Encoded together and then written: what a killed run loses.
 AT_A_TIME = 64
 # Of the way from a file to RGB: one higher where `load_image` comes to make other pixels.
-CONVERSION = 1
+CONVERSION = 2
 # Of the files of a cache: one higher where they come to be read otherwise.
 FORM = 2
 # What configurations say of where they came from, and not of what is computed.
