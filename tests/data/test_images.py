@@ -363,6 +363,6 @@ def test_of_webp_fewer_pixels_are_decoded(tmp_path):
         assert load_image(tmp_path / "a.webp").size == (40, 30)
     with (
         mock.patch.object(images, "MAX_PIXELS_WEBP", 40 * 30 - 1),
-        pytest.raises(UserError, match="a.webp has 40x30 pixels; of WebP at most 1,199 are"),
+        pytest.raises(UserError, match="a.webp' has 40x30 pixels; of WebP at most 1,199 are"),
     ):
         load_image(tmp_path / "a.webp")
