@@ -267,8 +267,9 @@ void NAMED(decode)(const decoder *all, const step *now) {
         long turned = wide + rows * LANES, narrow = 2 * rows * all->rank;
         T *normed = malloc((wide + 2 * all->widest) * sizeof(T));
         float *own = malloc((turned + narrow + longest + 2 * all->widest) * sizeof(float));
-        NAMED(desk) desk = {normed, own, own + turned, own + turned + narrow};
-        desk.query = desk.scores + longest, desk.sums = desk.query + all->widest;
+        NAMED(desk) desk = {.normed = normed, .turned = own, .narrow = own + turned};
+        desk.scores = desk.narrow + narrow, desk.query = desk.scores + longest;
+        desk.sums = desk.query + all->widest;
         T **places[] = {&desk.q, &desk.k, &desk.v, &desk.seen, &desk.wide, &desk.other, &desk.y};
         for (int i = 0; i < 7; i++) *places[i] = shared + i * wide;
         for (long i = 0, number = 0; i < all->count; i++) {
