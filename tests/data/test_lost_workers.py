@@ -30,6 +30,8 @@ class Killing(Dataset):
 )
 def test_a_killed_worker_is_told_between_batches_and_nowhere_else(number, said):
     before = signal.getsignal(signal.SIGCHLD)
+    # Another loader of this process may have left torch's own, which raises anywhere.
+    before = signal.SIG_DFL if "torch" in getattr(before, "__module__", "") else before
     batches = loaded(DataLoader(Killing(number), batch_size=1, num_workers=1))
     with pytest.raises(LostWorker, match=said):
         for _ in batches:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from tuninglab.data.batches import Batch, image_pixels
 from tuninglab.data.sample import ImageSource
@@ -82,10 +83,12 @@ def loaded(loader: DataLoader) -> Iterator[Any]:
     """
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    if signal.getsignal(signal.SIGCHLD) is not before:
+    handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "") == signal_handling.__name__:
         # torch's own raises wherever this process stands as soon as a worker ends, in the middle
-        # of an optimizer's step too. Whoever waits for a batch is told as well, within 5 s.
-        signal.signal(signal.SIGCHLD, before)
+        # of an optimizer's step too. Whoever waits for a batch is told as well, within 5 s. It is
+        # set once a process: by another loader, maybe.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is handler else before)
     while True:
         try:
             batch = next(batches)
