@@ -84,10 +84,10 @@ def _opened(file, label: str) -> Image.Image:
         # Damaged headers make Pillow's readers fail in any way, from struct.error to KeyError.
         raise UserError(f"{label} is {_damaged(error)}") from None
     with image:
-        return _decoded(image, label)
+        return _decoded(image, label, ours=True)
 
 
-def _decoded(image: Image.Image, label: str) -> Image.Image:
+def _decoded(image: Image.Image, label: str, ours: bool = False) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{label} has {width}x{height} pixels, {TOO_LARGE}")
@@ -102,8 +102,13 @@ def _decoded(image: Image.Image, label: str) -> Image.Image:
         with _room_for(width * height):
             image.load()
             rgb = to_rgb(image)
+            # Here: by the time this thread is gone, another may hold the next picture.
+            if ours:
+                image.close()
             factor = math.ceil(math.sqrt(width * height / MOST_KEPT))
-            return rgb if factor == 1 else rgb.reduce(factor)
+            if factor > 1:
+                rgb = rgb.reduce(factor)
+            return rgb
     except Exception as error:
         # As above, now for damaged pixels: truncated, broken compression, impossible palette.
         raise UserError(f"{label} is {_damaged(error)}") from None
