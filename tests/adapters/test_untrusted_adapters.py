@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftType
 
+from tests.json_values import FORTY, JSON_VALUES
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.errors import UserError
@@ -124,27 +125,13 @@ def test_a_base_that_is_no_name_is_told_with_the_adapter(adapter, base, capsys):
         assert str(adapter) in said and len(said) < 2000
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-
-
-@settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FORTY
 @given(st.data())
 def test_any_value_anywhere_loads_or_is_refused(tiny_flamingo, adapter, data):
     file = adapter / "adapter_config.json"
     before = file.read_text()
     key = data.draw(st.sampled_from(sorted(json.loads(before))))
-    change(adapter, **{key: data.draw(VALUES)})
+    change(adapter, **{key: data.draw(JSON_VALUES)})
     try:
         load_adapter(tiny_flamingo(), adapter)
     except UserError as error:

@@ -9,9 +9,10 @@ import time
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.json_values import FORTY, JSON_VALUES
 from tests.tiny import save_tower, t5
 from tuninglab.cli import main
 from tuninglab.errors import UserError
@@ -337,21 +338,7 @@ def test_names_in_files_do_not_ask_the_hub(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-
-
-@settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FORTY
 @given(st.data())
 def test_any_value_anywhere_loads_or_is_refused_by_the_folder(tiny_bases, tmp_path, data):
     folder = tmp_path / "model"
@@ -364,7 +351,7 @@ def test_any_value_anywhere_loads_or_is_refused_by_the_folder(tiny_bases, tmp_pa
         if not isinstance(inner[key], dict) or not inner[key] or data.draw(st.integers(0, 3)) == 0:
             break
         inner = inner[key]
-    inner[key] = data.draw(VALUES)
+    inner[key] = data.draw(JSON_VALUES)
     (folder / name).write_text(json.dumps(content))
     try:
         model, processor = load_flamingo(folder)
