@@ -20,13 +20,13 @@ FLOORS = (
     {"comparison", "serving", "conversion", "inspection", "reporting"},
     {"embedded"},
     {"evaluation", "training", "adapters"},
-    {"models", "savers"},
+    {"models", "savers", "data.reading"},
     {"models.formats", "int8", "data"},
     {"kernels", "named_model"},
     {"run_folder"},
     {"config", "disk", "progress", "threads"},
     {"untrusted"},
-    {"console", "errors", "special_tokens"},
+    {"console", "errors"},
 )
 MOST_ROOMS = 30
 

@@ -33,8 +33,8 @@ from tests.tiny import t5
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.data.images import load_image
-from tuninglab.data.pairs import read_pairs
-from tuninglab.data.readers import read_samples
+from tuninglab.data.reading.dialogues import read_samples
+from tuninglab.data.reading.pairs import read_pairs
 from tuninglab.errors import UserError, WorkError
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.formats.reading import read_checkpoint

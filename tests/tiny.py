@@ -10,7 +10,7 @@ from transformers import (
     T5Config,
 )
 
-from tuninglab.data.splits import read_splits
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.evaluation.answers import exact_match
 from tuninglab.evaluation.task import Task
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration

@@ -93,7 +93,7 @@ class Verb(NamedTuple):
 
     def run(self, config: Any) -> None:
         """Do the work and print what came of it."""
-        from tuninglab.data.named_files import look_at_files
+        from tuninglab.data.reading.named_files import look_at_files
 
         # Before the room of the work, which loads torch.
         look_at_files(config)

@@ -3,8 +3,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from tuninglab.data.pairs import Pair
-from tuninglab.data.sample import Sample
+from tuninglab.data.sample import Pair, Sample
 from tuninglab.data.sources import Records, Source
 from tuninglab.embedded.task import EmbeddedSamples
 from tuninglab.embedded.text_task import DateTask

@@ -3,7 +3,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from tests.data.conftest import byte_level, unigram, wrapped
-from tuninglab.data.pairs import Pair
+from tuninglab.data.sample import Pair
 from tuninglab.data.sampler import MaskedRow
 from tuninglab.data.text_batches import PairCollator, PairDataset, pair_tokens
 

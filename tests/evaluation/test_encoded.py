@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import processor_of, tiny_tokenizer
-from tuninglab.data.splits import read_splits
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.evaluation.answers import Blanked, Shuffled, generate_answers
 from tuninglab.evaluation.encoded import EncodedPictures
 

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from tuninglab.data.sample import Sample
-from tuninglab.data.sources import Records
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Records, Splits
 from tuninglab.evaluation.controls import Guesses
 from tuninglab.evaluation.own_data import OTHER, OwnTask, evenly
 from tuninglab.recipes.flamingo import asked

@@ -15,7 +15,7 @@ from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
-from tuninglab.data.splits import read_splits
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.errors import DataError, UserError
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.evaluation.task import Task

@@ -9,7 +9,7 @@ from tests.tiny import SIDE, TOWERS, save_tower
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.config.tuning import TuningConfig
-from tuninglab.data.splits import read_splits
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.int8.quantiser import int8_layers
 from tuninglab.models.build import load_flamingo

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from tuninglab.adapters.lora import quietly
 from tuninglab.config.tuning import TuningConfig
-from tuninglab.data.splits import read_splits
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.errors import UserError
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.models.build import load_flamingo

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from tuninglab.data.picture_files import open_picture
-from tuninglab.data.sample import ImageSource, brief
+from tuninglab.data.sample import ImageSource, StoredPicture, brief
 from tuninglab.errors import UserError
 
 # Pillow decodes some fifty kinds, one of them through Ghostscript: only these are ever tried.
@@ -58,7 +58,8 @@ def load_image(source: ImageSource) -> Image.Image:
     MOST_KEPT it comes back smaller by a whole factor.
 
     Args:
-        source: a path, which is trusted; the bytes of a file; or a PIL image.
+        source: a path, which is trusted; the bytes of a file, or where they are stored; or a PIL
+            image.
 
     Raises:
         UserError: missing, no regular file, no picture, damaged, or too large; it names the file.
@@ -67,6 +68,8 @@ def load_image(source: ImageSource) -> Image.Image:
         return _decoded(source, "the picture")
     if isinstance(source, bytes):
         return _opened(BytesIO(source), "the picture given as bytes")
+    if isinstance(source, StoredPicture):
+        return _opened(BytesIO(source.read()), f"picture {brief(source.name, 200)}")
     with open_picture(source) as file:
         return _opened(file, f"picture {brief(os.fspath(source), 200)}")
 

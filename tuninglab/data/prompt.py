@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from tuninglab.data.sample import Message, Sample, content_parts
+from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.errors import UserError
-from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.untrusted import shown
 
 IGNORED = -100  # what torch's cross-entropy leaves out

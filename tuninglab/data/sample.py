@@ -1,19 +1,42 @@
 """One record of training data, a dialogue and its pictures, whatever file it came from."""
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from PIL import Image
 
-from tuninglab.special_tokens import IMAGE_TOKEN
+from tuninglab.data.special_tokens import IMAGE_TOKEN
 
 MISSING = object()  # what an absent key holds: in a message it is told apart from null
 # LLaVA and ShareGPT say human and gpt; some tools mix both vocabularies in one file.
 ROLES = {"system": "system", "user": "user", "human": "user"}
 ROLES |= {"assistant": "assistant", "gpt": "assistant"}
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
+
+class StoredPicture(ABC):
+    """A picture inside of a larger file; its bytes are read when they are asked for.
+
+    What it is made of is plain, so that worker processes get it, whether forked or spawned.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What messages call it: the file and its place in there."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of the picture's file.
+
+        Raises:
+            UserError: the larger file has changed or cannot be read.
+        """
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | StoredPicture
 Part: TypeAlias = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
 Message: TypeAlias = dict[str, Any]  # {"role": "user", "content": list of parts}
 
@@ -30,6 +53,8 @@ class Sample:
         images: one for each image part, in the order of the parts.
         origin: where it came from, for messages to people ("my.json, record 3").
         kind: the type of question, for scores by type.
+        id: the data's own name of the record (question_id, id), for predictions.
+        answers: all texts that are right for the last question, where the data has several.
 
     Raises:
         ValueError: what is wrong with the record and what to do, without naming the record.
@@ -39,6 +64,8 @@ class Sample:
     images: list[ImageSource]
     origin: str = "sample"
     kind: str | None = None
+    id: str | None = None
+    answers: Sequence[str] = ()
 
     def __post_init__(self):
         self.messages = normal_messages(self.messages)
@@ -49,6 +76,23 @@ class Sample:
                 f"{marks} {IMAGE_TOKEN} marks in the messages but {len(self.images)} images; put "
                 "one mark where each picture belongs (in a text part the mark is plain text)"
             )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text to read and the text to write for it.
+
+    Args:
+        source: what the model reads.
+        target: what it is to write.
+        origin: where the pair came from, for messages to people ("my.jsonl, line 3").
+        kind: the type of text, for scores by type.
+    """
+
+    source: str
+    target: str
+    origin: str = "pair"
+    kind: str | None = None
 
 
 def normal_messages(messages: Any) -> list[Message]:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tuninglab.data.picture_files import open_picture
-from tuninglab.data.sample import ImageSource
+from tuninglab.data.sample import ImageSource, StoredPicture
 
 
 class Source(Sequence[Any], ABC):
@@ -67,6 +67,19 @@ class Records(Source):
         return fingerprint([digests, *said])
 
 
+@dataclass
+class Splits:
+    """Training and validation samples, what to call them in the report, and the records left out.
+
+    Samples are dialogues (`Sample`) or texts (`Pair`).
+    """
+
+    name: str
+    train: Source
+    val: Source
+    skipped: int = 0
+
+
 def fingerprint(parts: Iterable[Any]) -> str:
     """A sha256 over what the parts print as; they hold plain values only."""
     total = hashlib.sha256()
@@ -89,7 +102,9 @@ def picture_digest(picture: ImageSource) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(picture, Image.Image):
         picture = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
-    return hashlib.sha256(picture).hexdigest()
+    return hashlib.sha256(
+        picture.read() if isinstance(picture, StoredPicture) else picture
+    ).hexdigest()
 
 
 def _content(sample: Any, with_pictures: bool = True) -> list[Any]:

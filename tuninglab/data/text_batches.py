@@ -7,8 +7,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from tuninglab.data.batches import Batch, padded_texts
-from tuninglab.data.pairs import Pair
 from tuninglab.data.prompt import IGNORED, text_ids
+from tuninglab.data.sample import Pair
 from tuninglab.data.sampler import MaskedRow
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Splits
 from tuninglab.embedded.task import (
     TEST_QUESTIONS,
     TURNS,

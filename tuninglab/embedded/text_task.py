@@ -8,9 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.pairs import Pair
-from tuninglab.data.sources import Records
-from tuninglab.data.splits import Splits
+from tuninglab.data.sample import Pair
+from tuninglab.data.sources import Records, Splits
 from tuninglab.embedded.dates import SPELLINGS, draw_day, spell
 from tuninglab.evaluation.task import Answer, ExactMatchTask
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuninglab.data.sample import Sample
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Splits
 from tuninglab.evaluation.answers import Blanked, Shuffled
 from tuninglab.evaluation.task import Answer, ExactMatchTask
 

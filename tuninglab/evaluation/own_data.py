@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuninglab.data.images import load_image
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Splits
 from tuninglab.evaluation.controls import Guesses, PictureTask
 from tuninglab.evaluation.task import Answer, AnswerIds
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tuninglab.console import say
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Splits
 from tuninglab.evaluation.answers import exact_match
 
 # What the model answers to samples, as it is at the time: (samples, most new tokens) -> texts.

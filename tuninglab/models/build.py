@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.errors import UserError
 
 # Importing it also tells transformers of our int8 weights, which it would read as floats.
@@ -29,7 +30,6 @@ from tuninglab.models.quantised import quantised
 from tuninglab.models.trial import try_tokenizer
 from tuninglab.models.vision import check_pictures, load_vision_encoder
 from tuninglab.named_model import shipped
-from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 PAD_TOKEN = "<PAD>"
 

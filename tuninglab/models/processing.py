@@ -15,10 +15,10 @@ from tuninglab.data.batches import padded_texts
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import CHAT_TEMPLATE, encode_dialogue, encode_prompt
 from tuninglab.data.sample import Message, count_images, normal_messages
+from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.errors import UserError
 from tuninglab.models.hub import located
 from tuninglab.models.towers import picture_size
-from tuninglab.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 
 PICTURE_KEYS = ("image", "path", "bytes")
 

@@ -16,7 +16,7 @@ from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapte
 from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Splits
 from tuninglab.evaluation.task import Answer, Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working

@@ -11,8 +11,8 @@ from tuninglab.console import Choices, say
 from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.features import FeatureCache
 from tuninglab.data.prompt import answer_ids, dialogue_tokens
+from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sample import Sample, plain_text
-from tuninglab.data.splits import read_splits
 from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.evaluation.encoded import EncodedPictures

@@ -9,8 +9,8 @@ from typing import Any
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.config import FlanT5Config
 from tuninglab.console import Choices, is_main_process, program, say
-from tuninglab.data.pairs import Pair
-from tuninglab.data.splits import read_pair_splits
+from tuninglab.data.reading.splits import read_pair_splits
+from tuninglab.data.sample import Pair
 from tuninglab.data.text_batches import PairCollator, PairDataset, ended_ids, pair_tokens
 from tuninglab.embedded import text_base_directory
 from tuninglab.evaluation.own_data import Asked, OwnTask

@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.data.loading import make_loader
+from tuninglab.data.reading.splits import fit
 from tuninglab.data.sampler import StepSampler
-from tuninglab.data.splits import Splits, fit
+from tuninglab.data.sources import Splits
 from tuninglab.recipes.recipe import Base
 
 

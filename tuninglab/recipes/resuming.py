@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from tuninglab.console import is_main_process, say
-from tuninglab.data.sources import Source
-from tuninglab.data.splits import Splits
+from tuninglab.data.sources import Source, Splits
 from tuninglab.errors import UserError
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder

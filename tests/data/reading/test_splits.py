@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tuninglab.data import splits as splits_module
 from tuninglab.data.prompt import dialogue_tokens, encode_dialogue
-from tuninglab.data.sample import Sample
-from tuninglab.data.sources import Records
-from tuninglab.data.splits import (
+from tuninglab.data.reading import splits as splits_module
+from tuninglab.data.reading.splits import (
     Splits,
     fit,
     picture_groups,
@@ -19,6 +17,8 @@ from tuninglab.data.splits import (
     read_splits,
     split_validation,
 )
+from tuninglab.data.sample import Sample
+from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError
 
 

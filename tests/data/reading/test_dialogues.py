@@ -9,7 +9,7 @@ from PIL import Image
 
 from tuninglab.data import images
 from tuninglab.data.images import load_image
-from tuninglab.data.readers import read_samples
+from tuninglab.data.reading.dialogues import read_samples
 from tuninglab.data.sources import picture_digest
 from tuninglab.errors import DataError, UserError
 

@@ -4,34 +4,16 @@ Needs no torch, so that a mistake in a data file is told before anything heavy i
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.readers import checked_object, converted, settle, to_sample
-from tuninglab.data.records import read_records, shown
-from tuninglab.data.sample import MISSING, brief, checked_text, plain_text
+from tuninglab.data.reading.dialogues import checked_object, converted, settle, to_sample
+from tuninglab.data.reading.json_files import read_records, shown
+from tuninglab.data.sample import MISSING, Pair, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
 from tuninglab.progress import working
 
 KEYS = ("source", "target")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A text to read and the text to write for it.
-
-    Args:
-        source: what the model reads.
-        target: what it is to write.
-        origin: where the pair came from, for messages to people ("my.jsonl, line 3").
-        kind: the type of text, for scores by type.
-    """
-
-    source: str
-    target: str
-    origin: str = "pair"
-    kind: str | None = None
 
 
 def read_pairs(data: str | os.PathLike[str], skip_bad_records: bool = False) -> Records:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuninglab.data.records import read_records
+from tuninglab.data.reading.json_files import read_records
 from tuninglab.errors import UserError
 
 RECORD = {"messages": [{"role": "user", "content": "猫 ?"}]}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,13 @@ import numpy as np
 from PIL import Image
 
 from tuninglab.console import say
-from tuninglab.data.pairs import read_pairs
 from tuninglab.data.picture_files import ConfinedPath
-from tuninglab.data.readers import read_samples, settle
-from tuninglab.data.sources import Records, Source, picture_digest
+from tuninglab.data.reading.dialogues import read_samples, settle
+from tuninglab.data.reading.pairs import read_pairs
+from tuninglab.data.sample import StoredPicture
+from tuninglab.data.sources import Records, Source, Splits, picture_digest
 from tuninglab.errors import UserError
 from tuninglab.progress import working
-
-
-@dataclass
-class Splits:
-    """Training and validation samples, what to call them in the report, and the records left out.
-
-    Samples are dialogues (`Sample`) or texts (`Pair`).
-    """
-
-    name: str
-    train: Source
-    val: Source
-    skipped: int = 0
 
 
 def read_splits(
@@ -153,7 +141,7 @@ def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:
     """A key of each sample's pictures; two are equal exactly where the pictures' contents are."""
     rows = [[_place(image) for image in getattr(sample, "images", ())] for sample in samples]
     places = {place for row in rows for place in row if not isinstance(place, Image.Image)}
-    sizes = {p: len(p) if isinstance(p, bytes) else p.stat().st_size for p in places}
+    sizes = {p: p.stat().st_size if isinstance(p, Path) else len(p) for p in places}
     alike = Counter(sizes.values())
     # A size that no other file has is a key already, so that few files of a large set are read.
     keys = {p: picture_digest(p) if alike[size] > 1 else size for p, size in sizes.items()}
@@ -164,6 +152,8 @@ def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:
 
 def _place(image: Any) -> Any:
     # Resolving a confined path once more would follow what became a link since.
+    if isinstance(image, StoredPicture):
+        return image.read()
     known = isinstance(image, bytes | Image.Image | ConfinedPath)
     return image if known else Path(image).resolve()
 

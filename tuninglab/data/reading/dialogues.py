@@ -13,7 +13,7 @@ from typing import Any
 from tuninglab.console import say
 from tuninglab.data.images import load_image
 from tuninglab.data.picture_files import confined_path
-from tuninglab.data.records import read_records, shown
+from tuninglab.data.reading.json_files import read_records, shown
 from tuninglab.data.sample import MISSING, Sample, brief, checked_text, reason
 from tuninglab.data.sources import Records
 from tuninglab.errors import DataError, UserError

@@ -1,6 +1,6 @@
 """OpenFlamingo's two tokens: where a picture stands, and where an answer ends.
 
-Beside the rooms, because the model's processor and the prompt of the data both name them.
+The model's processor and the prompt of the data both name them.
 """
 
 IMAGE_TOKEN = "<image>"

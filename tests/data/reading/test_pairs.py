@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from tuninglab.data.pairs import Pair, read_pairs
+from tuninglab.data.reading.pairs import read_pairs
+from tuninglab.data.sample import Pair
 from tuninglab.errors import DataError, UserError
 
 
@@ -91,5 +92,5 @@ def test_all_problems_are_told_at_once_and_a_file_of_them_alone_fails(write, cap
 
 
 def test_import_loads_no_torch():
-    code = "import sys, tuninglab.data.pairs; sys.exit('torch' in sys.modules)"
+    code = "import sys, tuninglab.data.reading.pairs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

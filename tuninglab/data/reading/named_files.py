@@ -9,8 +9,8 @@ from typing import Any
 
 from tuninglab.config import ChatConfig, TrainingConfig
 from tuninglab.data.images import load_image
-from tuninglab.data.readers import checked_root
-from tuninglab.data.records import check_file, shown
+from tuninglab.data.reading.dialogues import checked_root
+from tuninglab.data.reading.json_files import check_file, shown
 from tuninglab.errors import UserError
 from tuninglab.named_model import find_model, local_directory
 

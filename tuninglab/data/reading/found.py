@@ -1,0 +1,94 @@
+"""What a path holds, and how its records become samples: what every format answers."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuninglab.data.sample import Sample
+
+# A raw record with where it stands ("my.jsonl, line 3"); one that is broken is the ValueError that
+# says why. A picture in it is a name, bytes, or a StoredPicture.
+RawRecord = tuple[str, Any]
+
+
+@dataclass
+class Reading:
+    """How records are read, and what was noticed on the way.
+
+    Args:
+        root: the folder that names of pictures start from, links resolved; None: not known.
+        keep_marks: leave `<image>` where the file has it (--keep_marks).
+        columns: names of a record's keys by what they hold, {"query": "Q"} (--columns).
+        seed: of what is drawn among several answers or captions.
+        notes: what was done to records and changes what is learned, and how often; said once.
+    """
+
+    root: Path | None = None
+    keep_marks: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def existing(self, names: Sequence[str]) -> str:
+        """The first of these names that is a file under the root; else the first, for messages."""
+        root = self.root
+        found = (name for name in names if root is not None and (root / name).is_file())
+        return next(found, names[0])
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of record.
+
+    Args:
+        name: what --format calls it.
+        what: it is, for people ("LLaVA conversations").
+        fits: whether a record looks like one, by its keys alone.
+        samples: a record, where it stands, how it is read -> its samples, at least one, or none
+            where the format has records that are to be left out (counted in the notes). Raises
+            ValueError that says what is wrong, without naming the record.
+    """
+
+    name: str
+    what: str
+    fits: Callable[[Mapping[str, Any]], bool]
+    samples: Callable[[dict[str, Any], str, Reading], list[Sample]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A kind of JSON document that is more than a list of records.
+
+    Args:
+        name: what --format calls it.
+        what: it is, for people ("VQAv2 questions and annotations").
+        fits: whether documents given together (`questions.json+annotations.json`) look like it.
+        records: the documents, what to call their file in messages, how they are read -> records
+            of some `Format`. Raises UserError where the documents do not fit each other.
+    """
+
+    name: str
+    what: str
+    fits: Callable[[Sequence[Any]], bool]
+    records: Callable[[Sequence[Any], str, Reading], Iterator[RawRecord]]
+
+
+@dataclass
+class Found:
+    """What a path holds.
+
+    Args:
+        what: it is, for people ("img2dataset shards").
+        files: that the records are read from; when one changes, they are read anew.
+        records: goes through them once, in order, in little memory.
+        root: the folder that names of pictures start from, where none is given.
+        format: of the records, where the container says so; None: by the keys of each.
+    """
+
+    what: str
+    files: list[Path]
+    records: Callable[[Reading], Iterator[RawRecord]]
+    root: Path
+    format: Format | None = None
