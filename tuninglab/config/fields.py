@@ -4,30 +4,16 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
-from enum import Enum, auto
 from inspect import get_annotations
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tuninglab.config.data import Data, compact, parts_of
+from tuninglab.config.marks import Mark
 from tuninglab.config.other_names import in_yaml, our_name
 from tuninglab.errors import UserError
 from tuninglab.untrusted import shown
 
 Config = TypeVar("Config")
-
-
-class Mark(Enum):
-    """What a field says of itself beside its type: `Annotated[int, Mark.CHANGEABLE]`."""
-
-    # Names a file or folder; hub ids stay as they are.
-    PATH = auto()
-    # How one call behaves, not what the run is: it does not belong into a run's config.yaml.
-    CALL = auto()
-    # May differ when a run goes on: nothing that was computed so far depends on it.
-    CHANGEABLE = auto()
-    # Left open by its default; what a run's start decides is kept for its resume.
-    DECIDED = auto()
-    # Its flag may stand without a value, which is then `auto`.
-    BARE = auto()
 
 
 def marked(config_class: type, mark: Mark) -> set[str]:
@@ -143,7 +129,10 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
             return value
         return build({} if value is None else value, hint, where, f"{name}.")  # pyright: ignore
     if type(None) in choices:
-        return None if value is None else _convert(value, choices[0], where, name)
+        rest = Union[tuple(choice for choice in choices if choice is not type(None))]  # noqa: UP007
+        return None if value is None else _convert(value, rest, where, name)
+    if hint == Data:
+        return compact(parts_of(value, f"{where}{name}"))
     if get_origin(hint) is list:
         # One name may stand without brackets, as it may on the command line.
         values = value if isinstance(value, (list, tuple)) else [value]

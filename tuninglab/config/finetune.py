@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from tyro.conf import Suppress
 
 from tuninglab.config.checks import check, check_paths, check_positive
-from tuninglab.config.fields import Mark
+from tuninglab.config.data import DataFlag, ReadingConfig
+from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -17,14 +18,12 @@ EMBEDDED_PICTURES = 1000
 
 
 @dataclass
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(ReadingConfig, TrainingConfig):
     """Tune a Flamingo on pictures and dialogues; with no data named, on the embedded default."""
 
     recipe: Suppress[Literal["finetune"]] = "finetune"
-    data: str | None = None
-    """Training data: LLaVA JSON, messages JSON or JSONL. None: the embedded data."""
-    image_root: Annotated[str | None, Mark.PATH] = None
-    """Folder that picture paths start from. None: the data file's folder."""
+    data: DataFlag = None
+    """Training data, of any format in docs/data.md: files or folders. None: the embedded data."""
     embedded_pictures: int = EMBEDDED_PICTURES
     """Without --data: training pictures of the embedded data, each with three questions."""
     lang_encoder: Annotated[str | None, Mark.PATH] = None

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-from tuninglab.config.fields import Mark, marked, spellings
+from tuninglab.config.fields import marked, spellings
 from tuninglab.config.help import help_of
+from tuninglab.config.marks import Mark
 from tuninglab.config.other_names import our_name
 from tuninglab.config.training import TrainingConfig
 from tuninglab.console import is_main_process

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Suppress, arg
 
 from tuninglab.config.checks import check_positive
+from tuninglab.config.data import DataFlag
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TextTuningConfig
 from tuninglab.errors import UserError
@@ -22,7 +23,7 @@ class FlanT5Config(TrainingConfig):
     recipe: Suppress[Literal["flan-t5"]] = "flan-t5"
     model: str = "embedded"
     """Base model: `embedded`, a model directory, or a hub id such as google/flan-t5-small."""
-    data: str | None = None
+    data: DataFlag = None
     """Training data: JSONL of {"source", "target"} or of messages. None: the embedded dates."""
     run_name: str | None = None
     """Name of the run folder. None: flan_t5 with model and data embedded, else a free name."""

@@ -4,9 +4,11 @@ import ast
 import inspect
 import shutil
 import textwrap
+from dataclasses import is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tuninglab.config.data import Data
 from tuninglab.config.fields import settings_of, spellings
 
 FIRST = "What it needs first"
@@ -22,9 +24,12 @@ GROUPS = {
         *("lang_encoder", "vision_encoder", "cross_attn_every_n_layers", "embedded_pictures"),
         *("embedded_pairs", "output_dir", "resume", "overwrite", "save_steps", "keep_checkpoints"),
     ),
+    "How the data is read": (
+        *("format", "columns", "keep_marks", "check", "on_bad_picture", "skip_bad_records", "mix"),
+    ),
     "How it learns": (
         *("gradient_accumulation_steps", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-        *("max_tokens", "skip_bad_records"),
+        "max_tokens",
     ),
     "Memory and speed": (
         *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),
@@ -67,6 +72,10 @@ def _entries(config_class: Any, names: list[str], prefix: str) -> list[str]:
     hints, texts, lines = get_type_hints(config_class), _texts(config_class), []
     defaults = config_class()
     for name in names:
+        if is_dataclass(inner := hints[name]):
+            inside = [field.name for field in settings_of(inner)]
+            lines += _entries(inner, inside, f"{prefix}{name}.")
+            continue
         others = [f"--{alias}" for alias, ours in spellings(config_class).items() if ours == name]
         flags = ", ".join([f"--{prefix}{name}", *others])
         text = " ".join(texts.get(name, "").split())
@@ -90,6 +99,8 @@ def _kind(hint: Any) -> str:
         return f"{_kind(choices[0])} ..."
     if get_origin(hint) is dict:
         return f"NAME={_kind(choices[1])} ..."
+    if hint == Data | None:
+        return "PATH ..."
     return _kind(choices[0]) if type(None) in choices else KINDS[hint]
 
 

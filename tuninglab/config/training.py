@@ -1,15 +1,19 @@
 """The settings that every training recipe shares: what the loop and the run folder need."""
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress, arg
 
 from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positive, check_run_name
-from tuninglab.config.fields import Mark, leaves, marked, settle_types
+from tuninglab.config.data import DataFlag, compact, parts_of
+from tuninglab.config.fields import leaves, marked, settle_types
+from tuninglab.config.marks import Mark
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
+from tuninglab.untrusted import check_path
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
@@ -40,9 +44,9 @@ class TrainingConfig:
     """Kept in config.yaml: which recipe the settings are for."""
     model: Annotated[str, Mark.PATH] = "embedded"
     """Base model: `embedded`, a model directory, or a hub id."""
-    data: Annotated[str | None, Mark.PATH] = None
-    """Training data. None: the embedded data."""
-    val_data: Annotated[str | None, Mark.PATH] = None
+    data: DataFlag = None
+    """Training data: files or folders. None: the embedded data."""
+    val_data: DataFlag = None
     """Validation data, in the formats of --data."""
     val_split: float = 0.0
     """Share of --data held out for validation, from 0 to below 1."""
@@ -159,7 +163,11 @@ class TrainingConfig:
         given = {name: getattr(self, name) for name in marked(type(self), Mark.PATH)}
         # "embedded" names what ships with the package, whatever lies in this directory.
         paths = {n: p for n, p in given.items() if p and p != "embedded" and os.path.exists(p)}
-        return replace(self, **{name: os.path.abspath(path) for name, path in paths.items()})
+        found = {name: os.path.abspath(path) for name, path in paths.items()}
+        for name in ("data", "val_data"):
+            parts = parts_of(getattr(self, name), name) or []
+            found[name] = compact([part.located() for part in parts] or None)
+        return replace(self, **found)
 
     def resolved(self: Config, precision: Precision | None = None) -> Config:
         """These settings with what was left open decided, as a run keeps them.
@@ -221,6 +229,11 @@ class TrainingConfig:
         # torch and numpy take seeds of 32 bits in common.
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "output_dir", *sorted(marked(type(self), Mark.PATH)))
+        for name in ("data", "val_data"):
+            for part in parts_of(getattr(self, name), f"--{name}") or []:
+                here = "a file or folder here: addresses are not fetched"
+                check(not re.match(r"\w+://", part.path), name, part.path, here)
+                check_path(part.path, f"--{name}")
         self._check_rates()
         if self.run_name is not None:
             check_run_name(self.run_name)

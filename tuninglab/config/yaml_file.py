@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import yaml
 
 from tuninglab.config import FinetuneConfig, FlanT5Config
-from tuninglab.config.fields import Mark, build, marked, named_in, settings_of
+from tuninglab.config.data import compact, parts_of
+from tuninglab.config.fields import build, marked, named_in, settings_of
+from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.errors import UserError
 from tuninglab.untrusted import read_text
@@ -26,6 +28,8 @@ def config_yaml(config: Any) -> str:
     call = marked(type(config), Mark.CALL)
     values = asdict(config)
     settings = {f.name: values[f.name] for f in settings_of(config) if f.name not in call}
+    for name in {"data", "val_data"} & settings.keys():
+        settings[name] = compact(parts_of(getattr(config, name), name))
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
 
 
