@@ -1,0 +1,199 @@
+"""Samples kept on disk, one a line, and read by their place: memory does not grow with the data."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuninglab.data.picture_files import ConfinedPath
+from tuninglab.data.reading.slices import Slice
+from tuninglab.data.sample import ImageSource, Sample, StoredPicture
+from tuninglab.data.sources import Source, fingerprint
+from tuninglab.errors import UserError
+
+SAMPLES, OWN_PICTURES = "samples.jsonl", "pictures.bin"
+# Classes of pictures in larger files, by what the lines call them.
+STORED: dict[str, type[StoredPicture]] = {"Slice": Slice}
+
+
+@dataclass
+class Table:
+    """What is known of the samples and pictures of a set without reading them: arrays.
+
+    Args:
+        starts: offset of each sample's line in the file of samples (N,).
+        sizes: of the lines in bytes (N,).
+        records: number of the record that each sample came from (N,).
+        counts: how many pictures each sample has (N,).
+        pictures: numbers of the samples' pictures, one sample after another (sum of counts,).
+        digests: of the pictures by number, as `Looked.digest` (M,).
+        groups: of the pictures, where they are best read together; -1: no matter where (M,).
+    """
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    records: np.ndarray
+    counts: np.ndarray
+    pictures: np.ndarray
+    digests: np.ndarray
+    groups: np.ndarray
+
+    def of(self, numbers: np.ndarray) -> "Table":
+        """The table of some of the samples, by number."""
+        ends = np.cumsum(self.counts)
+        pieces = [self.pictures[ends[n] - self.counts[n] : ends[n]] for n in numbers]
+        kept = {n: getattr(self, n)[numbers] for n in ("starts", "sizes", "records", "counts")}
+        pictures = np.concatenate(pieces) if pieces else self.pictures[:0]
+        return Table(**kept, pictures=pictures, digests=self.digests, groups=self.groups)
+
+    def pictures_of(self) -> Iterator[np.ndarray]:
+        """The numbers of each sample's pictures."""
+        end = 0
+        for count in self.counts.tolist():
+            yield self.pictures[end : end + count]
+            end += count
+
+
+@dataclass
+class StoredSamples(Source):
+    """Samples of a file that this program wrote, read when they are asked for.
+
+    Each process opens the file for itself, so that workers may be forked or spawned.
+
+    Args:
+        folder: holds the file.
+        root: the folder that names of pictures start from.
+        label: what messages call the data.
+        table: places of the lines, and what is known of the pictures.
+        moved: names of pictures whose links lead elsewhere below the root, and where to.
+        digest: of the texts of all samples in the file.
+        problems: a line about each of the first mistakes; a record may have several.
+        skipped: how many records are left out.
+    """
+
+    folder: Path
+    root: Path
+    label: str
+    table: Table
+    moved: Mapping[str, str]
+    digest: str
+    problems: list[str] = field(default_factory=list)
+    skipped: int = 0
+    _descriptor: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.table.starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        size = int(self.table.sizes[number])
+        line = os.pread(self._file(), size, int(self.table.starts[number]))
+        if len(line) < size:
+            raise UserError(f"{self.folder / SAMPLES} was cut off since it was read; delete it")
+        origin, _, rest = line.partition(b"\t")
+        return self._sample(json.loads(origin), json.loads(rest))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over texts and pictures, as far as these were read."""
+        pictures = hashlib.sha256(self.table.digests.tobytes()).hexdigest()
+        return fingerprint([self.digest, pictures])
+
+    def _file(self) -> int:
+        # A descriptor of the parent's has one position, and may be closed there.
+        if self._descriptor is None or self._descriptor[0] != os.getpid():
+            self._descriptor = os.getpid(), os.open(self.folder / SAMPLES, os.O_RDONLY)
+        return self._descriptor[1]
+
+    def _sample(self, origin: str, line: dict[str, Any]) -> Sample:
+        images = [self._picture(image) for image in line.pop("images")]
+        return Sample(images=images, origin=self.label + origin, **line)
+
+    def _picture(self, image: Any) -> ImageSource:
+        if isinstance(image, str):
+            return ConfinedPath(self.root / self.moved.get(image, image))
+        values = dict(image)
+        kind = STORED[values.pop("kind")]
+        file = Path(values["file"])
+        # Pictures that stood in the records themselves lie beside the samples.
+        values["file"] = self.folder / file if file == Path(OWN_PICTURES) else self.root / file
+        return kind(**values)
+
+
+def to_line(sample: Sample, label: str, root: Path) -> tuple[bytes, bytes]:
+    """A sample as the two parts of a line: where it came from, and all else.
+
+    Args:
+        sample: its pictures are names, or pictures in larger files.
+        label: of the data, which may be named otherwise when the line is read.
+        root: the folder that names of files start from, where they lie below it.
+    """
+    images = [saved_picture(image, root) for image in sample.images]
+    line: dict[str, Any] = {"messages": sample.messages, "images": images}
+    for name in ("kind", "id", "answers"):
+        if (value := getattr(sample, name)) not in (None, ()):
+            line[name] = value
+    return _json(sample.origin.removeprefix(label)), _json(line)
+
+
+def saved_picture(image: Any, root: Path) -> Any:
+    """A picture as a line of samples has it: a name, or where it lies in a larger file."""
+    if not isinstance(image, StoredPicture):
+        return os.fspath(image)
+    values: Any = asdict(image)  # pyright: ignore[reportArgumentType]
+    file = Path(values["file"])
+    file = file.relative_to(root) if file.is_relative_to(root) else file
+    return {"kind": type(image).__name__, **values, "file": os.fspath(file)}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class Chosen(Source):
+    """Some samples of a source, by number, in that order."""
+
+    source: Source
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.source[int(number)] for number in self.numbers[index]]
+        return self.source[int(self.numbers[index])]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the source and the numbers."""
+        return fingerprint([self.source.fingerprint, _digest(self.numbers)])
+
+    @property
+    def content(self) -> str:
+        """As `fingerprint`, wherever pictures lie."""
+        return fingerprint([self.source.content, _digest(self.numbers)])
+
+
+def table_of(source: Source | Sequence[Any]) -> Table | None:
+    """What is known of the samples of a source; None where only reading them tells."""
+    if isinstance(source, StoredSamples):
+        return source.table
+    if isinstance(source, Chosen) and (table := table_of(source.source)):
+        return table.of(source.numbers)
+    return None
+
+
+def _digest(numbers: np.ndarray) -> str:
+    return hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest()
