@@ -1,4 +1,4 @@
-"""From what a path holds to samples kept on disk: every record converted, every picture looked at."""
+"""From what a path holds to samples on disk: each record converted, each picture looked at."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from tuninglab.data.reading.checking import Checker, Looked, checker
 from tuninglab.data.reading.found import Found, Reading
 from tuninglab.data.reading.slices import Slice
-from tuninglab.data.reading.store import OWN_PICTURES, SAMPLES, Table, saved_picture, to_line
+from tuninglab.data.reading.store import OWN_PICTURES, SAMPLES, Table, to_line
 from tuninglab.data.sample import Sample, StoredPicture
 from tuninglab.progress import working
 
@@ -103,7 +103,8 @@ class _Building:
     def __init__(self, reading: Reading, label: str):
         self.reading, self.label = reading, label
         self.lines, self.names = _Lines(), []
-        self.numbers: dict[Any, int] = {}
+        self.numbers: dict[str | StoredPicture, int] = {}
+        self.own: dict[bytes, Slice] = {}
         self.groups, self.group_numbers = array("q"), {}
         self.problems: list[tuple[int, str]] = []
         self.formats: Counter[str] = Counter()
@@ -132,9 +133,9 @@ class _Building:
         self.formats[name] += 1
         for sample in made:
             sample.images = [self._kept(image, own) for image in sample.images]
-            root = self.reading.root
-            assert root is not None
-            origin_part, rest = to_line(sample, self.label, root)
+            # Own pictures first: what is below neither keeps its whole name.
+            roots = (Path(own.name).parent, pictures.root)
+            origin_part, rest = to_line(sample, self.label, *roots)
             self.lines.starts.append(samples.tell())
             self.lines.sizes.append(samples.write(origin_part + b"\t" + rest + b"\n"))
             self.lines.records.append(number)
@@ -147,23 +148,22 @@ class _Building:
             return image
         # The same picture in several records is written once.
         key = hashlib.sha256(image).digest()
-        if key not in self.numbers:
-            picture = Slice(Path(own.name), own.tell(), len(image), "picture in a record")
+        if key not in self.own:
+            place = (Path(own.name), own.tell(), len(image))
+            self.own[key] = Slice(*place, "picture in a record")
             own.write(image)
-            # Before it is looked at by another descriptor.
+            # Before it is looked at through another descriptor.
             own.flush()
-            self.numbers[key] = picture
-        return self.numbers[key]
+        return self.own[key]
 
     def _number(self, image: str | StoredPicture, pictures: Checker) -> int:
-        key = image if isinstance(image, str) else json.dumps(saved_picture(image, Path("/")))
-        if key not in self.numbers:
-            self.numbers[key] = pictures.add(image)
+        if image not in self.numbers:
+            self.numbers[image] = pictures.add(image)
             self.names.append(image if isinstance(image, str) else "")
             group = getattr(image, "group", None)
             known = self.group_numbers.setdefault(group, len(self.group_numbers))
             self.groups.append(-1 if group is None else known)
-        return self.numbers[key]
+        return self.numbers[image]
 
     def result(self, looked: list[Looked], folder: Path) -> Built:
         """What came of it, without the samples that have a bad picture."""
@@ -171,7 +171,7 @@ class _Building:
             name: np.frombuffer(getattr(self.lines, name), np.int64) for name in vars(self.lines)
         }
         digests = np.array([look.digest or bytes(32) for look in looked], "V32")
-        table = Table(**arrays, digests=digests, groups=np.frombuffer(self.groups, np.int64))
+        table = Table(**arrays, digests=digests, groups=np.array(self.groups, np.int64))
         wrong = {number for number, look in enumerate(looked) if look.problem}
         keep = np.ones(len(table.starts), bool)
         if wrong:

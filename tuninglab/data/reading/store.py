@@ -95,10 +95,13 @@ class StoredSamples(Source):
         number = range(len(self))[index]
         size = int(self.table.sizes[number])
         line = os.pread(self._file(), size, int(self.table.starts[number]))
-        if len(line) < size:
-            raise UserError(f"{self.folder / SAMPLES} was cut off since it was read; delete it")
         origin, _, rest = line.partition(b"\t")
-        return self._sample(json.loads(origin), json.loads(rest))
+        try:
+            return self._sample(json.loads(origin), json.loads(rest))
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder} is damaged, where {self.label} is kept; delete that folder"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
@@ -130,15 +133,15 @@ class StoredSamples(Source):
         return kind(**values)
 
 
-def to_line(sample: Sample, label: str, root: Path) -> tuple[bytes, bytes]:
+def to_line(sample: Sample, label: str, *roots: Path) -> tuple[bytes, bytes]:
     """A sample as the two parts of a line: where it came from, and all else.
 
     Args:
         sample: its pictures are names, or pictures in larger files.
         label: of the data, which may be named otherwise when the line is read.
-        root: the folder that names of files start from, where they lie below it.
+        roots: folders that the names of larger files start from, where they lie below one.
     """
-    images = [saved_picture(image, root) for image in sample.images]
+    images = [saved_picture(image, roots) for image in sample.images]
     line: dict[str, Any] = {"messages": sample.messages, "images": images}
     for name in ("kind", "id", "answers"):
         if (value := getattr(sample, name)) not in (None, ()):
@@ -146,13 +149,14 @@ def to_line(sample: Sample, label: str, root: Path) -> tuple[bytes, bytes]:
     return _json(sample.origin.removeprefix(label)), _json(line)
 
 
-def saved_picture(image: Any, root: Path) -> Any:
+def saved_picture(image: Any, roots: Sequence[Path]) -> Any:
     """A picture as a line of samples has it: a name, or where it lies in a larger file."""
     if not isinstance(image, StoredPicture):
         return os.fspath(image)
     values: Any = asdict(image)  # pyright: ignore[reportArgumentType]
     file = Path(values["file"])
-    file = file.relative_to(root) if file.is_relative_to(root) else file
+    for root in roots:
+        file = file.relative_to(root) if file.is_relative_to(root) else file
     return {"kind": type(image).__name__, **values, "file": os.fspath(file)}
 
 

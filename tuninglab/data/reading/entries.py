@@ -1,0 +1,186 @@
+"""Data that was read and checked once is kept in the cache folder, for as long as it stays so."""
+
+import atexit
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuninglab.console import say
+from tuninglab.data.reading.building import Built
+from tuninglab.data.reading.checking import Looked, changed
+from tuninglab.data.reading.found import Found
+from tuninglab.data.reading.store import SAMPLES, Table
+from tuninglab.disk import whole_folder
+from tuninglab.kernels.cache import cache_folder
+from tuninglab.progress import working
+
+# One higher where samples come to be made otherwise of the same files.
+FORM = 1
+# Another place for what was read, e.g. on a disk with more room.
+PLACE = "TUNINGLAB_DATA_CACHE"
+ABOUT, TABLE, PICTURES, NAMES = "about.json", "table.npz", "pictures.npz", "pictures.json"
+
+
+@dataclass
+class Entry:
+    """What was kept of a set: where, what was found, and of which pictures.
+
+    Args:
+        folder: holds the samples.
+        about: what is told of the set, as JSON.
+        table: places of the samples.
+        moved: names of pictures whose links lead elsewhere below the root, and where to.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    table: Table
+    moved: dict[str, str]
+
+
+def entry_folder(identity: Mapping[str, Any]) -> Path:
+    """The folder of a set, by all that decides which samples come of its files."""
+    text = json.dumps({"form": FORM, **identity}, sort_keys=True)
+    return _place() / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within, no other process writes this entry: ranks of one run read the same data at once."""
+    with open(folder.with_name(f"{folder.name}.lock"), "wb") as lock:
+        with suppress(OSError):  # some file systems have no locks: then each may write the same
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with working("waiting for another process that reads this data"):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def load_entry(folder: Path) -> Entry | None:
+    """What was kept, if data and pictures are as they were; else None."""
+    entry = _read(folder)
+    if entry is None:
+        return None
+    for name, stamp in entry.about["files"].items():
+        if _stamp(Path(name)) != stamp:
+            return None
+    names, looked = _pictures(folder)
+    sizes, times = (array("q", [look[k] for look in looked]) for k in (0, 1))
+    return None if changed(names, Path(entry.about["root"]), sizes, times) else entry
+
+
+def known_pictures(folder: Path) -> dict[str, Looked]:
+    """What an earlier look found of picture files, by name; nothing if nothing was kept."""
+    with suppress(OSError, ValueError, KeyError):
+        names, looked = _pictures(folder)
+        return {name: look for name, look in zip(names, looked, strict=True) if name}
+    return {}
+
+
+@contextmanager
+def new_entry(folder: Path) -> Iterator[Path]:
+    """A folder to write an entry into; it takes its place at the end.
+
+    Raises:
+        WorkError: the disk is full.
+    """
+    with whole_folder(folder) as beside:
+        yield beside
+
+
+def keep(beside: Path, built: Built, found: Found, root: Path) -> None:
+    """Write what is to be known of a set beside its samples."""
+    about = {
+        "what": found.what,
+        "root": os.fspath(root),
+        "files": {os.path.abspath(file): _stamp(file) for file in found.files},
+        "records": built.records,
+        "bad": built.bad,
+        "problems": built.problems,
+        "notes": dict(built.notes),
+        "formats": dict(built.formats),
+        "digest": built.digest,
+        "bytes": (beside / SAMPLES).stat().st_size,
+    }
+    (beside / ABOUT).write_text(json.dumps(about))
+    np.savez(beside / TABLE, **asdict(built.table))
+    looked = built.pictures
+    named = [[name, look.place] for name, look in zip(built.names, looked, strict=True)]
+    (beside / NAMES).write_text(json.dumps(named))
+    np.savez(
+        beside / PICTURES,
+        sizes=np.array([look.size for look in looked], np.int64),
+        times=np.array([look.mtime_ns for look in looked], np.int64),
+        digests=np.array([look.digest or bytes(32) for look in looked], "V32"),
+        whole=np.array([look.whole for look in looked], bool),
+        bad=np.array([bool(look.problem) for look in looked], bool),
+    )
+
+
+def _read(folder: Path) -> Entry | None:
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        if (folder / SAMPLES).stat().st_size != about["bytes"]:
+            return None
+        with np.load(folder / TABLE) as arrays:
+            table = Table(**{name: arrays[name] for name in arrays.files})
+        names, looked = _pictures(folder)
+    # What a full disk or a killed system left: it is read anew.
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    places = zip(names, looked, strict=True)
+    return Entry(folder, about, table, {n: look.place for n, look in places if look.place})
+
+
+def _pictures(folder: Path) -> tuple[list[str], list[Looked]]:
+    named = json.loads((folder / NAMES).read_text())
+    with np.load(folder / PICTURES) as arrays:
+        columns = (arrays[name].tolist() for name in ("sizes", "times", "digests", "whole", "bad"))
+        looked = [
+            Looked(size, time, bytes(digest), whole, place, "bad" if bad else "")
+            for size, time, digest, whole, bad, (_, place) in zip(*columns, named, strict=True)
+        ]
+    return [name for name, _ in named], looked
+
+
+def _stamp(file: Path) -> list[int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+@cache
+def _place() -> Path:
+    """The folder of all entries; one that is gone at the end where none can be kept."""
+    if named := os.environ.get(PLACE):
+        folder, why = Path(named).absolute(), ""
+    else:
+        home, why = cache_folder()
+        folder = (home or Path()) / "data"
+    if not why:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.stat(folder).st_uid == os.geteuid() and os.access(folder, os.W_OK):
+                return folder
+            why = f"{folder} is another user's, or cannot be written"
+        except OSError as error:
+            why = f"{folder} cannot be used: {error.strerror}"
+    own = tempfile.mkdtemp(prefix="tuninglab-data-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    say(f"What is read of the data is not kept for the next start: {why}. {PLACE} names a folder.")
+    return Path(own)
