@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tuninglab.data.images import load_image  # noqa: E402
-from tuninglab.data.reading.dialogues import read_samples  # noqa: E402
+from tuninglab.data.reading.opening import read_samples  # noqa: E402
 from tuninglab.data.reading.pairs import read_pairs  # noqa: E402
 from tuninglab.models.formats.reading import read_checkpoint  # noqa: E402
 from tuninglab.run_folder import git_commit  # noqa: E402

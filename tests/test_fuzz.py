@@ -33,7 +33,7 @@ from tests.tiny import t5
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.data.images import load_image
-from tuninglab.data.reading.dialogues import read_samples
+from tuninglab.data.reading.opening import read_samples
 from tuninglab.data.reading.pairs import read_pairs
 from tuninglab.errors import UserError, WorkError
 from tuninglab.models.build import load_flamingo

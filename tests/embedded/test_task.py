@@ -140,7 +140,7 @@ def test_captions_never_show_held_out_pairs():
 
 
 def test_write_data_makes_files_that_the_reader_takes(tmp_path, monkeypatch):
-    from tuninglab.data.reading.dialogues import read_samples
+    from tuninglab.data.reading.opening import read_samples
 
     monkeypatch.setattr("tuninglab.embedded.task.VAL_QUESTIONS", 3)
     monkeypatch.setattr("tuninglab.embedded.task.TEST_QUESTIONS", 3)

@@ -20,6 +20,9 @@ class Source(Sequence[Any], ABC):
     So a run's position is one integer, whatever its data is: a file, a generator, a mixture.
     """
 
+    # Records that were left out.
+    skipped: int = 0
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

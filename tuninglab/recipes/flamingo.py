@@ -7,6 +7,7 @@ from typing import Any
 from tuninglab.adapters.base_format import left_in_float, quantization_config
 from tuninglab.adapters.lora import SCOPE, train_fresh_bridge
 from tuninglab.config import FinetuneConfig
+from tuninglab.config.data import columns_of, pictures_checked
 from tuninglab.console import Choices, say
 from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.features import FeatureCache
@@ -56,8 +57,19 @@ def open_data(config: FinetuneConfig) -> Task:
 
         say("No --data is given: tuning on the embedded questions about generated pictures.")
         return EmbeddedTask(config.embedded_pictures)
-    parts = (config.val_data, config.val_split, config.seed)
-    splits = read_splits(config.data, config.image_root, *parts, config.skip_bad_records)
+    splits = read_splits(
+        config.data,
+        config.image_root,
+        config.val_data,
+        config.val_split,
+        config.seed,
+        config.skip_bad_records,
+        config.mix,
+        format=config.format,
+        columns=columns_of(config.columns),
+        keep_marks=config.keep_marks,
+        check=pictures_checked(config.check),
+    )
     return OwnTask(splits, asked)
 
 

@@ -1,6 +1,7 @@
 """Loaders of a run's samples, in the order that the seed gives and each process its share."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -8,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.data.loading import make_loader
-from tuninglab.data.reading.splits import fit
+from tuninglab.data.reading.lengths import fit, lengths_of
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.sources import Splits
 from tuninglab.recipes.recipe import Base
@@ -55,7 +56,9 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
     longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
     # The embedded samples are short; reading them all would draw every picture.
     if longest and config.data is not None:
-        splits = fit(splits, base.tokens, longest, config.skip_bad_records)
+        # TODO one batched count
+        lengths = partial(lengths_of, count=lambda some: [base.tokens(s) for s in some], key=None)
+        splits = fit(splits, lengths, longest, config.skip_bad_records)
     return splits
 
 

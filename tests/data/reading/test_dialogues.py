@@ -9,7 +9,7 @@ from PIL import Image
 
 from tuninglab.data import images
 from tuninglab.data.images import load_image
-from tuninglab.data.reading.dialogues import read_samples
+from tuninglab.data.reading.opening import read_samples
 from tuninglab.data.sources import picture_digest
 from tuninglab.errors import DataError, UserError
 
@@ -47,7 +47,7 @@ def problem(tmp_path, record, root=None):
     assert line.startswith(f"{path}, record 2: ")
     assert "--skip_bad_records" in str(raised.value)
     left = read_samples(path, root, skip_bad_records=True)
-    assert len(left.samples) == 2 and left.problems == [line]
+    assert len(left) == 2 and left.problems == [line]
     return line
 
 
@@ -73,7 +73,7 @@ def test_llava_records_become_samples(tmp_path, pics):
     mixed = {"messages": [{"role": "human", "content": "hi"}, GOOD[1]]}
     none = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}
     path = write(tmp_path, [record, several, none | {"image": None}, mixed])
-    first, second, third, fourth = read_samples(path, pics).samples
+    first, second, third, fourth = list(read_samples(path, pics))
     assert first.messages == [
         {"role": "system", "content": [text("Be brief.")]},
         {"role": "user", "content": [{"type": "image"}, text("\nWhat is it?")]},
@@ -103,7 +103,7 @@ def test_messages_records_become_samples(tmp_path, pics, name, key):
     }
     if key is None:
         record["images"] = ["a.png"]
-    (sample,) = read_samples(write(tmp_path, [record], name), pics).samples
+    (sample,) = read_samples(write(tmp_path, [record], name), pics)
     assert sample.images == [pics / "a.png"]
     # In a text part the mark is text.
     assert sample.messages[1]["content"] == [{"type": "image"}, text("what is <image>?")]
@@ -111,7 +111,7 @@ def test_messages_records_become_samples(tmp_path, pics, name, key):
 
 def test_the_image_root_is_the_data_files_folder_by_default(tmp_path, pics):
     record = {"messages": [{"role": "user", "content": "<image>"}, GOOD[1]], "images": ["a.png"]}
-    assert read_samples(write(pics, [record])).samples[0].images == [pics / "a.png"]
+    assert read_samples(write(pics, [record]))[0].images == [pics / "a.png"]
 
 
 def user(content):
@@ -201,7 +201,7 @@ def test_links_and_dots_that_stay_inside_are_followed(tmp_path, pics):
     (tmp_path / "root").symlink_to(pics)
     names = ["inside.png", "子 目录/../a.png", "./a.png"]
     record = {"messages": [user("<image>" * 3), GOOD[1]], "images": names}
-    (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root").samples
+    (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root")
     assert sample.images == [pics / "a.png"] * 3
 
 
@@ -212,7 +212,7 @@ def test_what_takes_a_pictures_place_after_the_check_is_not_read(tmp_path, what)
         folder.mkdir(parents=True)
         Image.new("RGB", (4, 3), colour).save(folder / "a.png")
     record = {"messages": [user("<image>?"), GOOD[1]], "images": ["in/a.png"]}
-    (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root").samples
+    (sample,) = read_samples(write(tmp_path, [record]), tmp_path / "root")
     (picture,) = sample.images
     # As it comes to a worker process.
     picture = pickle.loads(pickle.dumps(picture))
@@ -265,7 +265,7 @@ def test_all_problems_are_collected_in_the_files_order(tmp_path, pics, capsys):
     ]
     assert "... and 13 more" in str(raised.value)
     left = read_samples(path, pics, skip_bad_records=True)
-    assert len(left.samples) == 1 and len(left.problems) == 33 and left.skipped == 32
+    assert len(left) == 1 and len(left.problems) == 33 and left.skipped == 32
     said = capsys.readouterr().err
     assert "32 of 33 records left out" in said and "... and 13 more" in said
 
@@ -276,7 +276,7 @@ def test_a_broken_json_line_is_skipped_like_any_bad_record(tmp_path):
     path.write_text(f"{line}\n{{broken\n{line}")
     with pytest.raises(DataError, match="line 2: broken JSON at column 2"):
         read_samples(path)
-    assert len(read_samples(path, skip_bad_records=True).samples) == 2
+    assert len(list(read_samples(path, skip_bad_records=True))) == 2
 
 
 def test_nothing_left_is_an_error_also_when_skipping(tmp_path):
@@ -310,7 +310,7 @@ VALUES = st.recursive(
 def test_any_json_gives_samples_or_a_user_error(tmp_path_factory, records):
     path = write(tmp_path_factory.getbasetemp(), records)
     try:
-        assert read_samples(path).samples
+        assert list(read_samples(path))
     except UserError as error:
         assert str(path) in str(error)
         str(error).encode()

@@ -8,17 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tuninglab.data.prompt import dialogue_tokens, encode_dialogue
-from tuninglab.data.reading import splits as splits_module
-from tuninglab.data.reading.splits import (
-    Splits,
-    fit,
-    picture_groups,
-    read_pair_splits,
-    read_splits,
-    split_validation,
-)
+from tuninglab.data.reading import groups as groups_module
+from tuninglab.data.reading.groups import picture_groups, split_validation
+from tuninglab.data.reading.lengths import fit, lengths_of
+from tuninglab.data.reading.splits import read_pair_splits, read_splits
 from tuninglab.data.sample import Sample
-from tuninglab.data.sources import Records
+from tuninglab.data.sources import Records, Splits
 from tuninglab.errors import DataError, UserError
 
 
@@ -163,7 +158,7 @@ def test_only_files_of_equal_size_are_read(tmp_path):
         (tmp_path / str(length)).write_bytes(b"x" * length)
         (tmp_path / str(length)).chmod(0)
     read = []
-    with mock.patch.object(splits_module, "picture_digest", lambda p: read.append(p) or "0"):
+    with mock.patch.object(groups_module, "picture_digest", lambda p: read.append(p) or "0"):
         assert len(picture_groups([pictured(tmp_path / str(n)) for n in (1, 2, 3, 3)])) == 3
     assert read == []
 
@@ -211,7 +206,8 @@ def test_validation_data_with_pictures_of_the_training_data_is_told(llava, capsy
 
 def test_too_long_samples(processor, capsys):
     tokenizer = processor.tokenizer
-    count = partial(dialogue_tokens, tokenizer=tokenizer)
+    tokens = partial(dialogue_tokens, tokenizer=tokenizer)
+    count = partial(lengths_of, count=lambda some: [*map(tokens, some)], key=None)
     short, long, val = sample("a"), sample("a" * 400), sample("b")
     splits = Splits("x", Records([short, long]), Records([val]), skipped=2)
     fitting = fit(splits, count, 300, skip=True)

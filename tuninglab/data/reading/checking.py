@@ -85,7 +85,9 @@ class Checker:
                 return Looked(len(data), 0, hashlib.sha256(data).digest(), whole)
             return self._look_at_file(picture, whole)
         except UserError as error:
-            return Looked(0, 0, b"", whole, problem=str(error))
+            # With its stamp: what is wrong with it holds for as long as the file stays as it is.
+            stamp = stamp_of(picture, self.root) if isinstance(picture, str) else (0, 0)
+            return Looked(*stamp, b"", whole, problem=str(error))
 
     def _look_at_file(self, name: str, whole: bool) -> Looked:
         path = confined_path(name, self.root)
@@ -119,12 +121,15 @@ def checker(root: Path, whole: float, known: Mapping[str, Looked]) -> Iterator[C
 def changed(names: list[str], root: Path, sizes: array, times: array) -> bool:
     """Whether a file of a picture is gone, or of another size or time than it was."""
     for name, size, time in zip(names, sizes, times, strict=True):
-        if not name:
-            continue
-        try:
-            stat = os.stat(root / name)
-        except OSError:
-            return True
-        if (stat.st_size, stat.st_mtime_ns) != (size, time):
+        if name and stamp_of(name, root) != (size, time):
             return True
     return False
+
+
+def stamp_of(name: str, root: Path) -> tuple[int, int]:
+    """Size and time of change (ns) of a file below the root; (-1, 0) where there is none."""
+    try:
+        stat = os.stat(root / name)
+    except (OSError, ValueError):  # gone; or a name that the system refuses
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,7 +20,6 @@ import numpy as np
 from tuninglab.console import say
 from tuninglab.data.reading.building import Built
 from tuninglab.data.reading.checking import Looked, changed
-from tuninglab.data.reading.found import Found
 from tuninglab.data.reading.store import SAMPLES, Table
 from tuninglab.disk import whole_folder
 from tuninglab.kernels.cache import cache_folder
@@ -71,7 +70,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def load_entry(folder: Path) -> Entry | None:
     """What was kept, if data and pictures are as they were; else None."""
-    entry = _read(folder)
+    entry = read_entry(folder)
     if entry is None:
         return None
     for name, stamp in entry.about["files"].items():
@@ -101,12 +100,17 @@ def new_entry(folder: Path) -> Iterator[Path]:
         yield beside
 
 
-def keep(beside: Path, built: Built, found: Found, root: Path) -> None:
-    """Write what is to be known of a set beside its samples."""
+def stamps(files: Iterable[Path]) -> dict[str, list[int] | None]:
+    """Size and time of change of files, to be taken before they are read."""
+    return {os.path.abspath(file): _stamp(file) for file in files}
+
+
+def keep(beside: Path, built: Built, what: str, root: Path, files: Mapping[str, Any]) -> None:
+    """Write what is to be known of a set beside its samples; `files` are the `stamps`."""
     about = {
-        "what": found.what,
+        "what": what,
         "root": os.fspath(root),
-        "files": {os.path.abspath(file): _stamp(file) for file in found.files},
+        "files": files,
         "records": built.records,
         "bad": built.bad,
         "problems": built.problems,
@@ -130,7 +134,8 @@ def keep(beside: Path, built: Built, found: Found, root: Path) -> None:
     )
 
 
-def _read(folder: Path) -> Entry | None:
+def read_entry(folder: Path) -> Entry | None:
+    """What was kept, whatever became of the data since; None if it is not whole."""
     try:
         about = json.loads((folder / ABOUT).read_text())
         if (folder / SAMPLES).stat().st_size != about["bytes"]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tuninglab.config import ChatConfig, TrainingConfig
+from tuninglab.config.data import parts_of
 from tuninglab.data.images import load_image
-from tuninglab.data.reading.dialogues import checked_root
-from tuninglab.data.reading.json_files import check_file, shown
+from tuninglab.data.reading.opening import check_files, checked_root
 from tuninglab.errors import UserError
 from tuninglab.named_model import find_model, local_directory
 
@@ -36,13 +36,11 @@ def look_at_files(config: Any) -> None:
 
 
 def _look_at_data(config: TrainingConfig) -> None:
-    root = getattr(config, "image_root", None)
-    for name in (config.data, config.val_data):
-        if isinstance(name, str):
-            check_file(Path(name))
-            if os.path.getsize(name) == 0:
-                raise UserError(f"{shown(Path(name))} is empty; expected records")
-    if root is not None:
+    roots = [getattr(config, "image_root", None)]
+    for part in [*(parts_of(config.data) or []), *(parts_of(config.val_data) or [])]:
+        check_files(part)
+        roots.append(part.image_root)
+    for root in filter(None, roots):
         checked_root(Path(root))
 
 

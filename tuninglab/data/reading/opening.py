@@ -21,6 +21,8 @@ from tuninglab.data.reading.entries import (
     known_pictures,
     load_entry,
     new_entry,
+    read_entry,
+    stamps,
 )
 from tuninglab.data.reading.finding import find, samples_of
 from tuninglab.data.reading.found import Reading
@@ -28,7 +30,7 @@ from tuninglab.data.reading.json_files import check_file, shown
 from tuninglab.data.reading.store import Chosen, StoredSamples
 from tuninglab.data.sample import reason
 from tuninglab.data.sources import Source
-from tuninglab.errors import DataError, UserError
+from tuninglab.errors import DataError, UserError, WorkError
 
 HINT = "Correct the file, or go on without such records: --skip_bad_records"
 
@@ -54,6 +56,27 @@ class Wishes:
     keep_marks: bool = False
     check: float = float("inf")
     seed: int = 0
+
+
+def read_samples(
+    data: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None = None,
+    skip_bad_records: bool = False,
+    **wishes: Any,
+) -> Source:
+    """All samples of a set, every record and picture checked.
+
+    Args:
+        data: a path, as `DataPart` has it.
+        image_root: folder that the pictures' paths start from and may not leave; default: the data
+            file's folder.
+        skip_bad_records: leave wrong records out and say so, instead of failing.
+        wishes: the other fields of `Wishes`.
+
+    Raises:
+        UserError: the file cannot be read or no record is left (as `DataError`: what is wrong).
+    """
+    return open_part(DataPart(os.fspath(data)), Wishes(image_root, skip_bad_records, **wishes))
 
 
 def open_part(part: DataPart, wishes: Wishes) -> Source:
@@ -83,9 +106,7 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
     label = shown(Path(part.path.removesuffix(end)))
     given = part.image_root or wishes.image_root
     form = part.format or wishes.format
-    for name in names:
-        if not os.path.isdir(name) and not any(mark in name for mark in "*{"):
-            check_file(Path(name))
+    check_files(part)
     identity = {
         "paths": [os.path.abspath(name) for name in names],
         "split": split,
@@ -104,14 +125,29 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
             found = find([Path(name) for name in names], split, form)
             root = root or checked_root(found.root)
             reading = Reading(root, wishes.keep_marks, wishes.columns, wishes.seed)
-            known = known_pictures(folder)
+            known, files = known_pictures(folder), stamps(found.files)
             with new_entry(folder) as beside:
                 built = build(found, samples_of(found), reading, beside, label, wishes.check, known)
-                keep(beside, built, found, root)
-            entry = load_entry(folder)
+                keep(beside, built, found.what, root, files)
+            entry = read_entry(folder)
             if entry is None:
-                raise UserError(f"{label} changes while it is read; wait until it is written")
+                raise WorkError(f"What was read of {label} could not be kept in {folder}.")
     return stored_of(entry, label), entry.about
+
+
+def check_files(part: DataPart) -> None:
+    """Pass if the files that a part names are there and can be read.
+
+    Raises:
+        UserError: one is missing, empty, no regular file or not readable.
+    """
+    for name in split_path(part.path)[0]:
+        # A folder is looked into later, and a pattern is none yet.
+        if os.path.isdir(name) or any(mark in name for mark in "*{"):
+            continue
+        check_file(Path(name))
+        if os.path.getsize(name) == 0:
+            raise UserError(f"{shown(Path(name))} is empty; expected records")
 
 
 def stored_of(entry: Entry, label: str) -> StoredSamples:

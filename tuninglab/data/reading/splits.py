@@ -1,45 +1,56 @@
 """Training and validation samples of a run, no picture on both sides."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from tuninglab.config.data import Data, DataPart, MixConfig, parts_of, split_path
 from tuninglab.console import say
-from tuninglab.data.picture_files import ConfinedPath
-from tuninglab.data.reading.dialogues import read_samples, settle
+from tuninglab.data.mixture import Joined, described, rows_by_size, rows_by_weight
+from tuninglab.data.reading.groups import keys_of, picture_keys, validation_rows
+from tuninglab.data.reading.opening import Wishes, open_part
 from tuninglab.data.reading.pairs import read_pairs
-from tuninglab.data.sample import StoredPicture
-from tuninglab.data.sources import Records, Source, Splits, picture_digest
+from tuninglab.data.reading.store import Chosen, table_of
+from tuninglab.data.sources import Records, Source, Splits
 from tuninglab.errors import UserError
 from tuninglab.progress import working
 
 
 def read_splits(
-    data: str,
+    data: Data,
     image_root: str | None = None,
-    val_data: str | None = None,
+    val_data: Data | None = None,
     val_split: float = 0.0,
     seed: int = 0,
     skip_bad_records: bool = False,
+    mix: MixConfig | None = None,
+    **wishes: Any,
 ) -> Splits:
-    """Read and check the samples of a file, with validation samples from another or a share of it.
+    """Read and check the samples of one or several sets, with validation samples beside.
+
+    Args:
+        data: path or parts, as `parts_of` takes them.
+        image_root: the folder that names of pictures start from; None: where the data lies.
+        val_data: sets of validation samples.
+        val_split: or the share of `data` that is held out.
+        seed: of all that is drawn.
+        skip_bad_records: leave wrong records out and say so.
+        mix: how several sets become an epoch.
+        wishes: the other fields of `Wishes`.
 
     Raises:
         UserError: a file or record is wrong (all records are checked), or cannot be split so.
     """
-    read = partial(read_samples, image_root=image_root, skip_bad_records=skip_bad_records)
-    return _split(read, data, val_data, val_split, seed)
+    how = Wishes(image_root, skip_bad_records, seed=seed, **wishes)
+    return _split(lambda part: open_part(part, how), data, val_data, val_split, seed, mix)
 
 
 def read_pair_splits(
-    data: str,
-    val_data: str | None = None,
+    data: Data,
+    val_data: Data | None = None,
     val_split: float = 0.0,
     seed: int = 0,
     skip_bad_records: bool = False,
@@ -49,156 +60,148 @@ def read_pair_splits(
     Raises:
         UserError: as `read_splits`.
     """
-    read = partial(read_pairs, skip_bad_records=skip_bad_records)
-    return _split(read, data, val_data, val_split, seed)
+
+    def read(part: DataPart) -> Source:
+        refuse_shares(part)
+        return read_pairs(part.path, skip_bad_records=skip_bad_records)
+
+    return _split(read, data, val_data, val_split, seed, MixConfig())
 
 
 def _split(
-    read: Callable[[str], Records], data: str, val_data: str | None, val_split: float, seed: int
+    read: Callable[[DataPart], Source],
+    data: Data,
+    val_data: Data | None,
+    val_split: float,
+    seed: int,
+    mix: MixConfig | None,
 ) -> Splits:
-    records = read(data)
-    if val_data:
-        val = read(val_data)
-        with working("comparing the pictures of both files"):
-            _tell_shared_pictures(records, val)
-        return Splits(Path(data).name, records, val, records.skipped + val.skipped)
-    with working("looking for records that share pictures"):
-        train, held_out = split_validation(records, val_split, seed)
-    return Splits(Path(data).name, Records(train), Records(held_out), records.skipped)
+    parts = parts_of(data) or []
+    train = [read(part) for part in parts]
+    val_parts = parts_of(val_data) or []
+    val = [read(part) for part in val_parts]
+    skipped = sum(source.skipped for source in [*train, *val])
+    if val:
+        with working("comparing the pictures of training and validation data"):
+            _tell_shared_pictures(train, val)
+    else:
+        with working("looking for records that share pictures"):
+            train, val = _held_out(train, val_split, seed)
+        val_parts = parts
+    name = " + ".join(Path(split_path(part.path)[0][0]).name for part in parts[:3])
+    name += " + ..." * (len(parts) > 3)
+    return Splits(name, joined(parts, train, mix or MixConfig()), _laid(val_parts, val), skipped)
 
 
-def split_validation(
-    samples: Sequence[Any], fraction: float, seed: int = 0
-) -> tuple[list[Any], list[Any]]:
-    """Training and validation samples, drawn by the seed; both keep the order of the file.
-
-    Samples that share a picture are drawn together: asked about a picture that it was trained on, a
-    model is scored on what it remembers.
+def joined(parts: Sequence[DataPart], sources: list[Source], mix: MixConfig) -> Source:
+    """The sources of all parts as one, with how much an epoch takes of each; says it.
 
     Raises:
-        UserError: the fraction is not within [0, 1), or leaves one of the two parts empty.
+        UserError: weights and repeats are given together, or an epoch would leave a set out.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"val_split is {fraction}; expected 0 (none) or more, and less than 1")
-    # NaN fails the comparison above as well.
-    if fraction == 0:
-        return list(samples), []
-    count = max(1, round(len(samples) * fraction))
-    groups = picture_groups(samples)
-    if count >= len(samples) or len(groups) == 1:
-        why = ", which all share pictures," if len(samples) > len(groups) == 1 else ""
-        raise UserError(
-            f"val_split {fraction} of {len(samples)} samples{why} leaves none to train on; give "
-            "more data, a smaller part, or a file of its own (--val_data)"
-        )
-    drawn = _draw([len(group) for group in groups], count, seed)
-    chosen = {number for index in drawn for number in groups[index]}
-    if len(groups) < len(samples):
-        say(
-            f"{len(samples):,} records in {len(groups):,} groups that share pictures; "
-            f"{len(drawn):,} groups, {len(chosen):,} records for validation"
-        )
-    training = [sample for index, sample in enumerate(samples) if index not in chosen]
-    return training, [sample for index, sample in enumerate(samples) if index in chosen]
+    weighted = any(part.weight is not None for part in parts)
+    by_weight = mix.strategy == "weights" or (mix.strategy is None and weighted)
+    sizes = [len(source) for source in sources]
+    if weighted and not by_weight:
+        raise UserError("A part of the data has a weight, but --mix.strategy is concat.")
+    if by_weight and any(part.repeat is not None for part in parts):
+        raise UserError("Parts of the data have weights and repeats; give all of them weights.")
+    repeats = [part.repeat or 1.0 for part in parts]
+    if len(parts) == 1 and repeats == [1.0] and mix.epoch_rows is None:
+        return sources[0]
+    if by_weight:
+        weights = [1.0 if part.weight is None else part.weight for part in parts]
+        counts = rows_by_weight(weights, mix.epoch_rows or sum(sizes))
+    else:
+        counts = rows_by_size(sizes, repeats, mix.temperature, mix.epoch_rows)
+    mixture = Joined(_names(parts), sources, counts)
+    for line in described(mixture):
+        say(line)
+    if 0 in counts:
+        left_out = mixture.names[counts.index(0)]
+        raise UserError(f"An epoch of {sum(counts):,} rows has none of {left_out}; take more rows.")
+    return mixture
 
 
-def _draw(sizes: list[int], count: int, seed: int) -> list[int]:
-    """Numbers of groups with about `count` members, at most half a group from it; never all."""
-    taken, drawn = 0, []
-    for index in np.random.default_rng(seed).permutation(len(sizes)).tolist():
-        # Only what brings the sum nearer: a picture of half of the records stays in training.
-        if sizes[index] < 2 * (count - taken) and len(drawn) + 1 < len(sizes):
-            drawn.append(index)
-            taken += sizes[index]
-    return drawn or [sizes.index(min(sizes))]
+def _laid(parts: Sequence[DataPart], sources: list[Source]) -> Source:
+    filled = [(name, source) for name, source in zip(_names(parts), sources, strict=True) if source]
+    if len(filled) == 1:
+        return filled[0][1]
+    return Joined([name for name, _ in filled], [source for _, source in filled])
 
 
-def picture_groups(samples: Sequence[Any]) -> list[list[int]]:
-    """The numbers of the samples in groups; no two groups have a picture in common.
+def _names(parts: Sequence[DataPart]) -> list[str]:
+    """What to call each part: the name of its file; where that is not one alone, its path."""
+    short = Counter(Path(part.path).name for part in parts)
+    own = [Path(part.path).name for part in parts]
+    names = [name if short[name] == 1 else parts[k].path for k, name in enumerate(own)]
+    again: Counter[str] = Counter()
+    for k, name in enumerate(names):
+        again[name] += 1
+        names[k] = name if again[name] == 1 else f"{name} ({again[name]})"
+    return names
 
-    A sample without pictures is a group of its own.
+
+def refuse_shares(part: DataPart) -> None:
+    """Refuse what only sets of dialogues have.
+
+    Raises:
+        UserError: naming it.
     """
-    parents = list(range(len(samples)))
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            # Halving the way keeps later ones short.
-            parents[number] = number = parents[parents[number]]
-        return number
-
-    first: dict[int | str, int] = {}
-    for number, keys in enumerate(picture_keys(samples)):
-        for key in keys:
-            one, other = root(first.setdefault(key, number)), root(number)
-            parents[max(one, other)] = min(one, other)
-    groups: dict[int, list[int]] = {}
-    for number in range(len(samples)):
-        groups.setdefault(root(number), []).append(number)
-    return list(groups.values())
-
-
-def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:
-    """A key of each sample's pictures; two are equal exactly where the pictures' contents are."""
-    rows = [[_place(image) for image in getattr(sample, "images", ())] for sample in samples]
-    places = {place for row in rows for place in row if not isinstance(place, Image.Image)}
-    sizes = {p: p.stat().st_size if isinstance(p, Path) else len(p) for p in places}
-    alike = Counter(sizes.values())
-    # A size that no other file has is a key already, so that few files of a large set are read.
-    keys = {p: picture_digest(p) if alike[size] > 1 else size for p, size in sizes.items()}
-    return [
-        [picture_digest(p) if isinstance(p, Image.Image) else keys[p] for p in row] for row in rows
+    given = [
+        name
+        for name in ("weight", "repeat", "limit", "format", "image_root")
+        if getattr(part, name) is not None
     ]
+    if given or split_path(part.path)[1]:
+        what = given[0] if given else split_path(part.path)[1]
+        raise UserError(f"data: {part.path}: pairs of texts are read whole; leave out {what}.")
 
 
-def _place(image: Any) -> Any:
-    # Resolving a confined path once more would follow what became a link since.
-    if isinstance(image, StoredPicture):
-        return image.read()
-    known = isinstance(image, bytes | Image.Image | ConfinedPath)
-    return image if known else Path(image).resolve()
+def _held_out(
+    sources: list[Source], fraction: float, seed: int
+) -> tuple[list[Source], list[Source]]:
+    """The sources without the rows held out, and those rows of each."""
+    if fraction == 0:
+        return sources, [Records([]) for _ in sources]
+    keys = [row for source in sources for row in keys_of(source)]
+    held = np.zeros(len(keys), bool)
+    held[validation_rows(keys, fraction, seed)] = True
+    train, val, start = [], [], 0
+    for source in sources:
+        mine = held[start : start + len(source)]
+        train.append(chosen(source, np.flatnonzero(~mine)))
+        val.append(chosen(source, np.flatnonzero(mine)))
+        start += len(source)
+    empty = [k for k, source in enumerate(train) if not source]
+    if empty:
+        raise UserError(f"val_split {fraction} leaves nothing of one of the sets to train on")
+    return train, val
 
 
-def _tell_shared_pictures(train: Records, val: Records) -> None:
+def chosen(source: Source, numbers: np.ndarray) -> Source:
+    """Some samples of a source, by number."""
+    if isinstance(source, Records):
+        return Records([source[number] for number in numbers.tolist()])
+    return Chosen(source, numbers)
+
+
+def _tell_shared_pictures(train: list[Source], val: list[Source]) -> None:
     """Say which validation samples show a picture that is trained on."""
-    keys = picture_keys([*train, *val])
-    trained = {key for row in keys[: len(train)] for key in row}
-    rows = zip(val, keys[len(train) :], strict=True)
-    shared = [sample.origin for sample, row in rows if not trained.isdisjoint(row)]
+    known = all(table_of(source) is not None for source in [*train, *val])
+    # Keys of different kinds would never be equal.
+    keys: Callable[[Source], Any] = keys_of if known else picture_keys
+    trained = {key for source in train for row in keys(source) for key in row}
+    shared = [
+        (source, number)
+        for source in val
+        for number, row in enumerate(keys(source))
+        if not trained.isdisjoint(row)
+    ]
     if shared:
+        source, number = shared[0]
         say(
-            f"{len(shared):,} of {len(val):,} validation records show a picture that is in the "
-            f"training data too, for example {shared[0]}: scores on them tell little about new "
-            "pictures. Take those records out of one of the two files."
+            f"{len(shared):,} of {sum(map(len, val)):,} validation records show a picture that is "
+            f"in the training data too, for example {source[number].origin}: scores on them tell "
+            "little about new pictures. Take those records out of one of the two files."
         )
-
-
-def fit(splits: Splits, count: Callable[[Any], int], longest: int, skip: bool) -> Splits:
-    """The splits without samples of more than `longest` tokens, which count as skipped.
-
-    `count` says how many tokens a sample has.
-
-    Raises:
-        DataError: samples are too long and may not be skipped, or none is left.
-    """
-
-    def part(samples: Source) -> Source:
-        """The samples of one split that are short enough."""
-        lengths = []
-        with working("counting tokens", len(samples)) as note:
-            for sample in samples:
-                lengths.append(count(sample))
-                note(len(lengths))
-        rows = list(zip(samples, lengths, strict=True))
-        # Cutting would take the answer, or its end, away from the question: never silently.
-        problems = [
-            f"{sample.origin}: {length:,} tokens, at most {longest:,} (what the language model "
-            "can read, or --max_tokens); shorten the texts or split the dialogue"
-            for sample, length in rows
-            if length > longest
-        ]
-        settle(splits.name, problems, skip, len(problems), len(rows))
-        return Records([sample for sample, length in rows if length <= longest])
-
-    train, val = part(splits.train), part(splits.val)
-    left_out = len(splits.train) + len(splits.val) - len(train) - len(val)
-    return replace(splits, train=train, val=val, skipped=splits.skipped + left_out)

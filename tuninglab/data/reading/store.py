@@ -46,9 +46,9 @@ class Table:
     def of(self, numbers: np.ndarray) -> "Table":
         """The table of some of the samples, by number."""
         ends = np.cumsum(self.counts)
-        pieces = [self.pictures[ends[n] - self.counts[n] : ends[n]] for n in numbers]
+        rows = [self.pictures[ends[n] - self.counts[n] : ends[n]] for n in numbers]
         kept = {n: getattr(self, n)[numbers] for n in ("starts", "sizes", "records", "counts")}
-        pictures = np.concatenate(pieces) if pieces else self.pictures[:0]
+        pictures = np.concatenate(rows) if rows else self.pictures[:0]
         return Table(**kept, pictures=pictures, digests=self.digests, groups=self.groups)
 
     def pictures_of(self) -> Iterator[np.ndarray]:
@@ -170,6 +170,11 @@ class Chosen(Source):
 
     source: Source
     numbers: np.ndarray
+
+    @property
+    def skipped(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Records that were left out when the source was read."""
+        return self.source.skipped
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -1,0 +1,97 @@
+"""How long samples are in tokens: counted many at a time, remembered, and bounded."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tuninglab.data.mixture import Joined
+from tuninglab.data.reading.opening import settle
+from tuninglab.data.reading.splits import chosen
+from tuninglab.data.reading.store import Chosen, StoredSamples
+from tuninglab.data.sources import Source, Splits
+from tuninglab.disk import whole_file
+from tuninglab.errors import WorkError
+from tuninglab.progress import working
+
+# Samples counted together: the tokenizer then works in threads of its own.
+AT_A_TIME = 2000
+
+Count = Callable[[Sequence[Any]], Sequence[int]]
+
+
+def lengths_of(samples: Source | Sequence[Any], count: Count, key: str | None) -> np.ndarray:
+    """Tokens of each sample (N,); of samples that are kept on disk they are kept beside them.
+
+    Args:
+        samples: a split, or any samples.
+        count: tokens of some samples.
+        key: all that the count depends on beside the samples; None: it is not remembered.
+    """
+    if isinstance(samples, Joined):
+        return np.concatenate([lengths_of(source, count, key) for source in samples.sources])
+    if isinstance(samples, Chosen) and key is not None:
+        return lengths_of(samples.source, count, key)[samples.numbers]
+    stored = isinstance(samples, StoredSamples) and key is not None
+    if stored and (known := _kept(samples, key)) is not None:
+        return known
+    lengths = np.empty(len(samples), np.int32)
+    with working("counting tokens", len(samples)) as note:
+        for start in range(0, len(samples), AT_A_TIME):
+            some = samples[start : start + AT_A_TIME]
+            lengths[start : start + len(some)] = count(some)
+            note(start + len(some))
+    if stored:
+        # What cannot be kept is counted again at the next start.
+        with suppress(WorkError), whole_file(_place(samples, key)) as file, file.open("wb") as out:
+            np.save(out, lengths)
+    return lengths
+
+
+def _place(samples: StoredSamples, key: str) -> Any:
+    digest = hashlib.sha256(f"{key} {samples.fingerprint}".encode()).hexdigest()[:16]
+    return samples.folder / f"lengths-{digest}.npy"
+
+
+def _kept(samples: StoredSamples, key: str) -> np.ndarray | None:
+    with suppress(OSError, ValueError, EOFError):
+        lengths = np.load(_place(samples, key))
+        os.utime(_place(samples, key))
+        if lengths.shape == (len(samples),):
+            return lengths
+    return None
+
+
+def fit(
+    splits: Splits, lengths: Callable[[Source], np.ndarray], longest: int, skip: bool
+) -> Splits:
+    """The splits without samples of more than `longest` tokens, which count as skipped.
+
+    `lengths` says how many tokens each sample has.
+
+    Raises:
+        DataError: samples are too long and may not be skipped, or none is left.
+    """
+
+    def part(samples: Source) -> Source:
+        """The samples of one split that are short enough."""
+        if isinstance(samples, Joined):
+            return replace(samples, sources=[part(source) for source in samples.sources])
+        tokens = lengths(samples)
+        long = np.flatnonzero(tokens > longest).tolist()
+        # Cutting would take the answer, or its end, away from the question: never silently.
+        problems = [
+            f"{samples[number].origin}: {tokens[number]:,} tokens, at most {longest:,} (what the "
+            "language model can read, or --max_tokens); shorten the texts or split the dialogue"
+            for number in long
+        ]
+        settle(splits.name, problems, skip, len(problems), len(samples))
+        return chosen(samples, np.flatnonzero(tokens <= longest)) if long else samples
+
+    train, val = part(splits.train), part(splits.val)
+    left_out = len(splits.train) + len(splits.val) - len(train) - len(val)
+    return replace(splits, train=train, val=val, skipped=splits.skipped + left_out)
