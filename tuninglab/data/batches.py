@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from tuninglab.console import say
 from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import limit_aspect, load_image
 from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
@@ -36,6 +37,7 @@ class Batch:
         answer_tokens: labels that a loss falls on.
         tokens: what the model reads, without padding and without rows that have no label.
         samples: rows with a label; a `MaskedRow` has none.
+        left_out: rows without labels because a picture of theirs cannot be read.
     """
 
     inputs: dict[str, Tensor]
@@ -43,6 +45,7 @@ class Batch:
     answer_tokens: int = 0
     tokens: int = 0
     samples: int = 0
+    left_out: int = 0
 
     @classmethod
     def of(
@@ -55,7 +58,9 @@ class Batch:
         learned = [sum(label != IGNORED for label in row.get("labels", ())) for row in rows]
         real = [row for row, count in zip(rows, learned, strict=True) if count]
         tokens = sum(len(row[name]) for row in real for name in read)
-        return cls(inputs, [row["sample_id"] for row in rows], sum(learned), tokens, len(real))
+        left_out = sum(row.get("left_out", False) for row in rows)
+        ids = [row["sample_id"] for row in rows]
+        return cls(inputs, ids, sum(learned), tokens, len(real), left_out)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory it gets there while the host goes on."""
@@ -75,6 +80,8 @@ class SampleDataset(Dataset[dict[str, Any]]):
         processor: has `.tokenizer` and `.image_processor` (that of the vision tower).
         prompts_only: rows end where the last answer starts, for generation.
         features: what was computed of the pictures; rows have it in place of pixels.
+        skip_bad: a row with a picture that cannot be read keeps its place, with all labels masked
+            and blank pictures, instead of an error; it is said.
     """
 
     def __init__(
@@ -83,8 +90,10 @@ class SampleDataset(Dataset[dict[str, Any]]):
         processor: Any,
         prompts_only: bool = False,
         features: FeatureCache | None = None,
+        skip_bad: bool = False,
     ):
         self.samples = samples
+        self.skip_bad = skip_bad
         self.processor = processor
         self.prompts_only = prompts_only
         self.features = features
@@ -118,8 +127,19 @@ class SampleDataset(Dataset[dict[str, Any]]):
             else:
                 row[self.features.name] = self.features.read(sample.images)
         except UserError as error:
-            raise UserError(f"{sample.origin}: {error}") from error
+            if not self.skip_bad or self.prompts_only:
+                raise UserError(f"{sample.origin}: {error}") from error
+            say(f"left out in this step: {sample.origin}: {error}")
+            row |= {"labels": [IGNORED] * len(row["labels"]), "left_out": True}
+            row |= self._blank(len(sample.images))
         return row
+
+    def _blank(self, count: int) -> dict[str, Tensor]:
+        """What a row has of so many pictures that are not there: zeros, the mean colour."""
+        if self.features is not None:
+            return {self.features.name: torch.zeros(count, *self.features.shape)}
+        side = self.processor.image_size
+        return {"pixel_values": torch.zeros(count, 1, 3, side, side)}
 
 
 def image_pixels(images: Sequence[ImageSource], image_processor: Any) -> Tensor | None:

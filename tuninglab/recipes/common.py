@@ -32,7 +32,7 @@ from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
-from tuninglab.training.loop import total_steps, train, validation_loss
+from tuninglab.training.loop import total_steps, train, validation_losses
 from tuninglab.training.parallel import shared_out
 from tuninglab.training.state import Progress
 
@@ -50,7 +50,7 @@ class Setup:
     base: Base
     base_name: str
     train_loader: DataLoader
-    val_loader: DataLoader | None
+    val_loaders: dict[str, DataLoader]
     accelerator: Accelerator
 
 
@@ -220,7 +220,7 @@ def train_setup(setup: Setup) -> Progress:
         setup.config,
         setup.run,
         setup.accelerator,
-        setup.val_loader,
+        setup.val_loaders,
         sinks=[setup.run.append_metrics],
         collect=adapter_writer,
     )
@@ -241,9 +241,9 @@ def answers_of(setup: Setup) -> Answer:
 
 def val_score(setup: Setup) -> dict[str, float]:
     """`val_loss` of the model as it is now; empty without validation data."""
-    if setup.val_loader is None:
+    if not setup.val_loaders:
         return {}
-    return {"val_loss": validation_loss(setup.model, setup.val_loader, setup.accelerator)}
+    return validation_losses(setup.model, setup.val_loaders, setup.accelerator)
 
 
 def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +261,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             "steps": progress.step,
             "samples": progress.samples,
             "tokens": progress.tokens,
+            "left_out": progress.left_out,
             "wall_s": round(progress.wall_s, 3),
             "first_loss": progress.first_loss,
             "last_loss": progress.last_loss,

@@ -90,7 +90,8 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     tokenizer, pictures = processor.tokenizer, EncodedPictures()
 
     def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
-        return SampleDataset(samples, processor, features=features)
+        skip = config.on_bad_picture == "skip"
+        return SampleDataset(samples, processor, features=features, skip_bad=skip)
 
     def answer(
         tuned: Any,

@@ -9,10 +9,16 @@ from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
 from tuninglab.data.loading import make_loader
+from tuninglab.data.mixture import Joined
+from tuninglab.data.orders import MixedOrder, Order, WindowOrder
 from tuninglab.data.reading.lengths import fit, lengths_of
+from tuninglab.data.reading.store import table_of
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.sources import Splits
 from tuninglab.recipes.recipe import Base
+
+# Groups of rows that are mixed; whoever reads pictures keeps as many.
+WINDOW = 40
 
 
 def make_base_loader(
@@ -43,6 +49,7 @@ def make_base_loader(
         world_size=accelerator.num_processes,
         seed=config.seed,
         shuffle=shuffle,
+        order=order_of(samples) if shuffle else None,
     )
     return make_loader(base.rows(samples), base.collator, sampler, config.workers)
 
@@ -64,11 +71,27 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
 
 def open_loaders(
     config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
-) -> tuple[DataLoader, DataLoader | None]:
-    """Loaders of the samples for training and for validation (None without these)."""
+) -> tuple[DataLoader, dict[str, DataLoader]]:
+    """Loaders of the samples for training, and for validation by the name of each set."""
     size: Any = config.batch_size  # decided by now
     accumulation = config.gradient_accumulation_steps
     run = (base, config, accelerator, size)
     train_loader = make_base_loader(splits.train, *run, accumulation, shuffle=True)
-    val_loader = make_base_loader(splits.val, *run) if len(splits.val) else None
-    return train_loader, val_loader
+    val = splits.val
+    parts = zip(val.names, val.sources, strict=True) if isinstance(val, Joined) else [("", val)]
+    val_loaders = {name: make_base_loader(part, *run) for name, part in parts if len(part)}
+    return train_loader, val_loaders
+
+
+def order_of(samples: Sequence[Any]) -> Order | None:
+    """The order that suits samples, where a plain permutation does not.
+
+    Those of several sets come in their shares; those of files that are read in groups of rows, one
+    window of groups after another.
+    """
+    if isinstance(samples, Joined):
+        return MixedOrder(list(map(len, samples.sources)), samples.counts or [])
+    table = table_of(samples)
+    if table is None or not len(table.groups) or table.groups.max() < 0:
+        return None
+    return WindowOrder(table.row_groups(), WINDOW)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def train(
     config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
-    val_loader: DataLoader | None = None,
+    val_loaders: Mapping[str, DataLoader] | None = None,
     sinks: Sequence[Sink] = (),
     collect: Collect | None = None,
 ) -> Progress:
@@ -60,7 +60,8 @@ def train(
         config: settings of the run.
         run: its folder, for checkpoints; a resumed one goes on from its newest.
         accelerator: carries device, precision and processes.
-        val_loader: from `make_loader`, for validation every `eval_steps` and at the end.
+        val_loaders: from `make_loader`, by the name of what they load, for validation every
+            `eval_steps` and at the end.
         sinks: take every line of metrics; the screen does besides.
         collect: makes of the model what writes more into a checkpoint.
 
@@ -86,8 +87,8 @@ def train(
             last = progress.step == total
             if last or _due(config.logging_steps, progress.step):
                 _tell(sinks, _metrics_line(state, outcome, accelerator.device))
-            if val_loader and (last or _due(config.eval_steps, progress.step)):
-                line = validation_line(state, val_loader, accelerator)
+            if val_loaders and (last or _due(config.eval_steps, progress.step)):
+                line = validation_line(state, val_loaders, accelerator)
                 _tell(sinks, line)
                 progress.val_loss = line["val_loss"]
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
@@ -195,17 +196,37 @@ def _metrics_line(state: TrainState, outcome: Outcome, device: torch.device) -> 
 
 
 def validation_line(
-    state: TrainState, loader: DataLoader, accelerator: Accelerator
+    state: TrainState, loaders: Mapping[str, DataLoader], accelerator: Accelerator
 ) -> dict[str, Any]:
     """A validation line of metrics.jsonl; the model is back in training mode afterwards."""
-    loss = validation_loss(state.model, loader, accelerator)
+    losses = validation_losses(state.model, loaders, accelerator)
     set_training_mode(state.model)
-    return {"step": state.progress.step, "epoch": _epoch(state), "val_loss": loss}
+    return {"step": state.progress.step, "epoch": _epoch(state), **losses}
+
+
+def validation_losses(
+    model: nn.Module, loaders: Mapping[str, DataLoader], accelerator: Accelerator
+) -> dict[str, float]:
+    """Mean loss of the answer tokens, `val_loss`; of several sets `val_loss/NAME` of each too.
+
+    Leaves the model in eval mode.
+    """
+    sums = {name: _loss_sum(model, loader, accelerator) for name, loader in loaders.items()}
+    total, tokens = (sum(column) for column in zip(*sums.values(), strict=True))
+    each = {f"val_loss/{name}": loss / max(1, count) for name, (loss, count) in sums.items()}
+    return {"val_loss": total / max(1, tokens)} | (each if len(each) > 1 else {})
+
+
+def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> float:
+    """Mean loss of the answer tokens over a data set; leaves the model in eval mode."""
+    return validation_losses(model, {"": loader}, accelerator)["val_loss"]
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> float:
-    """Mean loss of the answer tokens over a data set; leaves the model in eval mode."""
+def _loss_sum(
+    model: nn.Module, loader: DataLoader, accelerator: Accelerator
+) -> tuple[float, float]:
+    """The losses of all answer tokens of a data set summed up, and how many these are."""
     model.eval()
     # Apple's GPUs have no float64.
     exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
@@ -219,7 +240,7 @@ def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerat
             note(number)
     sums = torch.stack([total, total.new_tensor(count)])
     loss_sum, tokens = over_processes(sums, accelerator).tolist()
-    return loss_sum / tokens
+    return loss_sum, tokens
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class Counts(NamedTuple):
     answer_tokens: int
     tokens: int
     samples: int
+    left_out: int = 0
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    # Rows whose pictures could not be read (--on_bad_picture skip).
+    left_out: int = 0
     wall_s: float = 0.0
     peak_memory_mib: float = 0.0
     first_loss: float | None = None
@@ -43,6 +46,7 @@ class Progress:
         self.step += 1
         self.samples += counts.samples
         self.tokens += counts.tokens
+        self.left_out += counts.left_out
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.last_loss = loss
         self.window_loss += loss

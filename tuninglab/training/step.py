@@ -59,7 +59,9 @@ def optimizer_step(
         # Processes exchange gradients once a step, with the last micro-batch.
         waiting = nullcontext() if number == len(batches) else accelerator.no_sync(state.wrapped)
         with waiting:
-            loss = batch_loss(state.wrapped, batch, counts.answer_tokens, accelerator)
+            # None, where all rows of the step were left out.
+            answer_tokens = max(1, counts.answer_tokens)
+            loss = batch_loss(state.wrapped, batch, answer_tokens, accelerator)
             # DDP averages over processes; the loss is a share of a sum already.
             accelerator.backward(loss * accelerator.num_processes)
         losses.append(loss.detach().float())

@@ -51,6 +51,14 @@ class Table:
         pictures = np.concatenate(rows) if rows else self.pictures[:0]
         return Table(**kept, pictures=pictures, digests=self.digests, groups=self.groups)
 
+    def row_groups(self) -> np.ndarray:
+        """The group of each sample's first picture; -1 where it has none (N,)."""
+        first = np.cumsum(self.counts) - self.counts
+        found = np.full(len(self.counts), -1, np.int64)
+        seen = self.counts > 0
+        found[seen] = self.groups[self.pictures[first[seen]]]
+        return found
+
     def pictures_of(self) -> Iterator[np.ndarray]:
         """The numbers of each sample's pictures."""
         end = 0
