@@ -3,10 +3,14 @@
 import copy
 import json
 import os
+import tempfile
 
 # Before torch is imported, and for all processes that tests start: tiny models gain nothing by a
 # second thread, and on a busy machine lose much (a resumed run of a tiny int8 T5: 58 s, alone 1).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is read of the tests' data is kept apart from the user's own, and goes with them.
+KEPT = tempfile.TemporaryDirectory(prefix="tuninglab-tests-")
+os.environ["TUNINGLAB_DATA_CACHE"] = KEPT.name
 
 import pytest
 import torch

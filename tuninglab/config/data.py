@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from tuninglab.config.checks import check, check_positive
+from tuninglab.config.checks import MOST, check
 from tuninglab.config.marks import Mark
 from tuninglab.errors import UserError
-from tuninglab.untrusted import shown
+from tuninglab.untrusted import check_path, shown
 
 EXPECTED = "expected a path, a list of paths, or a list of {path: ..., weight: ...}"
 # Pictures decoded whole before the start, where nothing else is said: some minutes of photographs.
@@ -137,7 +137,8 @@ def check_mix(mix: MixConfig) -> None:
         UserError: naming the flag.
     """
     check(0.1 <= mix.temperature <= 100, "mix.temperature", mix.temperature, "from 0.1 to 100")
-    check_positive(mix, "epoch_rows")
+    rows = mix.epoch_rows
+    check(rows is None or 0 < rows <= MOST, "mix.epoch_rows", rows, "a whole number of at least 1")
     if mix.temperature != 1.0 and mix.strategy == "weights":
         raise UserError("--mix.temperature levels sizes, but --mix.strategy weights has weights.")
 
@@ -170,6 +171,25 @@ def parts_of(data: Any, name: str = "data") -> list[DataPart] | None:
     if not isinstance(data, Sequence) or not data:
         raise UserError(f"{name} is {shown(repr(data))}; {EXPECTED}.")
     return [_part(one, name) for one in data]
+
+
+def check_places(settings: Any, *names: str) -> None:
+    """Refuse, in these fields, what can be no path here.
+
+    Raises:
+        UserError: with the flag.
+    """
+    here = "a file or folder here: addresses are not fetched"
+    for name in names:
+        for part in parts_of(getattr(settings, name), f"--{name}") or []:
+            check(not re.match(r"\w+://", part.path), name, part.path, here)
+            check_path(part.path, f"--{name}")
+
+
+def located_data(settings: Any, *names: str) -> dict[str, Any]:
+    """These fields with the paths of what exists made absolute."""
+    parts = {name: parts_of(getattr(settings, name), name) or [] for name in names}
+    return {name: compact([one.located() for one in of] or None) for name, of in parts.items()}
 
 
 def compact(parts: list[DataPart] | None) -> Any:

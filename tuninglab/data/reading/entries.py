@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def load_entry(folder: Path) -> Entry | None:
 
 def known_pictures(folder: Path) -> dict[str, Looked]:
     """What an earlier look found of picture files, by name; nothing if nothing was kept."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         names, looked = _pictures(folder)
         return {name: look for name, look in zip(names, looked, strict=True) if name}
     return {}
@@ -144,7 +145,7 @@ def read_entry(folder: Path) -> Entry | None:
             table = Table(**{name: arrays[name] for name in arrays.files})
         names, looked = _pictures(folder)
     # What a full disk or a killed system left: it is read anew.
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return None
     places = zip(names, looked, strict=True)
     return Entry(folder, about, table, {n: look.place for n, look in places if look.place})

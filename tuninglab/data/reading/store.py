@@ -16,7 +16,7 @@ from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source, fingerprint
 from tuninglab.errors import UserError
 
-SAMPLES, OWN_PICTURES = "samples.jsonl", "pictures.bin"
+SAMPLES, OWN_PICTURES = "samples.jsonl", "own-pictures.bin"
 # Classes of pictures in larger files, by what the lines call them.
 STORED: dict[str, type[StoredPicture]] = {"Slice": Slice}
 
