@@ -3,14 +3,14 @@
 import copy
 import json
 import os
+import shutil
 import tempfile
 
 # Before torch is imported, and for all processes that tests start: tiny models gain nothing by a
 # second thread, and on a busy machine lose much (a resumed run of a tiny int8 T5: 58 s, alone 1).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is read of the tests' data is kept apart from the user's own, and goes with them.
-KEPT = tempfile.TemporaryDirectory(prefix="tuninglab-tests-")
-os.environ["TUNINGLAB_DATA_CACHE"] = KEPT.name
+os.environ["TUNINGLAB_DATA_CACHE"] = tempfile.mkdtemp(prefix="tuninglab-tests-")
 
 import pytest
 import torch
@@ -41,6 +41,11 @@ from tuninglab.config.yaml_file import config_yaml
 from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
 from tuninglab.models.build import load_flamingo
+
+
+def pytest_sessionfinish():
+    """Delete what was kept of the tests' data."""
+    shutil.rmtree(os.environ["TUNINGLAB_DATA_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

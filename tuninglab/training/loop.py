@@ -60,7 +60,7 @@ def train(
         config: settings of the run.
         run: its folder, for checkpoints; a resumed one goes on from its newest.
         accelerator: carries device, precision and processes.
-        val_loaders: by the name of what they load, for validation every `eval_steps` and at the end.
+        val_loaders: by the name of what they load; for every `eval_steps` and the end.
         sinks: take every line of metrics; the screen does besides.
         collect: makes of the model what writes more into a checkpoint.
 

@@ -1,4 +1,4 @@
-"""What was read once is kept: for as long as it stays so, by whichever process, in little memory."""
+"""What was read once is kept for as long as it stays so, for any process, in little memory."""
 
 import json
 import multiprocessing
