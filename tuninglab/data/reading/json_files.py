@@ -111,14 +111,14 @@ def _is_json_lines(lines: list[str], text: str) -> bool:
         return True
     with suppress(ValueError):
         # A record written out over several lines. JSON lines fail behind the first record.
-        _parse(text)
+        parse_json(text)
         return False
     return lines[0].endswith("}") or any(line.startswith('{"') for line in lines[1:])
 
 
 def _parsed_line(line: str) -> Any:
     try:
-        return _parse(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         return ValueError(f"broken JSON at column {error.colno}: {error.msg}; {EXPECTED}")
     except ValueError as error:
@@ -127,7 +127,7 @@ def _parsed_line(line: str) -> Any:
 
 def _whole_document(text: str, path: Path) -> list[Any]:
     try:
-        document = _parse(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{shown(path)}: broken JSON at line {error.lineno}, column {error.colno}: "
@@ -148,8 +148,12 @@ def _whole_document(text: str, path: Path) -> list[Any]:
     return document
 
 
-def _parse(text: str) -> Any:
-    """The value of a JSON text; whatever is wrong with it comes out as a ValueError."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: whatever is wrong with it, as JSONDecodeError where it is no JSON.
+    """
     try:
         return json.loads(text)
     except RecursionError:  # 100,000 brackets fit into 100 kB
