@@ -1,16 +1,17 @@
 """Files of Arrow's own format, and the folders of them that `datasets` saves; all memory-mapped."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tuninglab.data.reading.cells import HELD_BYTES, HELD_FILES, Cell, file_state, held, told
-from tuninglab.data.reading.columns import features_of, kinds_of, record_of_row
+from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row
 from tuninglab.data.reading.folders import head, inside, wrong_split
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import shown
@@ -89,7 +90,9 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     entries = state.get("_data_files")
     names = [one.get("filename") if isinstance(one, dict) else None for one in entries or ()]
     if not isinstance(entries, list) or not names or not all(map(_is_name, names)):
-        raise UserError(f"{shown(folder / 'state.json')} names no data files; copy the folder again")
+        raise UserError(
+            f"{shown(folder / 'state.json')} names no data files; copy the folder again"
+        )
     files = [inside(folder / str(name), folder) for name in names]
     for file in files:
         file_state(file)
@@ -129,7 +132,7 @@ def _records(files: Sequence[Path], features: Any, reading: Reading) -> Iterator
             noted = features_of(batches.schema.metadata) if noted is None else noted
         columns = kinds_of(batches.schema, noted, file)
         number = 0
-        for block, index, row in _rows(batches, file):
+        for block, index, row in _rows(batches, columns, file):
             number += 1
             place = partial(ArrowCell, file, size, changed, block, index)
             try:
@@ -141,13 +144,35 @@ def _records(files: Sequence[Path], features: Any, reading: Reading) -> Iterator
                 yield f"{shown(file)}, row {number}", record
 
 
-def _rows(batches: Batches, file: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _rows(
+    batches: Batches, columns: Mapping[str, Kind], file: Path
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(batch, row in there, values) of all rows, without bytes of pictures but for rare columns."""
     for block in range(batches.count):
         with told(file):
             batch = batches[block]
-        # Pictures are copied with their rows, so only some at a time.
+            light = [_light(batch.column(name), columns.get(name)) for name in batch.schema.names]
+            batch = pa.RecordBatch.from_arrays(light, names=batch.schema.names)
         for start in range(0, batch.num_rows, SLICE_ROWS):
             with told(file):
                 rows = batch.slice(start, SLICE_ROWS).to_pylist()
             for offset, row in enumerate(rows):
                 yield block, start + offset, row
+
+
+def _light(array: Any, kind: Kind | None) -> Any:
+    """A column with empty bytes in the place of pictures, so that those are not even looked at."""
+    if kind is not None and kind.what == "bytes":
+        return _emptied(array)
+    if kind is not None and kind.what == "struct":
+        parts = [_emptied(array.field("bytes")), array.field("path")]
+        return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=array.is_null())
+    if kind is not None and kind.what == "list" and pa.types.is_list(array.type):
+        # The values as they lie there, of which the offsets speak, not those that are in use.
+        values = _light(array.values, kind.inner)
+        return pa.ListArray.from_arrays(array.offsets, values, mask=array.is_null())
+    return array
+
+
+def _emptied(array: Any) -> Any:
+    return pc.if_else(pc.is_valid(array), pa.scalar(b"", array.type), pa.scalar(None, array.type))

@@ -1,6 +1,5 @@
 """Pictures in the cells of tables: a file, a block of rows, a row and the way into its columns."""
 
-import base64
 import os
 import threading
 from abc import abstractmethod
@@ -13,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tuninglab.data.picture_files import MAX_BYTES
 from tuninglab.data.reading.json_files import shown
+from tuninglab.data.reading.slices import picture_bytes
 from tuninglab.data.sample import StoredPicture
 from tuninglab.errors import UserError
 from tuninglab.untrusted import MIB, open_regular
@@ -68,7 +67,7 @@ class Cell(StoredPicture):
             if isinstance(value, pa.StructScalar):
                 value = value["bytes"]
             value = value.as_py()
-        return _decoded(value, self.name)
+        return picture_bytes(value, self.name)
 
     @abstractmethod
     def _column(self) -> Any:
@@ -145,18 +144,3 @@ def held(most: int, most_bytes: int) -> Held:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=made.forget)
     return made
-
-
-def _decoded(value: Any, name: str) -> bytes:
-    """The picture in a cell: bytes, or text that is base64, with or without `data:` before it."""
-    if isinstance(value, str):
-        text = value.partition(",")[2] if value.startswith("data:") else value
-        try:
-            value = base64.b64decode(text.encode("ascii"), validate=True)
-        except ValueError as error:
-            raise UserError(f"{name} is no base64 ({error}); expected a picture") from None
-    if not isinstance(value, bytes):
-        raise UserError(f"{name} holds no picture")
-    if len(value) > MAX_BYTES:
-        raise UserError(f"{name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
-    return value

@@ -4,7 +4,7 @@ A row's values come as Python's; where a picture is, a `StoredPicture` or a name
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ import pyarrow.types as kinds
 
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.json_files import parse_json, shown
-from tuninglab.data.reading.keyed_files import ABOUT, NO_CAPTION, NO_PICTURE, about_fetched
+from tuninglab.data.reading.picture_keys import (
+    ABOUT,
+    IMAGE_KEYS,
+    NO_CAPTION,
+    NO_PICTURE,
+    about_fetched,
+    gathered,
+)
 from tuninglab.data.sample import StoredPicture
 from tuninglab.errors import UserError
 
-IMAGE_KEYS = ("image", "images")
 # Columns of text that may hold pictures in base64; a shorter text is a name.
 TEXT_PICTURES = {*IMAGE_KEYS, "img", "picture", "photo", "base64", "image_base64", "jpg", "png"}
 LONGEST_NAME = 1024
@@ -171,26 +177,6 @@ def record_of_row(
             reading.notes[note] += 1
             return None
     return gathered(record, pictures, reading)
-
-
-def gathered(record: dict[str, Any], pictures: Iterable[str], reading: Reading) -> dict[str, Any]:
-    """A record whose pictures are where every format looks for them, `image` or `images`.
-
-    Args:
-        record: of any keys.
-        pictures: the keys that hold pictures, in order.
-        reading: the keys that it names are left as they are.
-    """
-    pictures = list(pictures)
-    kept = [name for name in pictures if name in (*IMAGE_KEYS, *reading.columns.values())]
-    for name in set(pictures) - set(kept) if kept else ():
-        reading.notes[f"pictures of the column {name[:40]} left out: others are in {kept[0]}"] += 1
-        record.pop(name)
-    if kept or not pictures:
-        return record
-    values = [record.pop(name) for name in pictures]
-    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return record | ({"image": flat[0]} if len(flat) == 1 else {"images": flat})
 
 
 def _value(

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tuninglab.data.reading.json_files import shown
@@ -77,22 +77,30 @@ def inside(path: Path, folder: Path) -> Path:
     if root.parent.name == "snapshots":
         root = root.parent.parent
     if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise UserError(f"{shown(path)} is a link that leads out of its folder; copy the file there")
+        raise UserError(
+            f"{shown(path)} is a link that leads out of its folder; copy the file there"
+        )
     return path
 
 
-def files_below(folder: Path, *endings: str) -> list[Path]:
-    """The files that end so in a folder or, where it has none, in its folders, two levels deep.
+def files_below(folder: Path, *endings: str) -> dict[str, list[Path]]:
+    """By ending, the files in a folder or, where it has none, in its folders, two levels deep.
 
     Raises:
-        UserError: as `files_ending`.
+        UserError: a folder cannot be listed, or a file is a link that leads out.
     """
-    level = [folder]
+    level, found = [folder], {}
     for _ in range(3):
-        if found := [path for one in level for path in files_ending(one, *endings)]:
-            return found
-        level = [inner for one in level for inner in subfolders(one)]
-    return []
+        here: dict[str, list[Path]] = defaultdict(list)
+        deeper = []
+        for one in (one for place in level for one in entries(place)):
+            path, kind = Path(one.path), ending(one.name)
+            if one.is_dir(follow_symlinks=False):
+                deeper.append(path)
+            elif kind in endings and one.is_file():
+                here[kind].append(inside(path, folder))
+        level, found = deeper, here | found
+    return found
 
 
 def of_split(files: Sequence[Path], folder: Path, split: str | None) -> list[Path]:
@@ -132,11 +140,12 @@ def pictures_below(folder: Path, levels: int = 8) -> Iterator[str]:
     waiting = [("", levels)]
     while waiting:
         inner, left = waiting.pop()
-        for one in entries(folder / inner):
+        found = entries(folder / inner)
+        folders = [one.name for one in found if one.is_dir(follow_symlinks=False)] if left else []
+        waiting += [(f"{inner}{name}/", left - 1) for name in reversed(folders)]
+        for one in found:
             name = f"{inner}{one.name}"
-            if one.is_dir(follow_symlinks=False) and left:
-                waiting.append((f"{name}/", left - 1))
-            elif ending(one.name) in PICTURE_ENDINGS and one.is_file():
+            if ending(one.name) in PICTURE_ENDINGS and one.is_file():
                 yield name
 
 
@@ -163,8 +172,3 @@ def head(path: Path, size: int) -> bytes:
         raise UserError(f"{shown(path)} cannot be read: {reason(error)}") from error
     finally:
         os.close(descriptor)
-
-
-def chained(groups: Iterable[Iterable[Path]]) -> list[Path]:
-    """The files of several lists in one, each once."""
-    return list(dict.fromkeys(path for group in groups for path in group))

@@ -1,25 +1,22 @@
 """Files that share a key, `7.jpg`, `7.txt` and `7.json`, as one record: of shards and of folders."""
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuninglab.data.reading.folders import PICTURE_ENDINGS
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.json_files import parse_json
+from tuninglab.data.reading.picture_keys import ABOUT, NO_CAPTION, NO_PICTURE, about_fetched
 from tuninglab.data.sample import ImageSource, brief
 
 TEXTS = {"txt", "text", "caption"}
 MOVING = {"mp4", "avi", "mov", "mkv", "webm", "wav", "mp3", "flac", "ogg", "m4a"}
 DIALOGUES = ("messages", "conversations", "conversation")
-# What img2dataset writes about each picture that it fetched.
-ABOUT = {"key", "status", "url"}
 MOST_FILES = 1000  # of one key
 MOST_TEXT = 2**24  # bytes
 MOST_NOTES = 100
-NO_CAPTION = "pictures without a caption left out"
-NO_PICTURE = "captions without a picture left out"
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,9 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
         raise ValueError(f"{key!r} has {twice} more than once; keep one")
     kinds = {file.kind: file for file in files}
     if moving := MOVING & kinds.keys():
-        raise ValueError(f".{min(moving)} is a film or a sound; only pictures and texts are learned")
+        raise ValueError(
+            f".{min(moving)} is a film or a sound; only pictures and texts are learned"
+        )
     texts = [file for file in files if file.kind in TEXTS]
     notes = [file for file in files if file.kind == "json"]
     for kind in kinds.keys() - TEXTS - PICTURE_ENDINGS - {"json"}:
@@ -94,12 +93,6 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
         reading.notes[NO_PICTURE] += 1
         return None
     return _with_pictures(told, pictures, key)
-
-
-def about_fetched(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What img2dataset noted of a picture, as a record without the picture."""
-    caption = told.get("caption") or told.get("txt")
-    return {"id": str(told["key"])} | ({"text": caption} if caption else {})
 
 
 def _in_order(pictures: list[KeyedFile]) -> list[KeyedFile]:

@@ -73,9 +73,12 @@ def _samples(file: Path, descriptor: int, reading: Reading) -> Iterator[RawRecor
         origin = f"{shown(file)}: {ascii(key)[1:-1] if not key.isprintable() else key}"
         found = list(islice(group, MOST_FILES + 1))
         if hash(key) in seen:
-            yield origin, ValueError(
-                "members of this sample stand apart in the tar, or it is there twice; pack it "
-                "anew in the order of names: tar --sort=name -cf NEW.tar FOLDER"
+            yield (
+                origin,
+                ValueError(
+                    "members of this sample stand apart in the tar, or it is there twice; pack it "
+                    "anew in the order of names: tar --sort=name -cf NEW.tar FOLDER"
+                ),
             )
             continue
         seen.add(hash(key))
@@ -88,9 +91,7 @@ def _samples(file: Path, descriptor: int, reading: Reading) -> Iterator[RawRecor
             yield origin, record
 
 
-def _keyed(
-    file: Path, descriptor: int, reading: Reading
-) -> Iterator[tuple[str, str, Member]]:
+def _keyed(file: Path, descriptor: int, reading: Reading) -> Iterator[tuple[str, str, Member]]:
     """(key, field, member) of all members that have a key."""
     for member in members(descriptor, file):
         parts = split_key(member.name)
