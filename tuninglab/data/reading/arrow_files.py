@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tuninglab.data.reading.cells import HELD_BYTES, HELD_FILES, Cell, file_state, held, told
 from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row
@@ -90,9 +89,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     entries = state.get("_data_files")
     names = [one.get("filename") if isinstance(one, dict) else None for one in entries or ()]
     if not isinstance(entries, list) or not names or not all(map(_is_name, names)):
-        raise UserError(
-            f"{shown(folder / 'state.json')} names no data files; copy the folder again"
-        )
+        raise UserError(f"{shown(folder / 'state.json')} names no files; copy the folder again")
     files = [inside(folder / str(name), folder) for name in names]
     for file in files:
         file_state(file)
@@ -175,4 +172,5 @@ def _light(array: Any, kind: Kind | None) -> Any:
 
 
 def _emptied(array: Any) -> Any:
-    return pc.if_else(pc.is_valid(array), pa.scalar(b"", array.type), pa.scalar(None, array.type))
+    missing = array.is_null().to_pylist()
+    return pa.array([None if gone else b"" for gone in missing], array.type)

@@ -3,7 +3,6 @@
 A row's values come as Python's; where a picture is, a `StoredPicture` or a name takes its place.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +182,7 @@ def _value(
     value: Any, kind: Kind | None, place: Place, cell: Callable[[Place], StoredPicture]
 ) -> Any:
     """A value of a row with pictures in their places, and as JSON could hold it."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:  # pandas writes NaN where a text is missing
         return None
     if isinstance(value, list | tuple):
         inner = kind.inner if kind is not None else None

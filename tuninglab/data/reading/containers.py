@@ -62,9 +62,7 @@ def container_of(path: str | Path, split: str | None = None) -> Found | None:
         kinds = {kind_of(head(file, LOOKED_AT), file) for file in files}
         found = _files(files, root, min(kinds, key=str)) if len(kinds) == 1 else None
         if found is None:
-            raise UserError(
-                f"{path} stands for files of several kinds, or of JSON; name one by one"
-            )
+            raise UserError(f"{path} stands for files of several kinds, or JSON; name one by one")
     elif place.is_dir():
         return _folder(place, split)
     else:
@@ -143,7 +141,7 @@ def _folder(folder: Path, split: str | None) -> Found:
     if tables := tables_of(folder):
         return described_folder(folder, tables, split)
     below = files_below(folder, "tar", "parquet", "arrow")
-    # img2dataset lays tables about its pictures beside them: before parquet comes what they tell of.
+    # Tables about pictures lie beside them: what they tell of comes before parquet.
     instructions = [one for one in files_ending(folder, "json") if one.name.endswith(ENDING)]
     if "tar" not in below and instructions:
         found = mimic_it(instructions, folder)
@@ -180,7 +178,7 @@ def _unknown(folder: Path) -> UserError:
             f"{packed[0].name} for one"
         )
     return UserError(
-        f"{shown(folder)} is no folder of data that is known; it holds {listing(folder)}. Expected "
-        "tar shards, parquet, a data set saved by datasets, pictures with metadata.jsonl (or .csv), "
+        f"{shown(folder)} is no folder of data that is known: it holds {listing(folder)}. "
+        "Expected tar shards, parquet, what datasets saved, pictures with metadata.jsonl or .csv, "
         "with a .txt beside each, or in a folder for each class; name a JSON file itself"
     )

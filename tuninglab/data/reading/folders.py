@@ -77,9 +77,7 @@ def inside(path: Path, folder: Path) -> Path:
     if root.parent.name == "snapshots":
         root = root.parent.parent
     if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise UserError(
-            f"{shown(path)} is a link that leads out of its folder; copy the file there"
-        )
+        raise UserError(f"{shown(path)} is a link out of its folder; copy the file there")
     return path
 
 

@@ -7,7 +7,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.reading.picture_keys import gathered
 from tuninglab.data.reading.folders import (
     PICTURE_ENDINGS,
     SPLIT_WORD,
@@ -22,6 +21,7 @@ from tuninglab.data.reading.folders import (
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import parse_json, shown
 from tuninglab.data.reading.keyed_files import MOST_TEXT, KeyedFile, record_of, split_key
+from tuninglab.data.reading.picture_keys import gathered
 from tuninglab.data.reading.tables import text_lines, text_table
 from tuninglab.data.sample import brief
 from tuninglab.errors import UserError

@@ -1,4 +1,4 @@
-"""Files that share a key, `7.jpg`, `7.txt` and `7.json`, as one record: of shards and of folders."""
+"""Files of one key, `7.jpg`, `7.txt` and `7.json`, as one record: of shards and of folders."""
 
 import posixpath
 from collections.abc import Callable, Sequence
@@ -64,9 +64,7 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
         raise ValueError(f"{key!r} has {twice} more than once; keep one")
     kinds = {file.kind: file for file in files}
     if moving := MOVING & kinds.keys():
-        raise ValueError(
-            f".{min(moving)} is a film or a sound; only pictures and texts are learned"
-        )
+        raise ValueError(f".{min(moving)} is film or sound; only pictures and texts are learned")
     texts = [file for file in files if file.kind in TEXTS]
     notes = [file for file in files if file.kind == "json"]
     for kind in kinds.keys() - TEXTS - PICTURE_ENDINGS - {"json"}:

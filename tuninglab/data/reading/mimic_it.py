@@ -12,9 +12,10 @@ from tuninglab.data.reading.folders import ending, files_ending, need_pyarrow
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import parse_json, shown
 from tuninglab.data.reading.slices import TextSlice
+from tuninglab.data.reading.tar_members import opened
 from tuninglab.data.sample import StoredPicture, brief
 from tuninglab.errors import UserError
-from tuninglab.untrusted import MIB, open_regular, read_text
+from tuninglab.untrusted import MIB, read_text
 
 ENDING = "_instructions.json"
 BEGINNING = re.compile(rb'\s*\{\s*"(meta|data)"\s*:\s*\{')
@@ -25,7 +26,8 @@ PAIR = re.compile(rb'\s*"([^"\\]{1,4096})"\s*:\s*"([^"\\]*)"\s*([,}])')
 ID_COLUMNS = ("__index_level_0__", "id", "image_id")
 TWICE = "ids of pictures that are there twice, the first taken"
 
-Pictures = dict[str, Callable[[], StoredPicture]]
+# Where a picture lies: the number of its store, and two numbers in there. There may be millions.
+Places = dict[str, tuple[int, int, int]]
 
 
 def mimic_it(files: Sequence[Path], folder: Path) -> Found:
@@ -59,19 +61,21 @@ def mimic_it(files: Sequence[Path], folder: Path) -> Found:
 def _records(
     files: Sequence[Path], stores: Sequence[Path], reading: Reading
 ) -> Iterator[RawRecord]:
-    pictures: Pictures = {}
-    for store in stores:
-        found = _in_parquet(store) if ending(store.name) == "parquet" else _in_json(store)
-        for name, picture in found:
-            if name in pictures:
+    places: Places = {}
+    for number, store in enumerate(stores):
+        parquet = ending(store.name) == "parquet"
+        for name, first, second in _in_parquet(store) if parquet else _in_json(store):
+            if name in places:
                 reading.notes[TWICE] += 1
-            pictures.setdefault(name, picture)
+            else:
+                places[name] = number, first, second
+    picture = partial(_picture, places, [_store(path) for path in stores])
     for file in files:
         instructions = _instructions(file)
         for name in instructions:
             origin = f"{shown(file)}: {brief(name, 100)}"
             try:
-                yield origin, _record(name, instructions, pictures)
+                yield origin, _record(name, instructions, places, picture)
             except ValueError as error:
                 yield origin, error
 
@@ -87,7 +91,28 @@ def _instructions(file: Path) -> dict[str, Any]:
     return data
 
 
-def _record(name: str, instructions: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
+def _store(path: Path) -> Callable[[str, int, int], StoredPicture]:
+    """What makes a picture of its id and its place in a store."""
+    if ending(path.name) != "parquet":
+        return lambda name, offset, size: TextSlice(path, offset, size, name)
+    from tuninglab.data.reading.cells import file_state
+    from tuninglab.data.reading.parquet import ParquetCell
+
+    state, column = file_state(path), _columns_of(path)[1]
+    return lambda name, group, row: ParquetCell(path, *state, group, row, (column,))
+
+
+def _picture(places: Places, stores: Sequence[Callable[..., StoredPicture]], name: str):
+    number, first, second = places[name]
+    return stores[number](name, first, second)
+
+
+def _record(
+    name: str,
+    instructions: Mapping[str, Any],
+    places: Places,
+    picture: Callable[[str], StoredPicture],
+) -> dict[str, Any]:
     """An instruction behind those that are to be shown before it, each with its own pictures."""
     one = instructions[name]
     before = _strings(one, "rel_ins_ids", name)
@@ -100,7 +125,7 @@ def _record(name: str, instructions: Mapping[str, Any], pictures: Pictures) -> d
         texts = [turn.get(key) for key in ("instruction", "answer")]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"instruction and answer of {brief(shown_name)} are not both texts")
-        missing = [one for one in ids if one not in pictures]
+        missing = [one for one in ids if one not in places]
         if missing:
             raise ValueError(f"the picture {brief(missing[0])} of {brief(shown_name)} is not there")
         # A dialogue about one picture shows it once.
@@ -111,7 +136,7 @@ def _record(name: str, instructions: Mapping[str, Any], pictures: Pictures) -> d
             {"role": "user", "content": parts},
             {"role": "assistant", "content": answer},
         ]
-        images += [pictures[one]() for one in new]
+        images += [picture(one) for one in new]
         last = ids
     return {"id": name, "messages": messages, "images": images}
 
@@ -127,24 +152,33 @@ def _strings(one: Any, key: str, name: str) -> list[str]:
     return values
 
 
-def _in_parquet(file: Path) -> Iterator[tuple[str, Callable[[], StoredPicture]]]:
-    from tuninglab.data.reading.cells import file_state, told
-    from tuninglab.data.reading.parquet import ParquetCell, opened
+def _columns_of(file: Path) -> tuple[str, str]:
+    """The columns of the ids and of the pictures in a parquet file."""
+    from tuninglab.data.reading.parquet import opened as parquet
 
-    size, changed = file_state(file)
-    with opened(file) as table:
+    with parquet(file) as table:
         names = table.schema_arrow.names
-        id_column = next((name for name in ID_COLUMNS if name in names), None)
-        column = next((name for name in ("base64", "image") if name in names), None)
-        if id_column is None or column is None:
-            raise UserError(
-                f"{shown(file)} has the columns {brief(', '.join(names), 100)}; expected base64 "
-                "and the ids of the pictures, as the index"
-            )
+    ids = next((name for name in ID_COLUMNS if name in names), None)
+    pictures = next((name for name in ("base64", "image") if name in names), None)
+    if ids is None or pictures is None:
+        raise UserError(
+            f"{shown(file)} has the columns {brief(', '.join(names), 100)}; expected base64 and "
+            "the ids of the pictures, as the index"
+        )
+    return ids, pictures
+
+
+def _in_parquet(file: Path) -> Iterator[tuple[str, int, int]]:
+    """(id, row group, row in there) of all pictures."""
+    from tuninglab.data.reading.cells import told
+    from tuninglab.data.reading.parquet import opened as parquet
+
+    column, _ = _columns_of(file)
+    with parquet(file) as table:
         for group in range(table.num_row_groups):
             first = 0
             with told(file):
-                batches = table.iter_batches(1024, [group], [id_column], use_threads=False)
+                batches = table.iter_batches(1024, [group], [column], use_threads=False)
             while True:
                 with told(file):
                     batch = next(batches, None)
@@ -152,19 +186,17 @@ def _in_parquet(file: Path) -> Iterator[tuple[str, Callable[[], StoredPicture]]]
                 if batch is None:
                     break
                 for row, one in enumerate(ids, first):
-                    place = (file, size, changed, group, row, (column,))
-                    yield str(one), partial(ParquetCell, *place)
+                    yield str(one), group, row
                 first += len(ids)
 
 
-def _in_json(file: Path) -> Iterator[tuple[str, Callable[[], StoredPicture]]]:
-    """Where the texts lie in a file {id: base64}, which may be larger than memory.
+def _in_json(file: Path) -> Iterator[tuple[str, int, int]]:
+    """(id, offset, size) of the texts in a file {id: base64}, which may be larger than memory.
 
     Raises:
         UserError: it is something else.
     """
-    descriptor = open_regular(file, "data")
-    with os.fdopen(descriptor, "rb") as opened:
+    with opened(file) as descriptor:
         if os.fstat(descriptor).st_size == 0:
             raise UserError(f"{shown(file)} is empty; expected ids and pictures in base64")
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as text:
@@ -176,10 +208,9 @@ def _in_json(file: Path) -> Iterator[tuple[str, Callable[[], StoredPicture]]]:
                     break
                 more, place = found[3] == b",", found.end()
                 name = found[1].decode("utf-8", "replace")
-                yield name, partial(TextSlice, file, found.start(2), len(found[2]), name)
+                yield name, found.start(2), found.end(2) - found.start(2)
             if start is None or more or text[place : place + 4096].strip():
                 raise UserError(
-                    f"{shown(file)} is damaged at byte {place}, or is no object of ids and pictures "
-                    "in base64; copy it again"
+                    f"{shown(file)} is damaged at byte {place}, or no object of ids and "
+                    "pictures in base64; copy it again"
                 )
-        opened.close()

@@ -1,4 +1,4 @@
-"""Parquet: rows of one group after the other, pictures left where they lie until they are asked for."""
+"""Parquet: rows, one group after the other, their pictures left where they lie until asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
