@@ -78,7 +78,8 @@ def members(descriptor: int, file: Path) -> Iterator[Member]:
             what = "sparse" if kind == b"S" else f"of kind {ascii(kind.decode('latin-1'))}"
             raise UserError(f"{shown(file)}: {_said(text)} is {what}; {PACK_ANEW}")
         # Only files have bytes, whatever the headers of the others say; so it is for every reader.
-        if kind not in REGULAR or name.endswith(b"/"):
+        # The oldest tars tell folders by their slash alone.
+        if kind not in REGULAR or (kind == b"\0" and name.endswith(b"/")):
             if kind in LINKS:
                 yield Member(text, place, 0, True)
             continue
@@ -89,7 +90,7 @@ def members(descriptor: int, file: Path) -> Iterator[Member]:
             )
         yield Member(text, place, length, False)
         place += _padded(length)
-    if extended or place > _padded(size):
+    if extended or place > size:
         raise UserError(f"{shown(file)} is cut off behind its last header; copy it again")
 
 
