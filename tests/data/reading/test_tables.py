@@ -18,7 +18,7 @@ def write(path, content):
 
 
 def test_rows_are_records_and_empty_cells_are_absent(tmp_path):
-    text = 'image,question,answer\r\na.jpg,"What, ""this""?",Käfer\r\n,"two\nlines",x\r\n\r\n'
+    text = 'image,question,answer\r\na.jpg,"What, ""this""?",Käfer\r\n,"two\nlines",x\r\n\r\n,,\r\n'
     path = write(tmp_path / "a.csv", b"\xef\xbb\xbf" + text.encode())
     assert list(text_table(path).records(Reading())) == [
         (f"{path}, line 2", {"image": "a.jpg", "question": 'What, "this"?', "answer": "Käfer"}),
@@ -82,10 +82,14 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6
     st.lists(st.tuples(CELL, CELL, CELL).filter(any), max_size=6),
     st.sampled_from(["\r\n", "\n"]),
     st.sampled_from(",\t;"),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
-def test_rows_are_those_of_the_csv_module(tmp_path, rows, end, separator):
+def test_rows_are_those_of_the_csv_module(tmp_path, rows, end, separator, quoting):
+    if quoting == csv.QUOTE_MINIMAL:  # Python does not put quotation marks around such cells
+        rows = [tuple(cell.replace("\r", "") + "x" for cell in row) for row in rows]
     text = io.StringIO()
-    csv.writer(text, lineterminator=end, delimiter=separator).writerows([("k", "l", "m"), *rows])
+    settings = {"delimiter": separator, "quoting": quoting, "lineterminator": end}
+    csv.writer(text, **settings).writerows([("k", "l", "m"), *rows])
     path = write(tmp_path / "a.csv", text.getvalue())
     expected = [
         {name: cell for name, cell in row.items() if cell}

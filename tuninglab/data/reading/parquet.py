@@ -101,7 +101,7 @@ def _records(files: Sequence[Path], reading: Reading) -> Iterator[RawRecord]:
         with opened(file) as table:
             with told(file):
                 features = features_of(table.schema_arrow.metadata)
-            columns = kinds_of(table.schema_arrow, features, file)
+                columns = kinds_of(table.schema_arrow, features, file)
             number = 0
             for group, first, row in _rows(table, columns, file):
                 number += 1
@@ -120,10 +120,10 @@ def _rows(
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(row group, row in there, values) of all rows, without bytes of pictures if it can be."""
     for group in range(table.num_row_groups):
-        wanted, bytes_ = _wanted(table, columns, group)
-        rows = max(1, table.metadata.row_group(group).num_rows)
-        some = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, bytes_)))
         with told(file):
+            wanted, size = _wanted(table, columns, group)
+            rows = max(1, table.metadata.row_group(group).num_rows)
+            some = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
             batches = table.iter_batches(some, [group], wanted, use_threads=False)
         first = 0
         while True:

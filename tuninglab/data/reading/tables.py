@@ -99,7 +99,7 @@ def _records(file: Path, reading: Reading) -> Iterator[RawRecord]:
             return
         if not header:
             header = _checked_header(row, file)
-        elif row:
+        elif any(row):
             yield f"{shown(file)}, line {begun[0] + 1}", _record(header, row)
 
 
