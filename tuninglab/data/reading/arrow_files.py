@@ -74,7 +74,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     """
     listed = folder / "dataset_dict.json"
     if listed.is_file():
-        splits = read_json(listed, MOST_NOTED, "data").get("splits")
+        splits = _noted(listed).get("splits")
         if not isinstance(splits, list) or not all(map(_is_name, splits)):
             raise UserError(f"{shown(listed)} names no splits; copy the folder again")
         if split not in splits and (split is not None or len(splits) != 1):
@@ -87,8 +87,9 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise UserError(f"{shown(folder)} holds a choice of rows; save it with flatten_indices()")
     entries = state.get("_data_files")
-    names = [one.get("filename") if isinstance(one, dict) else None for one in entries or ()]
-    if not isinstance(entries, list) or not names or not all(map(_is_name, names)):
+    entries = entries if isinstance(entries, list) else []
+    names = [one.get("filename") if isinstance(one, dict) else None for one in entries]
+    if not names or not all(map(_is_name, names)):
         raise UserError(f"{shown(folder / 'state.json')} names no files; copy the folder again")
     files = [inside(folder / str(name), folder) for name in names]
     for file in files:
@@ -127,7 +128,7 @@ def _records(files: Sequence[Path], features: Any, reading: Reading) -> Iterator
             batches = Batches(file)
             noted = features if isinstance(features, dict) else None
             noted = features_of(batches.schema.metadata) if noted is None else noted
-        columns = kinds_of(batches.schema, noted, file)
+            columns = kinds_of(batches.schema, noted, file)
         number = 0
         for block, index, row in _rows(batches, columns, file):
             number += 1

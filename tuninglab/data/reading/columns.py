@@ -168,13 +168,14 @@ def record_of_row(
         value = _value(value, columns.get(name), (name,), cell)
         if value is not None and name != INDEX:
             record[name] = value
-    pictures = [name for name, kind in columns.items() if kind.pictures and name in record]
+    pictures = [name for name, kind in columns.items() if kind.pictures]
     if record.keys() >= ABOUT:
         about = about_fetched(record)
-        record = about | {name: record[name] for name in pictures}
-        if note := NO_PICTURE if not pictures else NO_CAPTION if "text" not in about else "":
-            reading.notes[note] += 1
+        pictured = {name: record[name] for name in pictures if name in record}
+        if not pictured or "text" not in about:
+            reading.notes[NO_CAPTION if pictured else NO_PICTURE] += 1
             return None
+        record = about | pictured
     return gathered(record, pictures, reading)
 
 

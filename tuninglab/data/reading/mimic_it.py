@@ -200,8 +200,8 @@ def _in_json(file: Path) -> Iterator[tuple[str, int, int]]:
         if os.fstat(descriptor).st_size == 0:
             raise UserError(f"{shown(file)} is empty; expected ids and pictures in base64")
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as text:
-            start = re.compile(rb"\s*\{").match(text)
-            place, more = (start.end() if start else 0), start is not None
+            start = re.compile(rb"\s*\{(\s*\})?").match(text)
+            place, more = (start.end() if start else 0), start is not None and not start[1]
             while more:
                 found = PAIR.match(text, place)
                 if found is None:

@@ -17,17 +17,19 @@ def gathered(record: dict[str, Any], pictures: Iterable[str], reading: Reading) 
 
     Args:
         record: of any keys.
-        pictures: the keys that hold pictures, in order.
+        pictures: the keys that hold pictures, in order; of a table's columns also those that are
+            absent here, so that what stands in for them in other rows is the same in all.
         reading: the keys that it names are left as they are.
     """
     pictures = list(pictures)
     kept = [name for name in pictures if name in (*IMAGE_KEYS, *reading.columns.values())]
     for name in set(pictures) - set(kept) if kept else ():
-        reading.notes[f"pictures of the column {name[:40]} left out: others are in {kept[0]}"] += 1
-        record.pop(name)
-    if kept or not pictures:
+        if record.pop(name, None) is not None:
+            note = f"pictures of the column {name[:40]} left out: others are in {kept[0]}"
+            reading.notes[note] += 1
+    values = [record.pop(name) for name in pictures if name in record and not kept]
+    if not values:
         return record
-    values = [record.pop(name) for name in pictures]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return record | ({"image": flat[0]} if len(flat) == 1 else {"images": flat})
 
