@@ -135,7 +135,7 @@ def test_other_columns_of_pictures_become_the_record_s_images(tmp_path):
     ]
     reading = Reading(columns={"image": "image_2"})
     assert read(path, reading)[0] == {"question": "q", "image_2": picture(2)}
-    assert reading.notes == {"pictures of the column image_1 left out: others are in image_2": 1}
+    assert reading.notes == {"pictures of the column image_1 left out: others are in image_2": 2}
 
 
 def test_features_of_hugging_face_are_respected(tmp_path):
