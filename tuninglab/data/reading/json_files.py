@@ -54,7 +54,7 @@ def read_json_file(path: Path, is_document: Callable[[Any], bool] = lambda _: Fa
     if not text.strip():
         raise UserError(f"{shown(path)} is empty; expected a JSON list of records or JSON lines")
     try:
-        return _parse(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{shown(path)}: broken JSON at line {error.lineno}, column {error.colno}: "
@@ -180,7 +180,7 @@ def _is_json_lines(file: BinaryIO, is_document: Callable[[Any], bool]) -> bool:
 def _try(data: bytes) -> Any:
     """The value of a JSON text, None where it is broken."""
     with suppress(ValueError, UnicodeDecodeError):
-        return _parse(data.decode("utf-8"))
+        return parse_json(data.decode("utf-8"))
     return None
 
 
@@ -222,15 +222,19 @@ def _text(data: bytes, path: Path, line: int, offset: int) -> str:
 
 def _parsed_line(line: str) -> Any:
     try:
-        return _parse(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         return ValueError(f"broken JSON at column {error.colno}: {error.msg}; {EXPECTED}")
     except ValueError as error:
         return error
 
 
-def _parse(text: str) -> Any:
-    """The value of a JSON text; whatever is wrong with it comes out as a ValueError."""
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: whatever is wrong with it, as JSONDecodeError where it is no JSON.
+    """
     try:
         return json.loads(text)
     except RecursionError:  # 100,000 brackets fit into 100 kB

@@ -1,12 +1,15 @@
 """Pictures that lie whole in a larger file, a tar or one of our own: a place and a size."""
 
+import base64
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tuninglab.data.picture_files import MAX_BYTES
 from tuninglab.data.sample import StoredPicture
 from tuninglab.errors import UserError
-from tuninglab.untrusted import open_regular
+from tuninglab.untrusted import MIB, open_regular
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,36 @@ class Slice(StoredPicture):
         if len(data) < self.size:
             raise UserError(f"{self.name} ends early: {self.file} has changed since it was read")
         return data
+
+
+@dataclass(frozen=True)
+class TextSlice(Slice):
+    """As `Slice`, where the bytes are text: base64 of the file of a picture."""
+
+    def read(self) -> bytes:
+        """The bytes of the picture's file.
+
+        Raises:
+            UserError: as `Slice`, or it is no base64.
+        """
+        return picture_bytes(super().read().decode("latin-1"), self.name)
+
+
+def picture_bytes(value: Any, name: str) -> bytes:
+    """What a place for a picture holds: bytes, or base64 with or without `data:...,` before it.
+
+    Raises:
+        UserError: it holds neither, or too much; the message calls it by `name`.
+    """
+    if isinstance(value, str):
+        text = value.partition(",")[2] if value.startswith("data:") else value
+        try:
+            # Some programs break lines after 76 letters.
+            value = base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
+        except ValueError as error:
+            raise UserError(f"{name} is no base64 ({error}); expected a picture") from None
+    if not isinstance(value, bytes):
+        raise UserError(f"{name} holds no picture")
+    if len(value) > MAX_BYTES:
+        raise UserError(f"{name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
+    return value
