@@ -1,0 +1,122 @@
+"""The official files of VQAv2, OK-VQA, VizWiz and TextVQA: questions here, annotations there."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tuninglab.data.reading.fields import each, given, identity, indexed, listed, whole
+from tuninglab.data.reading.found import Document, RawRecord, Reading
+from tuninglab.data.sample import brief
+from tuninglab.errors import UserError
+
+SPLIT = re.compile(r"(train|val|test)(?:-dev)?(20\d\d)")
+PARTS = ("train", "val", "test")
+TOGETHER = "give both together: --data questions.json+annotations.json"
+
+
+def _fits(documents: Sequence[Any]) -> bool:
+    return bool(documents) and all(
+        isinstance(document, dict)
+        and (_has(document, "questions") or _has(document, "annotations"))
+        for document in documents
+    )
+
+
+def _has(document: dict[str, Any], key: str) -> bool:
+    items = document.get(key)
+    first = items[0] if isinstance(items, list) and items else None
+    # CLEVR has "questions" too, and COCO "annotations", but no such names in them.
+    return isinstance(first, dict) and "question_id" in first
+
+
+def _records(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
+    listings = [(document, listed(document, "questions", file)) for document in documents]
+    splits = [_split(document, file) for document, items in listings for _ in items]
+    questions = [item for _, items in listings for item in items]
+    annotations = [item for document in documents for item in listed(document, "annotations", file)]
+    if not annotations:
+        raise UserError(f"{file} holds questions without their answers (annotations); {TOGETHER}")
+    if not questions:
+        raise UserError(f"{file} holds annotations without their questions; {TOGETHER}")
+    asked = indexed(questions, "question_id", f"{file}, question")
+    answered = indexed(annotations, "question_id", f"{file}, annotation")
+    _check_alike(asked.keys() - answered.keys(), "questions have no annotation", file)
+    _check_alike(answered.keys() - asked.keys(), "annotations have no question", file)
+    rows = zip(asked, asked.values(), splits, strict=True)
+    items = (
+        (f"{file}, question {number}", {"question": item, "of": answered[name], "split": split})
+        for number, (name, item, split) in enumerate(rows, 1)
+    )
+    return each(items, lambda item: [_record(**_named(item), reading=reading, file=file)])
+
+
+def _named(item: dict[str, Any]) -> dict[str, Any]:
+    return {"question": item["question"], "annotation": item["of"], "split": item["split"]}
+
+
+def _check_alike(names: set[str], what: str, file: str) -> None:
+    if names:
+        raise UserError(
+            f"{file}: {len(names):,} {what}, for example question_id {brief(min(names))}; are both "
+            "files of the same set and split?"
+        )
+
+
+def _record(
+    question: dict[str, Any],
+    annotation: dict[str, Any],
+    split: str | None,
+    reading: Reading,
+    file: str,
+) -> dict[str, Any]:
+    image_id = question.get("image_id")
+    if annotation.get("image_id", image_id) != image_id:
+        raise ValueError(
+            f"its picture is {brief(image_id)}, in the annotation {brief(annotation['image_id'])}"
+        )
+    return {
+        "image": reading.existing(_picture_names(image_id, split)),
+        "question": question.get("question"),
+        "answers": given(annotation, "answers", "multiple_choice_answer"),
+        "question_id": question["question_id"],
+        # The first words of a question tell more of its usual answer than yes/no, number, other.
+        "kind": given(annotation, "question_type", "answer_type"),
+    }
+
+
+def _split(document: dict[str, Any], file: str) -> str | None:
+    """The folder of the pictures ("train2014"), from the document or the name of its file."""
+    subtype = document.get("data_subtype")
+    if isinstance(subtype, str):
+        if found := SPLIT.fullmatch(subtype):
+            # The questions of test-dev2015 show pictures of test2015.
+            return f"{found[1]}{found[2]}"
+        if subtype in PARTS:
+            return subtype
+    named = {f"{part}{year}" for part, year in SPLIT.findall(file)}
+    return named.pop() if len(named) == 1 else None
+
+
+def _picture_names(image_id: Any, split: str | None) -> list[str]:
+    """What the picture may be called: COCO's are numbers, VizWiz's names of files, TextVQA's ids.
+
+    Raises:
+        ValueError: the id is neither text nor number, or COCO's split is not known.
+    """
+    if isinstance(image_id, str):
+        name = identity(image_id, "the image_id")
+        if not name.lower().endswith((".jpg", ".jpeg", ".png")):
+            name += ".jpg"
+        # TextVQA keeps pictures of val in the folder of train.
+        return [name, *([f"{split}/{name}"] if split else []), f"train_images/{name}"]
+    number = whole(image_id, "the image_id")
+    if split is None or split in PARTS:
+        raise ValueError(
+            f'no picture can be named by the image_id {number}: neither "data_subtype" nor the '
+            "name of the file says train2014, val2014 or test2015; write it there"
+        )
+    name = f"COCO_{split}_{number:012d}.jpg"
+    return [name, f"{split}/{name}"]
+
+
+VQA = Document("vqa", "VQA questions and annotations", _fits, _records)
