@@ -4,7 +4,6 @@ Each caption is a sample of its own whose question is the picture alone; all cap
 are its answers, for scores that compare with every one of them.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,21 +12,23 @@ from typing import Any
 from tuninglab.data.reading.asking import answers_of, asked, id_of, pictures_of
 from tuninglab.data.reading.fields import (
     alone,
+    base_names,
     each,
     first_of,
     given,
     identity,
     indexed,
     listed,
+    named_split,
+    numbered,
     of_split,
     refuse_more,
     text_of,
+    texts_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
 from tuninglab.data.sample import Sample, brief
 from tuninglab.errors import UserError
-
-SPLIT = re.compile(r"(?:train|val|test)20\d\d")
 
 
 def _is_coco(documents: Sequence[Any]) -> bool:
@@ -44,9 +45,8 @@ def _coco(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
     captions: dict[str, list[Any]] = defaultdict(list)
     for annotation in annotations.values():
         with suppress(ValueError):  # a broken annotation is refused below, under its number
-            captions[identity(annotation.get("image_id"), "")].append(
-                text_of(annotation, "caption")
-            )
+            name = identity(annotation.get("image_id"), "the image_id")
+            captions[name].append(text_of(annotation, "caption"))
     if lost := [name for name in captions if name not in images]:
         raise UserError(
             f"{file}: captions of {len(lost):,} images have no entry under "
@@ -54,13 +54,13 @@ def _coco(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
         )
     if bare := len(images.keys() - captions.keys()):
         reading.notes["COCO images without a caption, left out"] += bare
-    split = SPLIT.search(file)
+    split = named_split(base_names(file))
 
     def convert(annotation: dict[str, Any]) -> list[dict[str, Any]]:
         image_id = identity(annotation.get("image_id"), "the image_id")
         caption = text_of(annotation, "caption")
         name = text_of(images[image_id], "file_name")
-        folders = [f"{split[0]}/{name}"] if split else []
+        folders = [f"{split}/{name}"] if split else []
         return [
             {
                 "image": reading.existing([name, *folders]),
@@ -70,8 +70,7 @@ def _coco(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
             }
         ]
 
-    origins = (f"{file}, annotation {number}" for number in range(1, len(annotations) + 1))
-    return each(zip(origins, annotations.values(), strict=True), convert)
+    return each(numbered(annotations.values(), f"{file}, annotation"), convert)
 
 
 def _is_karpathy(documents: Sequence[Any]) -> bool:
@@ -79,33 +78,22 @@ def _is_karpathy(documents: Sequence[Any]) -> bool:
 
 
 def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
-    items = [
-        (f"{file}, image {number}", item)
-        for number, item in enumerate(listed(documents[0], "images", file), 1)
-    ]
+    items = numbered(listed(documents[0], "images", file), f"{file}, image")
 
-    def split_of(image: dict[str, Any]) -> str:
+    def split_of(image: dict[str, Any]) -> Any:
         # The images of COCO's validation set that are in none of Karpathy's.
-        return "train" if image.get("split") == "restval" else str(image.get("split", ""))[:40]
+        return "train" if image.get("split") == "restval" else image.get("split")
 
     def convert(image: dict[str, Any]) -> list[dict[str, Any]]:
-        name = text_of(image, "filename")
+        name, _ = text_of(image, "filename"), text_of(image, "split")
         folder = given(image, "filepath")
         names = [f"{folder}/{name}", name] if isinstance(folder, str) else [name]
         sentences = image.get("sentences")
         if not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
             raise ValueError(f"the sentences are {brief(sentences)}; expected a list of objects")
         captions = [one["raw"] for one in sentences if isinstance(one.get("raw"), str)]
-        found = reading.existing(names)
-        return [
-            {
-                "image": found,
-                "caption": one.get("raw"),
-                "answers": captions,
-                "id": one.get("sentid"),
-            }
-            for one in sentences
-        ]
+        of_all = {"image": reading.existing(names), "answers": captions}
+        return [of_all | {"caption": one.get("raw"), "id": one.get("sentid")} for one in sentences]
 
     return each(of_split(items, split_of, file, reading), convert)
 
@@ -120,18 +108,16 @@ def _captioned(record: dict[str, Any], origin: str, reading: Reading) -> list[Sa
     pictures = pictures_of(record)
     if not pictures:
         raise ValueError("the record has a caption but no picture; name the picture")
-    captions = answers_of(record, "caption")
+    several = isinstance(record["caption"], list)
+    captions = texts_of(record, "caption") if several else [text_of(record, "caption")]
     # Beside a single caption stand the others of the same picture.
-    every = answers_of(record, "answers", "caption")
+    every = captions if given(record, "answers") is None else answers_of(record, "answers")
     own = id_of(record)
-    samples = []
-    for number, caption in enumerate(captions, 1):
-        sample = asked("", [caption], pictures, origin)
-        sample.answers = tuple(every)
-        if own is not None:
-            sample.id = own if len(captions) == 1 else f"{own}-{number}"
-        samples.append(sample)
-    return samples
+    ids = [f"{own}-{number}" if several and own else own for number in range(1, len(captions) + 1)]
+    return [
+        asked("", every, pictures, origin, id=name, learned=caption)
+        for caption, name in zip(captions, ids, strict=True)
+    ]
 
 
 def _is_laion(record: Mapping[str, Any]) -> bool:

@@ -17,8 +17,7 @@ from tuninglab.data.reading.fields import (
     each,
     first_of,
     given,
-    identity,
-    listed,
+    named,
     of_split,
     refuse_more,
     text_of,
@@ -56,14 +55,10 @@ def multiple_choice(
         raise ValueError(f"the question has {len(options)} options; at most 26 have letters")
     if right >= len(options):
         raise ValueError(f"the answer is option {right}, counted from 0, of {len(options)}")
-    lines = [
-        f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)
-    ]
+    lines = [f"{ascii_uppercase[number]}. {option}" for number, option in enumerate(options)]
     hint = given(record, "hint")
-    if isinstance(hint, str) and hint.strip():
-        lines = [f"Context: {hint}", text_of(record, "question"), *lines]
-    else:
-        lines = [text_of(record, "question"), *lines]
+    context = [] if hint in (None, "") else [f"Context: {text_of(record, 'hint')}"]
+    lines = [*context, text_of(record, "question"), *lines]
     answers = [ascii_uppercase[right], as_text(options[right], "the text of the right option")]
     return asked("\n".join(lines), answers, images, origin, kind, id_of(record))
 
@@ -152,28 +147,20 @@ def _is_scienceqa(documents: Sequence[Any]) -> bool:
 
 
 def _scienceqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
-    """Problems with their pictures' names; about half have none. Each names its split itself."""
+    """Problems with their pictures' names; about half have none. Each names its split itself.
 
-    def convert(item: dict[str, Any]) -> list[dict[str, Any]]:
-        problem, name = item["problem"], item["id"]
-        if not isinstance(problem, dict):
-            raise ValueError(f"the problem is {brief(problem)}; expected an object")
-        record = problem | {"question_id": name}
-        if problem.get("image") is not None:
-            place = f"{problem.get('split')}/{name}/{text_of(problem, 'image')}"
-            record["image"] = reading.existing([place, f"images/{place}"])
-        return [record]
+    The lecture and the solution are explanations and not learned.
+    """
 
-    items = [
-        (f"{file}, problem {brief(name)}", {"problem": problem, "id": name})
-        for name, problem in documents[0].items()
-    ]
-    return each(of_split(items, _scienceqa_split, file, reading), convert)
+    def convert(problem: dict[str, Any]) -> list[dict[str, Any]]:
+        folder = f"{text_of(problem, 'split')}/{problem['question_id']}"
+        if problem.get("image") is None:
+            return [problem]
+        place = f"{folder}/{text_of(problem, 'image')}"
+        return [problem | {"image": reading.existing([place, f"images/{place}"])}]
 
-
-def _scienceqa_split(item: dict[str, Any]) -> str:
-    problem = item["problem"]
-    return str(problem.get("split", ""))[:40] if isinstance(problem, dict) else ""
+    items = named(documents[0], f"{file}, problem")
+    return each(of_split(items, lambda problem: problem.get("split"), file, reading), convert)
 
 
 def _is_ai2d(documents: Sequence[Any]) -> bool:
@@ -188,14 +175,12 @@ def _is_ai2d(documents: Sequence[Any]) -> bool:
 def _ai2d(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
     """The questions about each picture; a file of the set is about one."""
 
-    def convert(item: dict[str, Any]) -> list[dict[str, Any]]:
-        image, question = text_of(item, "imageName"), item["question"]
-        if not isinstance(question, dict):
-            raise ValueError(f"the question is {brief(question)}; expected an object")
+    def convert(question: dict[str, Any]) -> list[dict[str, Any]]:
+        image = text_of(question, "imageName")
         return [
             {
                 "image": reading.existing([image, f"images/{image}"]),
-                "question": item["text"],
+                "question": question["question_id"],
                 "options": question.get("answerTexts"),
                 "answer": question.get("correctAnswer"),
                 "id": question.get("questionId"),
@@ -203,12 +188,9 @@ def _ai2d(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
         ]
 
     items = (
-        (
-            f"{file}, question {brief(text)}",
-            {"text": text, "question": question, "imageName": document.get("imageName")},
-        )
+        (origin, item | {"imageName": document["imageName"]} if isinstance(item, dict) else item)
         for document in documents
-        for text, question in document["questions"].items()
+        for origin, item in named(document["questions"], f"{file}, question")
     )
     return each(items, convert)
 
@@ -218,7 +200,7 @@ AOKVQA_DIRECT = Format("aokvqa_direct", "A-OKVQA, direct answers", _is_aokvqa, _
 CHOICES = Format("choices", "questions with options (ScienceQA, AI2D)", _is_choice, _choices)
 AI2D_ROWS = Format(
     "ai2d_rows",
-    "AI2D's table, answers counted from 0",
+    "AI2D's table (numbers as text)",
     _is_choice,
     partial(_choices, numbered=True),
 )

@@ -121,7 +121,7 @@ def first_of(document: Any, key: str | None = None) -> Mapping[str, Any]:
     """
     if not isinstance(document, dict):
         return {}
-    items = document.values() if key is None else document.get(key)
+    items: Any = document.values() if key is None else document.get(key)
     if key is not None and not isinstance(items, list):
         return {}
     first = next(iter(items), None)
@@ -205,15 +205,15 @@ def each(
 
 
 def of_split(
-    items: Iterable[tuple[str, Any]], split_of: Callable[[Any], str], file: str, reading: Reading
+    items: Iterable[tuple[str, Any]], split_of: Callable[[Any], Any], file: str, reading: Reading
 ) -> list[tuple[str, Any]]:
     """The parts of a document that belong to the split that is read; others count in the notes.
 
     A file that holds training and test data at once would else be trained on whole.
 
     Args:
-        items: where each stands, and the part; what is no object stays, to be refused by name.
-        split_of: an object's split ("" where it names none).
+        items: where each stands, and the part.
+        split_of: an object's split, a text. Where it is none the part stays, to be refused by name.
         file: for messages.
         reading: says which split; where it does not: train, or the only one.
 
@@ -222,12 +222,12 @@ def of_split(
     """
     items = list(items)
     splits = [split_of(item) if isinstance(item, dict) else None for _, item in items]
-    sizes = Counter(split for split in splits if split is not None)
+    sizes = Counter(split for split in splits if isinstance(split, str))
     wanted = reading.split or (next(iter(sizes)) if len(sizes) == 1 else "train")
     if sizes and wanted not in sizes:
         there = ", ".join(brief(split, 20) for split in list(sizes)[:10])
         raise UserError(f"{file} has no split {wanted!r}; it has {there}: give PATH:SPLIT")
     if others := sum(sizes.values()) - sizes[wanted]:
         reading.notes[f"of other splits than {wanted}, left out (PATH:SPLIT reads them)"] += others
-    kept = (wanted, None)
-    return [item for item, split in zip(items, splits, strict=True) if split in kept]
+    rows = zip(items, splits, strict=True)
+    return [item for item, split in rows if split == wanted or not isinstance(split, str)]

@@ -110,13 +110,13 @@ def _match(record: Mapping[str, Any], info: dict[str, Any], number: int) -> tupl
 
 def _matrix(record: Mapping[str, Any], pictures: int, sentences: int) -> list[list[float]]:
     rows = record.get("similarity_matrix")
-    whole_rows = isinstance(rows, list) and len(rows) == pictures
-    if not whole_rows or any(not isinstance(r, list) or len(r) != sentences for r in rows):
+    rows = rows if isinstance(rows, list) and len(rows) == pictures else [None]
+    if not all(isinstance(row, list) and len(row) == sentences for row in rows):
         raise ValueError(
             "there is neither a matched_text_index of every picture nor a similarity_matrix of "
             f"{pictures} pictures by {sentences} sentences"
         )
-    return [[_similarity(value) for value in row] for row in rows]
+    return [[_similarity(value) for value in row] for row in rows if isinstance(row, list)]
 
 
 def _assigned(matrix: list[list[float]], pictures: list[int]) -> dict[int, tuple[int, float]]:

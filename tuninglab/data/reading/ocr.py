@@ -12,6 +12,8 @@ from tuninglab.data.reading.fields import (
     given,
     identity,
     listed,
+    named,
+    numbered,
     of_split,
     refuse_more,
     text_of,
@@ -37,7 +39,7 @@ def _textvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[
         names = [name, f"train_images/{name}", f"test_images/{name}"]
         return [_record(item, reading.existing(names))]
 
-    return each(_numbered(documents[0], file), convert)
+    return each(numbered(listed(documents[0], "data", file), f"{file}, question"), convert)
 
 
 def _is_docvqa(documents: Sequence[Any]) -> bool:
@@ -52,12 +54,7 @@ def _docvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
         found = reading.existing([name, name.rpartition("/")[2] or name])
         return [_record(item, found) | {"kind": kind}]
 
-    return each(_numbered(documents[0], file), convert)
-
-
-def _numbered(document: dict[str, Any], file: str) -> Iterator[tuple[str, Any]]:
-    for number, item in enumerate(listed(document, "data", file), 1):
-        yield f"{file}, question {number}", item
+    return each(numbered(listed(documents[0], "data", file), f"{file}, question"), convert)
 
 
 def _record(item: dict[str, Any], image: str) -> dict[str, Any]:
@@ -76,10 +73,10 @@ def _is_ocrvqa(documents: Sequence[Any]) -> bool:
 def _ocrvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
     """Each question about a book is a record; they have no ids, so the book's and a number."""
 
-    def convert(item: dict[str, Any]) -> list[dict[str, Any]]:
-        book, name = item["book"], item["id"]
-        if not isinstance(book, dict):
-            raise ValueError(f"the entry is {brief(book)}; expected an object")
+    def convert(book: dict[str, Any]) -> list[dict[str, Any]]:
+        name = book["question_id"]
+        if _ocrvqa_split(book) is None:
+            raise ValueError(f"the split is {brief(book.get('split'))}; expected 1, 2 or 3")
         questions, answers = texts_of(book, "questions"), texts_of(book, "answers")
         if len(questions) != len(answers):
             raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
@@ -92,16 +89,13 @@ def _ocrvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1)
         ]
 
-    items = [
-        (f"{file}, entry {brief(name)}", {"book": book, "id": name})
-        for name, book in documents[0].items()
-    ]
+    items = named(documents[0], f"{file}, entry")
     return each(of_split(items, _ocrvqa_split, file, reading), convert)
 
 
-def _ocrvqa_split(item: dict[str, Any]) -> str:
-    split = item["book"].get("split") if isinstance(item["book"], dict) else None
-    return OCR_SPLITS.get(split, "") if isinstance(split, int) else ""
+def _ocrvqa_split(book: dict[str, Any]) -> str | None:
+    split = book.get("split")
+    return OCR_SPLITS.get(split) if isinstance(split, int) else None
 
 
 def _is_chartqa(record: Mapping[str, Any]) -> bool:

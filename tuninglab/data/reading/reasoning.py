@@ -11,11 +11,13 @@ from tuninglab.data.reading.fields import (
     given,
     identity,
     listed,
+    named,
+    numbered,
     refuse_more,
     text_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
-from tuninglab.data.sample import MISSING, ImageSource, Sample, brief
+from tuninglab.data.sample import ImageSource, Sample, brief
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -27,10 +29,7 @@ def _is_gqa(documents: Sequence[Any]) -> bool:
 def _gqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
     """The short answer is learned, which the official score compares, not the full sentence."""
 
-    def convert(item: dict[str, Any]) -> list[dict[str, Any]]:
-        question = item["question"]
-        if not isinstance(question, dict):
-            raise ValueError(f"the question is {brief(question)}; expected an object")
+    def convert(question: dict[str, Any]) -> list[dict[str, Any]]:
         name = f"{identity(question.get('imageId'), 'the imageId')}.jpg"
         types = question.get("types")
         return [
@@ -38,16 +37,12 @@ def _gqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawR
                 "image": reading.existing([name, f"images/{name}"]),
                 "question": question.get("question"),
                 "answers": question.get("answer"),
-                "question_id": item["id"],
+                "question_id": question["question_id"],
                 "kind": types.get("structural") if isinstance(types, dict) else None,
             }
         ]
 
-    items = (
-        (f"{file}, question {brief(name)}", {"question": question, "id": name})
-        for name, question in documents[0].items()
-    )
-    return each(items, convert)
+    return each(named(documents[0], f"{file}, question"), convert)
 
 
 def _is_clevr(documents: Sequence[Any]) -> bool:
@@ -71,11 +66,7 @@ def _clevr(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Ra
             }
         ]
 
-    items = (
-        (f"{file}, question {number}", item)
-        for number, item in enumerate(listed(documents[0], "questions", file), 1)
-    )
-    return each(items, convert)
+    return each(numbered(listed(documents[0], "questions", file), f"{file}, question"), convert)
 
 
 def _is_nlvr2(record: Mapping[str, Any]) -> bool:

@@ -1,32 +1,35 @@
 """The official files of VQAv2, OK-VQA, VizWiz and TextVQA: questions here, annotations there."""
 
-import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from tuninglab.data.reading.fields import each, given, identity, indexed, listed, whole
+from tuninglab.data.reading.fields import (
+    base_names,
+    each,
+    first_of,
+    given,
+    identity,
+    indexed,
+    listed,
+    named_split,
+    numbered,
+    whole,
+)
 from tuninglab.data.reading.found import Document, RawRecord, Reading
 from tuninglab.data.sample import brief
 from tuninglab.errors import UserError
 
-SPLIT = re.compile(r"(train|val|test)(?:-dev)?(20\d\d)")
 PARTS = ("train", "val", "test")
 TOGETHER = "give both together: --data questions.json+annotations.json"
 
 
 def _fits(documents: Sequence[Any]) -> bool:
+    # CLEVR has "questions" too, and COCO "annotations", but not such names in them.
     return bool(documents) and all(
-        isinstance(document, dict)
-        and (_has(document, "questions") or _has(document, "annotations"))
+        any("question_id" in first_of(document, key) for key in ("questions", "annotations"))
         for document in documents
     )
-
-
-def _has(document: dict[str, Any], key: str) -> bool:
-    items = document.get(key)
-    first = items[0] if isinstance(items, list) and items else None
-    # CLEVR has "questions" too, and COCO "annotations", but no such names in them.
-    return isinstance(first, dict) and "question_id" in first
 
 
 def _records(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawRecord]:
@@ -42,16 +45,12 @@ def _records(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[
     answered = indexed(annotations, "question_id", f"{file}, annotation")
     _check_alike(asked.keys() - answered.keys(), "questions have no annotation", file)
     _check_alike(answered.keys() - asked.keys(), "annotations have no question", file)
-    rows = zip(asked, asked.values(), splits, strict=True)
+    rows = zip(asked.items(), splits, strict=True)
     items = (
-        (f"{file}, question {number}", {"question": item, "of": answered[name], "split": split})
-        for number, (name, item, split) in enumerate(rows, 1)
+        {"question": item, "annotation": answered[name], "split": split}
+        for (name, item), split in rows
     )
-    return each(items, lambda item: [_record(**_named(item), reading=reading, file=file)])
-
-
-def _named(item: dict[str, Any]) -> dict[str, Any]:
-    return {"question": item["question"], "annotation": item["of"], "split": item["split"]}
+    return each(numbered(items, f"{file}, question"), partial(_records_of, reading=reading))
 
 
 def _check_alike(names: set[str], what: str, file: str) -> None:
@@ -62,39 +61,30 @@ def _check_alike(names: set[str], what: str, file: str) -> None:
         )
 
 
-def _record(
-    question: dict[str, Any],
-    annotation: dict[str, Any],
-    split: str | None,
-    reading: Reading,
-    file: str,
-) -> dict[str, Any]:
+def _records_of(item: dict[str, Any], reading: Reading) -> list[dict[str, Any]]:
+    question, annotation = item["question"], item["annotation"]
     image_id = question.get("image_id")
     if annotation.get("image_id", image_id) != image_id:
         raise ValueError(
             f"its picture is {brief(image_id)}, in the annotation {brief(annotation['image_id'])}"
         )
-    return {
-        "image": reading.existing(_picture_names(image_id, split)),
+    record = {
+        "image": reading.existing(_picture_names(image_id, item["split"])),
         "question": question.get("question"),
         "answers": given(annotation, "answers", "multiple_choice_answer"),
         "question_id": question["question_id"],
         # The first words of a question tell more of its usual answer than yes/no, number, other.
         "kind": given(annotation, "question_type", "answer_type"),
     }
+    return [record]
 
 
 def _split(document: dict[str, Any], file: str) -> str | None:
-    """The folder of the pictures ("train2014"), from the document or the name of its file."""
+    """The folder of the pictures ("train2014"), from the document or the names of its files."""
     subtype = document.get("data_subtype")
-    if isinstance(subtype, str):
-        if found := SPLIT.fullmatch(subtype):
-            # The questions of test-dev2015 show pictures of test2015.
-            return f"{found[1]}{found[2]}"
-        if subtype in PARTS:
-            return subtype
-    named = {f"{part}{year}" for part, year in SPLIT.findall(file)}
-    return named.pop() if len(named) == 1 else None
+    if isinstance(subtype, str) and (subtype in PARTS or named_split(subtype)):
+        return named_split(subtype) or subtype
+    return named_split(base_names(file))
 
 
 def _picture_names(image_id: Any, split: str | None) -> list[str]:
