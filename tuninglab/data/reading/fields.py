@@ -85,10 +85,10 @@ def texts_of(record: Mapping[str, Any], *keys: str) -> list[str]:
     values = given(record, *keys)
     if not isinstance(values, list) or not values:
         what = "missing" if values is None else "empty" if values == [] else brief(values)
-        raise ValueError(f"the {keys[0]} are {what}; expected a list of texts")
+        raise ValueError(f'"{keys[0]}" is {what}; expected a list of texts')
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
-            raise ValueError(f"number {number} of the {keys[0]} is {brief(value)}, not a text")
+            raise ValueError(f'number {number} of "{keys[0]}" is {brief(value)}, not a text')
         checked_text(value)
     return values
 

@@ -14,7 +14,6 @@ from tuninglab.data.reading.fields import (
     listed,
     named_split,
     numbered,
-    whole,
 )
 from tuninglab.data.reading.found import Document, RawRecord, Reading
 from tuninglab.data.sample import brief
@@ -63,13 +62,12 @@ def _check_alike(names: set[str], what: str, file: str) -> None:
 
 def _records_of(item: dict[str, Any], reading: Reading) -> list[dict[str, Any]]:
     question, annotation = item["question"], item["annotation"]
-    image_id = question.get("image_id")
-    if annotation.get("image_id", image_id) != image_id:
-        raise ValueError(
-            f"its picture is {brief(image_id)}, in the annotation {brief(annotation['image_id'])}"
-        )
+    name = identity(question.get("image_id"), "the image_id")
+    other = given(annotation, "image_id")
+    if other is not None and identity(other, "the annotation's image_id") != name:
+        raise ValueError(f"its picture is {brief(name)}, that of its annotation {brief(other)}")
     record = {
-        "image": reading.existing(_picture_names(image_id, item["split"])),
+        "image": reading.existing(_picture_names(question["image_id"], item["split"])),
         "question": question.get("question"),
         "answers": given(annotation, "answers", "multiple_choice_answer"),
         "question_id": question["question_id"],
@@ -87,25 +85,24 @@ def _split(document: dict[str, Any], file: str) -> str | None:
     return named_split(base_names(file))
 
 
-def _picture_names(image_id: Any, split: str | None) -> list[str]:
+def _picture_names(image_id: str | int, split: str | None) -> list[str]:
     """What the picture may be called: COCO's are numbers, VizWiz's names of files, TextVQA's ids.
 
     Raises:
-        ValueError: the id is neither text nor number, or COCO's split is not known.
+        ValueError: COCO's split is not known.
     """
     if isinstance(image_id, str):
-        name = identity(image_id, "the image_id")
+        name = image_id
         if not name.lower().endswith((".jpg", ".jpeg", ".png")):
             name += ".jpg"
         # TextVQA keeps pictures of val in the folder of train.
         return [name, *([f"{split}/{name}"] if split else []), f"train_images/{name}"]
-    number = whole(image_id, "the image_id")
     if split is None or split in PARTS:
         raise ValueError(
-            f'no picture can be named by the image_id {number}: neither "data_subtype" nor the '
+            f'no picture can be named by the image_id {image_id}: neither "data_subtype" nor the '
             "name of the file says train2014, val2014 or test2015; write it there"
         )
-    name = f"COCO_{split}_{number:012d}.jpg"
+    name = f"COCO_{split}_{image_id:012d}.jpg"
     return [name, f"{split}/{name}"]
 
 
