@@ -48,8 +48,9 @@ def test_names_are_unique():
 def places(value, path=()):
     """The ways to all values inside of a value."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items if isinstance(value, dict | list | tuple) else ():
+    inside = isinstance(value, dict | list | tuple)
+    items = value.items() if isinstance(value, dict) else enumerate(value if inside else ())
+    for key, inner in items:
         yield from places(inner, (*path, key))
 
 

@@ -108,6 +108,8 @@ def _chartqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
     if record.get("imgname") is not None:
         name = text_of(record, "imgname")
         images = [*images, reading.existing([name, f"png/{name}"])]
+    if not images:
+        raise ValueError("the question is about no picture; name the chart (imgname)")
     question, answers = text_of(record, "query"), answers_of(record, "label")
     return [asked(question, answers, images, origin, id=id_of(record))]
 
