@@ -1,5 +1,6 @@
 """What a path holds, and how its records become samples: what every format answers."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ class Reading:
         keep_marks: leave `<image>` where the file has it (--keep_marks).
         columns: names of a record's keys by what they hold, {"query": "Q"} (--columns).
         seed: of what is drawn among several answers or captions.
+        split: the part that is read of a file that holds several (path:split); None: train.
         notes: what was done to records and changes what is learned, and how often; said once.
     """
 
@@ -29,12 +31,14 @@ class Reading:
     keep_marks: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
 
     def existing(self, names: Sequence[str]) -> str:
         """The first of these names that is a file under the root; else the first, for messages."""
         root = self.root
-        found = (name for name in names if root is not None and (root / name).is_file())
+        # Names are untrusted: unlike Path's own, this test is also false for one that no file has.
+        found = (name for name in names if root is not None and os.path.isfile(root / name))
         return next(found, names[0])
 
 
