@@ -6,6 +6,7 @@ from typing import Any
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.records import name_of
 from tuninglab.data.reading.single_turns import (
+    EMPTY,
     answer_and_all,
     given_key,
     given_text,
@@ -19,12 +20,12 @@ ANSWER_KEYS = ("output", "response")
 
 def fits_alpaca(record: Mapping[str, Any]) -> bool:
     """Whether a record has an instruction and its output."""
-    return record.get("instruction") is not None and "output" in record
+    return record.get("instruction") is not None and record.get("output") not in EMPTY
 
 
 def fits_dolly(record: Mapping[str, Any]) -> bool:
     """Whether a record has an instruction and its response."""
-    return record.get("instruction") is not None and "response" in record
+    return record.get("instruction") is not None and record.get("response") not in EMPTY
 
 
 def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:

@@ -6,6 +6,7 @@ from typing import Any
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.records import answer_texts
 from tuninglab.data.reading.single_turns import (
+    EMPTY,
     answer_and_all,
     given_key,
     given_text,
@@ -38,14 +39,14 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
                 f'the record has "{key}", which this format does not read; write them into the '
                 "question, or name the format of the set: --format"
             )
-    question = given_text(record, given_key(record, QUERY_KEYS, reading))
     others = record.get("answers")
-    if record.get("answer") not in ("", None) and isinstance(others, list):
+    if record.get("answer") not in EMPTY and isinstance(others, list):
         record = {key: value for key, value in record.items() if key != "answers"}
     else:
         others = None
     answer, answers = answer_and_all(record[given_key(record, RESPONSE_KEYS, reading)])
     right = answers if others is None else answer_texts(others)
+    question = given_text(record, given_key(record, QUERY_KEYS, reading))
     return [single_turn(record, question, answer, origin, answers=right)]
 
 

@@ -16,6 +16,8 @@ from tuninglab.data.reading.records import (
 )
 from tuninglab.data.sample import ImageSource, Message, Sample, brief
 
+EMPTY = (None, "")  # what tables hold where a record has no such value
+
 
 def given_key(record: Mapping[str, Any], keys: Sequence[str], reading: Reading) -> str:
     """The one key of several with the same meaning that holds something.
@@ -28,7 +30,7 @@ def given_key(record: Mapping[str, Any], keys: Sequence[str], reading: Reading) 
     Raises:
         ValueError: there is none, or which of several is meant is not said.
     """
-    given = [key for key in keys if record.get(key) not in ("", None)]
+    given = [key for key in keys if record.get(key) not in EMPTY]
     if keys[0] in given and keys[0] in reading.columns:
         return keys[0]
     if not given:
