@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import pickle
@@ -315,3 +316,15 @@ def test_any_json_gives_samples_or_a_user_error(tmp_path_factory, records):
     except UserError as error:
         assert str(path) in str(error)
         str(error).encode()
+
+
+def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
+    data = (pics / "a.png").read_bytes()
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    turns = [{"from": "human", "value": "what?\n<image>"}, {"from": "gpt", "value": "red"}]
+    records = [{"image": name, "conversations": turns} for name in (url, "a.png", url)]
+    samples = read_samples(write(tmp_path, records), pics).samples
+    assert [sample.images for sample in samples] == [[data], [pics / "a.png"], [data]]
+    # What was done to the records is said, once.
+    said = capsys.readouterr().err
+    assert said.count("moved to the front") == 1 and ": 3 times" in said

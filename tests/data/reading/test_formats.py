@@ -287,9 +287,13 @@ GOOD = {
         {"file_names": ["a.png", "b.png"], "text": "Two."},
         ("captions", [user(IMAGE, IMAGE), answer("Two.")], ["a.png", "b.png"]),
     ),
-    "a question about nothing but the picture": (
+    "a struct from JSON": (
         {"image": {"bytes": BASE64}, "prompt": "Q?", "completion": "A."},
         ("query-response", SHOWN, [PNG]),
+    ),
+    "nothing asked": (
+        {"images": ["a.png"], "query": "", "response": "A.", "history": ""},
+        ("query-response", [user(IMAGE), answer("A.")], ["a.png"]),
     ),
 }
 
@@ -440,7 +444,9 @@ BAD = {
     "output and response may each be": [{"instruction": "Q", "output": "A", "response": "B"}],
     "--columns response=answer": [{"problem": "Q", "solution": "long", "answer": "1"}],
     "--columns query=prompt": [{"prompt": "Q", "question": "P", "answer": "1"}],
-    '"prompt" is a list of 1': [{"prompt": [USER], "completion": [ASSISTANT]}],
+    '"prompt" is a list of 1': [{"prompt": [USER], "completion": "A"}],
+    "an answer is an object of 2": [{"prompt": [USER], "completion": [ASSISTANT]}],
+    "the question is empty": [{"query": "", "response": "A"}],
     '"history" holds a list of 1': [{"query": "Q", "response": "A", "history": [["Q"]]}],
     '"history" holds 5': [{"instruction": "Q", "output": "A", "history": 5}],
     'has "choices", which this format does not read': [

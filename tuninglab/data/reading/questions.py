@@ -46,7 +46,9 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
         others = None
     answer, answers = answer_and_all(record[given_key(record, RESPONSE_KEYS, reading)])
     right = answers if others is None else answer_texts(others)
-    question = given_text(record, given_key(record, QUERY_KEYS, reading))
+    # Of a picture alone one may ask nothing: it is described.
+    asked = any(record.get(key) not in EMPTY for key in QUERY_KEYS)
+    question = given_text(record, given_key(record, QUERY_KEYS, reading)) if asked else ""
     return [single_turn(record, question, answer, origin, answers=right)]
 
 

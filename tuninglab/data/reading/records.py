@@ -212,7 +212,7 @@ def majority(answers: Sequence[str]) -> str:
 
 def _answer_text(value: Any) -> str:
     if isinstance(value, dict):
-        value = value.get("answer", MISSING)
+        value = value.get("answer", value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"an answer is {brief(value)}; expected a text")
     return checked_text(str(value))

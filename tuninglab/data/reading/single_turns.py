@@ -103,7 +103,7 @@ def single_turn(
 def _history(record: Mapping[str, Any]) -> list[Message]:
     """The questions and answers before; these answers are learned, too."""
     history = record.get("history")
-    if history is None:
+    if history in EMPTY:
         return []
     pairs = history if isinstance(history, list) else [history]
     for pair in pairs:

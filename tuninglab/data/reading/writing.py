@@ -56,8 +56,9 @@ def _shown(picture: ImageSource, folder: Path) -> str:
     data = _content(picture)
     if len(data) > MAX_INLINE:
         label = picture.name if isinstance(picture, StoredPicture) else picture
+        label = "given as bytes" if isinstance(label, bytes) else brief(label, 200)
         raise UserError(
-            f"picture {brief(label, 200)} is too large to be written out ({MAX_INLINE // MIB} MiB "
+            f"picture {label} is too large to be written out ({MAX_INLINE // MIB} MiB "
             f"at most); copy its file below {folder}"
         )
     # Of which kind it is, is seen by its bytes; nobody relies on what the URL says.
