@@ -50,6 +50,11 @@ BAD_DIALOGUES = {
     "the text of a part is null": [[user([{"type": "text", "text": None}]), answer("a")]],
     "half of a surrogate pair": [[user(SURROGATE), answer("a")], [user("a"), answer(SURROGATE)]],
     "message 2 (assistant) holds an <image> mark": [[user("a"), answer("<image> a")]],
+    'message 2: "loss" is 0; expected true or false': [[user("a"), answer("b") | {"loss": 0}]],
+    'message 1: "loss" is true, but this is a user message': [
+        [user("a") | {"loss": True}, answer("b")]
+    ],
+    "no answer is learned": [[user("a"), answer("b") | {"loss": False}]],
     "1 <image> marks in the messages but 0 images": [[user("<image>?"), answer("a")]],
 }
 
@@ -71,3 +76,14 @@ def test_samples_made_in_python_are_checked_and_not_changed_in_place():
     assert sample.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "a"}]
     with pytest.raises(ValueError, match="1 <image> marks"):
         Sample(messages, [])
+
+
+def test_only_what_is_not_learned_is_marked():
+    first = [user("a") | {"loss": False}, answer("b") | {"loss": False}]
+    last = [user("c"), answer("d") | {"loss": True}]
+    sample = Sample(first + last, [], answers=["d", "D"])
+    assert [message.get("loss") for message in sample.messages] == [None, False, None, None]
+    same = Sample([user("a"), first[1], user("c"), answer("d") | {"loss": None}], [])
+    assert same.messages == sample.messages
+    assert Sample(sample.messages, []).messages == sample.messages
+    assert sample.answers == ("d", "D")

@@ -46,7 +46,8 @@ class StoredPicture(ABC):
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | StoredPicture
 Part: TypeAlias = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
-Message: TypeAlias = dict[str, Any]  # {"role": "user", "content": list of parts}
+# {"role": "user", "content": list of parts}, and "loss": False in an answer that is not learned.
+Message: TypeAlias = dict[str, Any]
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Sample:
 
     Args:
         messages: `{"role", "content"}` each, in Hugging Face's message format; a content that is a
-            plain string may hold `<image>` marks, in a list of parts text is only text.
+            plain string may hold `<image>` marks, in a list of parts text is only text. An answer
+            with `"loss": False` is read and not learned.
         images: one for each image part, in the order of the parts.
         origin: where it came from, for messages to people ("my.json, record 3").
         kind: the type of question, for scores by type.
@@ -77,6 +79,8 @@ class Sample:
 
     def __post_init__(self):
         self.messages = normal_messages(self.messages)
+        # One form, so that samples that say the same are equal.
+        self.answers = tuple(self.answers)
         check_turns(self.messages)
         marks = count_images(self.messages)
         if marks != len(self.images):
@@ -109,25 +113,53 @@ def normal_messages(messages: Any) -> list[Message]:
     Raises:
         ValueError: a message is no object, its role is unknown or its content cannot be read.
     """
+    normal = []
+    for number, message in enumerate(checked_dialogue(messages), 1):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {number} is {brief(message)}; expected an object")
+        try:
+            role = checked_role(message.get("role", MISSING))
+            parts = content_parts(message.get("content", MISSING))
+            unlearned = _is_unlearned(message.get("loss"), role)
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+        normal.append({"role": role, "content": parts} | ({"loss": False} if unlearned else {}))
+    return normal
+
+
+def checked_dialogue(messages: Any) -> list[Any]:
+    """The messages, if they are a list of some.
+
+    Raises:
+        ValueError: they are not.
+    """
     if not isinstance(messages, list) or not messages:
         what = "empty" if messages == [] else brief(messages)
         raise ValueError(
             f"the dialogue is {what}; expected a list of messages, a question and its answer"
         )
-    normal = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise ValueError(f"message {number} is {brief(message)}; expected an object")
-        role = message.get("role", MISSING)
-        if not isinstance(role, str) or role not in ROLES:
-            known = "system, user (or human), assistant (or gpt)"
-            raise ValueError(f"message {number}: the role is {brief(role)}; known: {known}")
-        try:
-            parts = content_parts(message.get("content", MISSING))
-        except ValueError as error:
-            raise ValueError(f"message {number}: {error}") from None
-        normal.append({"role": ROLES[role], "content": parts})
-    return normal
+    return messages
+
+
+def checked_role(role: Any) -> str:
+    """A role by our name for it.
+
+    Raises:
+        ValueError: nobody is called so.
+    """
+    if not isinstance(role, str) or role not in ROLES:
+        known = "system, user (or human), assistant (or gpt)"
+        raise ValueError(f"the role is {brief(role)}; known: {known}")
+    return ROLES[role]
+
+
+def _is_unlearned(loss: Any, role: str) -> bool:
+    """Whether a message says that its answer is not learned; of others this goes without saying."""
+    if loss is not None and not isinstance(loss, bool):
+        raise ValueError(f'"loss" is {brief(loss)}; expected true or false')
+    if loss and role != "assistant":
+        raise ValueError(f'"loss" is true, but this is a {role} message: only answers are learned')
+    return loss is False and role == "assistant"
 
 
 def content_parts(content: Any) -> list[Part]:
@@ -191,6 +223,8 @@ def check_turns(messages: list[Message]) -> None:
     turns = messages[first:]
     if not any(message["role"] == "assistant" for message in turns):
         raise ValueError("there is no answer; add an assistant message, it is what is learned")
+    if not any(message["role"] == "assistant" and "loss" not in message for message in turns):
+        raise ValueError('no answer is learned: all have "loss": false; drop the record')
     for index, message in enumerate(turns):
         number, role = first + index + 1, message["role"]
         if role == "system":

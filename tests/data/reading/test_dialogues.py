@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import pickle
@@ -131,7 +132,7 @@ SURROGATE = "\ud800"
         ({"messages": GOOD, "conversations": []}, "the record has both; expected one"),
         ({"messages": [GOOD[0], {"role": "assistant", "content": " "}]}, "the answer is empty"),
         ({"conversations": {}}, "the dialogue is an object of 0; expected a list"),
-        ({"conversations": [{"from": "bot", "value": "a"}]}, "role is 'bot'; known: system"),
+        ({"conversations": [{"from": "cat", "value": "a"}]}, "role is 'cat'; known: system"),
         ({"messages": GOOD, "image": "a.png"}, "0 <image> marks in the messages but 1 images"),
         ({"messages": GOOD, "image": "a.png", "images": ["a.png"]}, 'both "image" and "images"'),
         ({"messages": GOOD, "images": [5]}, "named by 5"),
@@ -168,7 +169,8 @@ def test_bad_records_are_named(tmp_path, record, words):
         ("loop", "does not exist|no usable path|cannot be read"),
         ("https://example.com/a.png", "is a URL; download it first"),
         ("file:///a.png", "is a URL"),
-        ("data:image/png;base64,AAAA", "is a URL"),
+        ("data:image/png;base64,AAAA", "given as bytes is not a picture of a known kind"),
+        ("data:image/png;base64,!", "is not base64"),
         ("子 目录", "no regular file"),
         (".", "no regular file"),
         ("a.png/", "no regular file"),
@@ -314,3 +316,15 @@ def test_any_json_gives_samples_or_a_user_error(tmp_path_factory, records):
     except UserError as error:
         assert str(path) in str(error)
         str(error).encode()
+
+
+def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
+    data = (pics / "a.png").read_bytes()
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    turns = [{"from": "human", "value": "what?\n<image>"}, {"from": "gpt", "value": "red"}]
+    records = [{"image": name, "conversations": turns} for name in (url, "a.png", url)]
+    samples = read_samples(write(tmp_path, records), pics).samples
+    assert [sample.images for sample in samples] == [[data], [pics / "a.png"], [data]]
+    # What was done to the records is said, once.
+    said = capsys.readouterr().err
+    assert said.count("moved to the front") == 1 and ": 3 times" in said

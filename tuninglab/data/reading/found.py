@@ -25,6 +25,7 @@ class Reading:
         seed: of what is drawn among several answers or captions.
         split: the part that is read of a file that holds several (path:split); None: train.
         notes: what was done to records and changes what is learned, and how often; said once.
+        columns_found: those of `columns` that some record had so far.
     """
 
     root: Path | None = None
@@ -33,6 +34,7 @@ class Reading:
     seed: int = 0
     split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    columns_found: set[str] = field(default_factory=set)
 
     def existing(self, names: Sequence[str]) -> str:
         """The first of these names that is a file under the root; else the first, for messages."""
@@ -53,12 +55,14 @@ class Format:
         samples: a record, where it stands, how it is read -> its samples, at least one, or none
             where the format has records that are to be left out (counted in the notes). Raises
             ValueError that says what is wrong, without naming the record.
+        keys: that its records usually have, for messages.
     """
 
     name: str
     what: str
     fits: Callable[[Mapping[str, Any]], bool]
     samples: Callable[[dict[str, Any], str, Reading], list[Sample]]
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuninglab.data.reading.dialogues import checked_object, converted, to_sample
+from tuninglab.data.reading.dialogues import converted, to_sample
 from tuninglab.data.reading.json_files import read_records, shown
 from tuninglab.data.reading.opening import settle
+from tuninglab.data.reading.records import checked_object
 from tuninglab.data.sample import MISSING, Pair, brief, checked_text, plain_text
 from tuninglab.data.sources import Records
 from tuninglab.progress import working
