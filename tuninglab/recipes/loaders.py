@@ -12,13 +12,10 @@ from tuninglab.data.loading import make_loader
 from tuninglab.data.mixture import Joined
 from tuninglab.data.orders import MixedOrder, Order, WindowOrder
 from tuninglab.data.reading.lengths import fit, lengths_of
-from tuninglab.data.reading.store import table_of
+from tuninglab.data.reading.store import Chosen, table_of
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.sources import Splits
 from tuninglab.recipes.recipe import Base
-
-# Groups of rows that are mixed; whoever reads pictures keeps as many.
-WINDOW = 40
 
 
 def make_base_loader(
@@ -94,4 +91,5 @@ def order_of(samples: Sequence[Any]) -> Order | None:
     table = table_of(samples)
     if table is None or not len(table.groups) or table.groups.max() < 0:
         return None
-    return WindowOrder(table.row_groups(), WINDOW)
+    stored: Any = samples.source if isinstance(samples, Chosen) else samples
+    return WindowOrder(table.row_groups(), stored.window)

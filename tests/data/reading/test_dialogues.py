@@ -323,7 +323,7 @@ def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     turns = [{"from": "human", "value": "what?\n<image>"}, {"from": "gpt", "value": "red"}]
     records = [{"image": name, "conversations": turns} for name in (url, "a.png", url)]
-    samples = read_samples(write(tmp_path, records), pics).samples
+    samples = read_samples(write(tmp_path, records), pics)
     assert [sample.images for sample in samples] == [[data], [pics / "a.png"], [data]]
     # What was done to the records is said, once.
     said = capsys.readouterr().err

@@ -9,9 +9,9 @@ from PIL import Image
 from tuninglab.data.images import load_image
 from tuninglab.data.picture_files import confined_path
 from tuninglab.data.reading import picture_values, writing
-from tuninglab.data.reading.dialogues import read_samples
 from tuninglab.data.reading.formats import format_of, samples_of
 from tuninglab.data.reading.found import Reading
+from tuninglab.data.reading.opening import read_samples
 from tuninglab.data.reading.slices import Slice
 from tuninglab.data.reading.writing import write_samples
 from tuninglab.data.sample import Sample

@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tuninglab.data.reading.checking import Checker, Looked, checker
-from tuninglab.data.reading.found import Found, Reading
-from tuninglab.data.reading.slices import Slice
+from tuninglab.data.reading.formats import samples_of
+from tuninglab.data.reading.found import Format, Found, Reading
+from tuninglab.data.reading.slices import OwnPicture
 from tuninglab.data.reading.store import OWN_PICTURES, SAMPLES, Table, to_line
-from tuninglab.data.sample import Sample, StoredPicture
+from tuninglab.data.sample import StoredPicture
 from tuninglab.progress import working
 
 # Of mistakes that are kept in words; of those after, the number.
@@ -37,6 +38,7 @@ class Built:
         table: places of the samples.
         pictures: what was found of each picture, by number.
         names: of the pictures that are files of their own, by number; "" for others.
+        window: groups of rows that one process holds, where there are such.
     """
 
     records: int
@@ -48,6 +50,7 @@ class Built:
     table: Table
     pictures: list[Looked]
     names: list[str]
+    window: int = 1
 
 
 @dataclass
@@ -63,7 +66,6 @@ class _Lines:
 
 def build(
     found: Found,
-    to_samples: Callable[[dict[str, Any], str, Reading], tuple[str, list[Sample]]],
     reading: Reading,
     folder: Path,
     label: str,
@@ -74,7 +76,6 @@ def build(
 
     Args:
         found: the set.
-        to_samples: a record, its origin, how it is read -> what it is, its samples.
         reading: how records are read.
         folder: to write into.
         label: of the set in messages.
@@ -91,12 +92,17 @@ def build(
         own = stack.enter_context((folder / OWN_PICTURES).open("wb"))
         note = stack.enter_context(working(f"reading and checking {label}"))
         for origin, record in found.records(reading):
-            work.take(origin, record, to_samples, pictures, samples, own)
+            work.take(origin, record, found.format, pictures, samples, own)
             note(work.total)
         with working("checking pictures", len(work.numbers)) as note:
             for done in pictures.finish():
                 note(done)
-    return work.result(pictures.found, folder)
+    built = work.result(pictures.found, folder)
+    if work.group_numbers.keys() - {None}:
+        from tuninglab.data.reading.parquet import window
+
+        built.window = window(found.files)
+    return built
 
 
 class _Building:
@@ -104,17 +110,16 @@ class _Building:
         self.reading, self.label = reading, label
         self.lines, self.names = _Lines(), []
         self.numbers: dict[str | StoredPicture, int] = {}
-        self.own: dict[bytes, Slice] = {}
+        self.own: dict[bytes, OwnPicture] = {}
         self.groups, self.group_numbers = array("q"), {}
         self.problems: list[tuple[int, str]] = []
-        self.formats: Counter[str] = Counter()
         self.total = self.bad = 0
 
     def take(
         self,
         origin: str,
         record: Any,
-        to_samples: Callable[..., tuple[str, list[Sample]]],
+        format: Format | None,
         pictures: Checker,
         samples: BinaryIO,
         own: BinaryIO,
@@ -122,15 +127,12 @@ class _Building:
         """Convert a record, write its samples, have their pictures looked at."""
         number, self.total = self.total, self.total + 1
         try:
-            if isinstance(record, ValueError):
-                raise record
-            name, made = to_samples(record, origin, self.reading)
+            made = samples_of(record, origin, self.reading, format)
         except ValueError as error:
             self.bad += 1
             if len(self.problems) < MOST_TOLD:
                 self.problems.append((number, f"{origin}: {error}".removeprefix(self.label)))
             return
-        self.formats[name] += 1
         for sample in made:
             sample.images = [self._kept(image, own) for image in sample.images]
             # Own pictures first: what is below neither keeps its whole name.
@@ -150,7 +152,7 @@ class _Building:
         key = hashlib.sha256(image).digest()
         if key not in self.own:
             place = (Path(own.name), own.tell(), len(image))
-            self.own[key] = Slice(*place, "picture in a record")
+            self.own[key] = OwnPicture(*place, "given in the record")
             own.write(image)
             # Before it is looked at through another descriptor.
             own.flush()
@@ -190,7 +192,7 @@ class _Building:
             table = table.of(np.flatnonzero(keep))
         # In the order of the file, so that the first lines shown are the first to correct.
         problems = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
-        notes, formats = self.reading.notes, self.formats
+        notes, formats = self.reading.notes, self.reading.formats
         digest = _digest_of(folder, table)
         counts = (self.total, self.bad, problems, notes, formats)
         return Built(*counts, digest, table, looked, self.names)

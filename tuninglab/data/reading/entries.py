@@ -118,6 +118,7 @@ def keep(beside: Path, built: Built, what: str, root: Path, files: Mapping[str, 
         "notes": dict(built.notes),
         "formats": dict(built.formats),
         "digest": built.digest,
+        "window": built.window,
         "bytes": (beside / SAMPLES).stat().st_size,
     }
     (beside / ABOUT).write_text(json.dumps(about))

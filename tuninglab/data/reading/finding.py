@@ -75,7 +75,7 @@ def _json(path: Path, document: Document | None, format: Format | None) -> Found
 
 
 def _is_list_of_records(value: Any) -> bool:
-    """Whether a list has records of some format, each for itself: no document need be looked for."""
+    """Whether a list has records of some format, so that it is no document as a whole."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and any(one.fits(first) for one in FORMATS)
 

@@ -11,12 +11,12 @@ from tuninglab.data.reading.instructions import ALPACA, DOLLY
 from tuninglab.data.reading.messages import MESSAGES
 from tuninglab.data.reading.questions import QUESTIONS
 from tuninglab.data.reading.records import checked_object
+from tuninglab.data.reading.sets import FORMATS as SETS
 from tuninglab.data.sample import Sample, brief
 from tuninglab.errors import UserError
 
-# Benchmark sets: each has keys of its own, so they come before what any question may look like.
-SETS: tuple[Format, ...] = ()
-# The first that fits a record is its format.
+# The first that fits a record is its format. Benchmark sets have keys of their own, so they come
+# before what any question may look like.
 FORMATS = (MESSAGES, CONVERSATIONS, *SETS, ALPACA, DOLLY, QUESTIONS, CAPTIONS)
 # What --columns may name besides the keys of the formats.
 COLUMNS = ("image", "images", "system", "history", "id", "kind", "answers")
@@ -40,7 +40,10 @@ def samples_of(
         ValueError: what is wrong with the record; one that is itself a ValueError is raised.
     """
     record = renamed(checked_object(record), reading)
-    return (format or format_of(record)).samples(record, origin, reading)
+    format = format or format_of(record)
+    made = format.samples(record, origin, reading)
+    reading.formats[format.what] += 1
+    return made
 
 
 def format_of(record: Mapping[str, Any]) -> Format:
@@ -113,7 +116,8 @@ def check_columns_found(reading: Reading) -> None:
 
 def _nearest(keys: list[str]) -> list[str]:
     """The formats whose keys are the most like these, each with its keys."""
-    wanted = {f"{format.name} ({', '.join(format.keys)})": format.keys for format in FORMATS}
+    named = (format for format in FORMATS if format.keys)
+    wanted = {f"{format.name} ({', '.join(format.keys)})": format.keys for format in named}
     likeness = {
         text: sum(max((_likeness(key, other) for other in keys), default=0.0) for key in needed)
         / max(len(needed), 1)

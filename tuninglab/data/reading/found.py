@@ -26,6 +26,7 @@ class Reading:
         split: the part that is read of a file that holds several (path:split); None: train.
         notes: what was done to records and changes what is learned, and how often; said once.
         columns_found: those of `columns` that some record had so far.
+        formats: how many records were what.
     """
 
     root: Path | None = None
@@ -35,6 +36,7 @@ class Reading:
     split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
     columns_found: set[str] = field(default_factory=set)
+    formats: Counter[str] = field(default_factory=Counter)
 
     def existing(self, names: Sequence[str]) -> str:
         """The first of these names that is a file under the root; else the first, for messages."""

@@ -24,7 +24,8 @@ from tuninglab.data.reading.entries import (
     read_entry,
     stamps,
 )
-from tuninglab.data.reading.finding import find, samples_of
+from tuninglab.data.reading.finding import find
+from tuninglab.data.reading.formats import check_columns, check_columns_found
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.json_files import check_file, shown
 from tuninglab.data.reading.store import Chosen, StoredSamples
@@ -122,12 +123,14 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
         root = checked_root(Path(given)) if given else None
         entry = load_entry(folder)
         if entry is None:
-            found = find([Path(name) for name in names], split, form)
+            check_columns(wishes.columns)
+            found = find(names, split, form)
             root = root or checked_root(found.root)
             reading = Reading(root, wishes.keep_marks, wishes.columns, wishes.seed)
             known, files = known_pictures(folder), stamps(found.files)
             with new_entry(folder) as beside:
-                built = build(found, samples_of(found), reading, beside, label, wishes.check, known)
+                built = build(found, reading, beside, label, wishes.check, known)
+                check_columns_found(reading)
                 keep(beside, built, found.what, root, files)
             entry = read_entry(folder)
             if entry is None:
@@ -155,7 +158,8 @@ def stored_of(entry: Entry, label: str) -> StoredSamples:
     about = entry.about
     problems = [f"{label}{text}" if text[:1] in ",:" else text for text in about["problems"]]
     kept = (entry.table, entry.moved, about["digest"])
-    return StoredSamples(entry.folder, Path(about["root"]), label, *kept, problems, about["bad"])
+    more = (problems, about["bad"], about["files"], about["window"])
+    return StoredSamples(entry.folder, Path(about["root"]), label, *kept, *more)
 
 
 def limit_of(part: DataPart) -> int | None:

@@ -82,3 +82,13 @@ def picture_bytes(value: Any, name: str) -> bytes:
     if len(value) > MAX_BYTES:
         raise UserError(f"{name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
     return value
+
+
+@dataclass(frozen=True)
+class OwnPicture(Slice):
+    """A picture whose bytes stood in its record; they were written into a file of our own."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it: the record is named beside."""
+        return self.member

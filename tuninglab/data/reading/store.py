@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from tuninglab.data.picture_files import ConfinedPath
-from tuninglab.data.reading.slices import Slice
+from tuninglab.data.reading.slices import OwnPicture, Slice, TextSlice
 from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source, fingerprint
 from tuninglab.errors import UserError
 
 SAMPLES, OWN_PICTURES = "samples.jsonl", "own-pictures.bin"
-# Classes of pictures in larger files, by what the lines call them.
-STORED: dict[str, type[StoredPicture]] = {"Slice": Slice}
+# What tells the state of a larger file is known of the file; the samples are the same in another.
+STATE = ("size", "changed")
 
 
 @dataclass
@@ -82,6 +82,8 @@ class StoredSamples(Source):
         digest: of the texts of all samples in the file.
         problems: a line about each of the first mistakes; a record may have several.
         skipped: how many records are left out.
+        files: that the samples were read from: size and time of change (ns) of each.
+        window: groups of rows that one process holds, where there are such.
     """
 
     folder: Path
@@ -92,6 +94,8 @@ class StoredSamples(Source):
     digest: str
     problems: list[str] = field(default_factory=list)
     skipped: int = 0
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    window: int = 1
     _descriptor: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -133,12 +137,14 @@ class StoredSamples(Source):
     def _picture(self, image: Any) -> ImageSource:
         if isinstance(image, str):
             return ConfinedPath(self.root / self.moved.get(image, image))
-        values = dict(image)
-        kind = STORED[values.pop("kind")]
-        file = Path(values["file"])
-        # Pictures that stood in the records themselves lie beside the samples.
-        values["file"] = self.folder / file if file == Path(OWN_PICTURES) else self.root / file
-        return kind(**values)
+        kind = stored_class(image.pop("kind"))
+        # Those that stood in the records themselves lie beside the samples.
+        folder = self.folder if kind is OwnPicture else self.root
+        image["file"] = folder / image["file"]
+        if "place" in image:
+            image["place"] = tuple(image["place"])
+            image |= dict(zip(STATE, self.files[os.fspath(image["file"])], strict=True))
+        return kind(**image)
 
 
 def to_line(sample: Sample, label: str, *roots: Path) -> tuple[bytes, bytes]:
@@ -161,11 +167,27 @@ def saved_picture(image: Any, roots: Sequence[Path]) -> Any:
     """A picture as a line of samples has it: a name, or where it lies in a larger file."""
     if not isinstance(image, StoredPicture):
         return os.fspath(image)
-    values: Any = asdict(image)  # pyright: ignore[reportArgumentType]
+    values: dict[str, Any] = asdict(image)  # pyright: ignore[reportArgumentType]
+    if "place" in values:
+        values = {name: value for name, value in values.items() if name not in STATE}
     file = Path(values["file"])
     for root in roots:
         file = file.relative_to(root) if file.is_relative_to(root) else file
     return {"kind": type(image).__name__, **values, "file": os.fspath(file)}
+
+
+def stored_class(name: str) -> type[StoredPicture]:
+    """The class of pictures in larger files that a line names."""
+    # Only where there are such is pyarrow needed.
+    if name == "ParquetCell":
+        from tuninglab.data.reading.parquet import ParquetCell
+
+        return ParquetCell
+    if name == "ArrowCell":
+        from tuninglab.data.reading.arrow_files import ArrowCell
+
+        return ArrowCell
+    return {kind.__name__: kind for kind in (Slice, TextSlice, OwnPicture)}[name]
 
 
 def _json(value: Any) -> bytes:
