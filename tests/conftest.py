@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -37,6 +38,10 @@ from tuninglab.config.yaml_file import config_yaml
 from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
 from tuninglab.models.build import load_flamingo
+
+# A clock says nothing beside another process of tests: no example is too slow.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
