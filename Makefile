@@ -25,12 +25,17 @@ install: .venv/installed
 demo: install
 	.venv/bin/tuninglab demo
 
+# A process for each core, as tests use one thread; more than four hold much memory (1 GiB each).
+# They take tests in the order of the files, and the last ones from each other: what a file's tests
+# share is mostly built once, and all end together.
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
 # Without the slow ones: what to run while working.
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -m "not slow and not rate"
+	$(PYTEST) -m "not slow and not rate"
 
 test-all: .venv/installed-dev
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

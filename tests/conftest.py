@@ -14,6 +14,7 @@ os.environ["TUNINGLAB_DATA_CACHE"] = tempfile.mkdtemp(prefix="tuninglab-tests-")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -41,6 +42,10 @@ from tuninglab.config.yaml_file import config_yaml
 from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
 from tuninglab.models.build import load_flamingo
+
+# A clock says nothing beside another process of tests: no example is too slow.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_sessionfinish():

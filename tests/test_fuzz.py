@@ -195,16 +195,19 @@ def whole_run(tiny_bases, tiny_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kinds(tiny_bases, tiny_data, run_folder, model_directory, whole_run, tmp_path_factory):
-    """By name, every kind of file that may come from elsewhere."""
+    """Every kind of file that may come from elsewhere: by what it belongs to, and its name."""
     place = tmp_path_factory.mktemp("fuzz")
     return {
-        **data_kinds(place, tiny_data),
-        **picture_kinds(place / "pictures"),
-        **model_kinds(place, tiny_bases["plain"]),
-        **checkpoint_kinds(place / "checkpoints", tiny_bases["plain"]),
-        **adapter_kinds(run_folder / "adapter", load_flamingo(model_directory)[0]),
-        **run_kinds(whole_run),
+        "data": data_kinds(place, tiny_data),
+        "pictures": picture_kinds(place / "pictures"),
+        "models": model_kinds(place, tiny_bases["plain"]),
+        "checkpoints": checkpoint_kinds(place / "checkpoints", tiny_bases["plain"]),
+        "adapters": adapter_kinds(run_folder / "adapter", load_flamingo(model_directory)[0]),
+        "runs": run_kinds(whole_run),
     }
+
+
+BELONGING = ("data", "pictures", "models", "checkpoints", "adapters", "runs")
 
 
 def data_kinds(place: Path, tiny_data: Path) -> dict[str, Kind]:
@@ -408,10 +411,9 @@ def alone(bounded, tmp_path, monkeypatch):
     assert not list((tmp_path / "here").iterdir())
 
 
-def check(kinds: dict[str, Kind], cases: int, tmp_path: Path) -> None:
+def check(kinds: dict[str, Kind], cases: int, tmp_path: Path, before: int) -> None:
     place = tmp_path / "cases"
     place.mkdir()
-    before = peak_bytes()
     wrong = {}
     for name, kind in kinds.items():
         for number in range(max(1, round(cases * kind.share))):
@@ -430,10 +432,22 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def test_damaged_files_are_refused_by_name(kinds, alone):
-    check(kinds, 7, alone)
+@pytest.fixture(scope="module")
+def before(kinds) -> int:
+    """The peak of memory before any case."""
+    return peak_bytes()
+
+
+def test_all_that_may_come_from_elsewhere_is_damaged(kinds):
+    assert tuple(kinds) == BELONGING and all(kinds.values())
+
+
+@pytest.mark.parametrize("belonging", BELONGING)
+def test_damaged_files_are_refused_by_name(kinds, belonging, alone, before):
+    check(kinds[belonging], 7, alone, before)
 
 
 @pytest.mark.slow
-def test_many_damaged_files_are_refused_by_name(kinds, alone):
-    check(kinds, 70, alone)
+@pytest.mark.parametrize("belonging", BELONGING)
+def test_many_damaged_files_are_refused_by_name(kinds, belonging, alone, before):
+    check(kinds[belonging], 70, alone, before)

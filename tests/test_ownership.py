@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tuninglab.config import FinetuneConfig
@@ -161,8 +162,9 @@ def test_a_run_that_is_written_is_refused_by_who_writes(config):
         run.hold()
         held_by(run.path, **held)
         other.send_signal(signal.SIGKILL)
-        time.sleep(0.2)
         # Nobody has waited for it yet.
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
         run.hold()
     finally:
         other.kill()

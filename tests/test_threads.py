@@ -200,16 +200,18 @@ def test_short_steps_are_looked_at_together(monkeypatch):
 @pytest.mark.skipif(not threads.TASKS.is_dir(), reason="only Linux tells of threads")
 def test_an_idle_team_is_what_makes_them_sleep_and_it_goes_again():
     torch.ones(1 << 20).add_(1)  # this thread's own team
-    before = len(list(threads.TASKS.iterdir()))
+    # By their numbers: threads that tests before have left may end meanwhile.
+    before = set(threads.TASKS.iterdir())
     with Sleep(2) as sleep:
         sleep.fall_asleep()
+        team = set(threads.TASKS.iterdir()) - before
         # The thread that opened it, and at least one of OpenMP's.
-        assert len(list(threads.TASKS.iterdir())) >= before + 2
+        assert len(team) >= 2
     for _ in range(100):
-        if len(list(threads.TASKS.iterdir())) <= before:
+        if not team & set(threads.TASKS.iterdir()):
             break
         threads.time.sleep(0.05)
-    assert len(list(threads.TASKS.iterdir())) <= before
+    assert not team & set(threads.TASKS.iterdir())
 
 
 @pytest.mark.skipif(not threads.TASKS.is_dir(), reason="only Linux tells of threads")

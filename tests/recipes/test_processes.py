@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tiny import Colours
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -88,17 +89,16 @@ def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
     # At this rate the answers after are others than before.
     given |= {"max_steps": 8, "learning_rate": 2e-2}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    evaluations = []
-    for name, batch_size, launch in (
-        ("one", 8, []),
-        ("two", 4, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
-    ):
-        settings = json.dumps(given | {"run_name": name, "batch_size": batch_size})
-        words = [*launch, str(tmp_path / "scored.py"), settings, str(data)]
-        done = subprocess.run([sys.executable, *words], env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        evaluations.append(json.loads((tmp_path / name / "report.json").read_text())["evaluation"])
-    one, two = evaluations
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = json.dumps(given | {"run_name": "two", "batch_size": 4})
+    words = [*torchrun, str(tmp_path / "scored.py"), settings, str(data)]
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    finetune(FinetuneConfig(**given, run_name="one", batch_size=8), Colours(str(data)))
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text())["evaluation"]
+        for name in ("one", "two")
+    )
     assert one == two
     assert len(one["before"]["answers"]) == 11 and len(set(one["before"]["answers"])) > 1
     assert one["after"]["answers"] != one["before"]["answers"]
