@@ -29,7 +29,7 @@ class Asked(NamedTuple):
     @property
     def type(self) -> str:
         """What the question has in common with others: its type, or that it is the same."""
-        return self.kind or self.question
+        return self.kind or self.question or "(the picture alone)"
 
 
 class OwnTask(PictureTask):
