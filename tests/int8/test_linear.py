@@ -15,7 +15,6 @@ from tuninglab.int8 import linear as int8_linear
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.kernels import compiled as library
 
-
 # Half a float32 step: what lies as near to a tie may be rounded either way.
 NUDGES = (0.0, 2e-7, -2e-7)
 
