@@ -385,12 +385,18 @@ BAD = {
     "loss and weight contradict": [
         {"messages": [USER, message("assistant", "A", loss=True, weight=0)]}
     ],
-    "only answers are learned": [{"messages": [message("user", "Q", loss=True), ASSISTANT]}],
+    'message 1: "weight" is 1, but only answers are learned': [
+        {"messages": [message("user", "Q", weight=1), ASSISTANT]}
+    ],
     "no answer is learned": [{"conversations": [ASK, turn("gpt", "A", loss=False)]}],
     "one is learned and the other is not": [
         {"messages": [USER, message("assistant", "A", loss=False), ASSISTANT]}
     ],
     # Dialogues.
+    'both "messages" and "conversations"': [
+        {"messages": [USER, ASSISTANT], "conversations": [ASK, SAY]},
+        {"messages": [USER, ASSISTANT], "conversation": []},
+    ],
     '"system" and the first message both': [
         {"system": "S", "conversations": [turn("system", "S"), ASK, SAY]}
     ],
@@ -557,9 +563,9 @@ def test_names_and_kinds_are_kept():
     record = {"instruction": "Q?", "response": "A.", "category": "open_qa", "id": 12}
     (sample,) = samples_of(record, "", Reading())
     assert (sample.kind, sample.id) == ("open_qa", "12")
-    record = {"conversations": [ASK, SAY], "id": "0012", "kind": "detail"}
+    record = {"conversations": [ASK, SAY], "id": "0012", "kind": "detail", "answers": ["A.", "B"]}
     (sample,) = samples_of(record, "", Reading())
-    assert (sample.kind, sample.id) == ("detail", "0012")
+    assert (sample.kind, sample.id, sample.answers) == ("detail", "0012", ("A.", "B"))
 
 
 def test_columns_say_what_keys_hold():
