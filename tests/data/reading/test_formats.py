@@ -492,6 +492,7 @@ def notes_of(name, **reading):
 def test_what_changes_what_is_learned_is_counted():
     # By the second word of each note.
     assert notes_of("two pictures") == []
+    assert notes_of("absolute path") == []  # its mark is in front
     assert notes_of("the mark last") == [("moved", 1)]
     assert notes_of("a picture without a mark") == [("picture", 1)]
     assert notes_of("an answer first") == [("answer", 1)]
@@ -508,6 +509,10 @@ def test_marks_stay_where_they_are_if_asked_to():
     (sample,) = samples_of(record, "here", reading)
     assert sample.messages[0] == user("Q?\n", IMAGE)
     assert reading.notes == Counter()
+    # In front already, nothing is added.
+    record = {"image": "a", "conversations": [turn("human", " <image>Q?"), SAY]}
+    (sample,) = samples_of(record, "", Reading())
+    assert sample.messages[0] == user(" ", IMAGE, "Q?")
     # Of several marks each has its place, and in `messages` each has.
     two, asked = turn("human", "This <image> or that <image>?"), "Q? <image>"
     (sample,) = samples_of({"image": ["a", "b"], "conversations": [two, SAY]}, "", Reading())

@@ -120,6 +120,14 @@ def test_pictures_written_out_are_bounded(monkeypatch):
     assert decoded(" \n" * 5000 + "AAAA") == bytes(3)
 
 
+def test_long_runs_of_spaces_take_no_time():
+    head = base64.b64encode(FILES["PNG"][:60]).decode()
+    # Quadratic, this would be a matter of hours.
+    text = head + " " * 10**6 + "!"
+    assert picture_value(text) == text
+    assert picture_value(text[:-1]) == FILES["PNG"][:60]
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=60), space=st.sampled_from(["", " ", "\n"]))
 def test_any_bytes_come_back(data, space):

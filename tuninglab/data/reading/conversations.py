@@ -11,6 +11,7 @@ from tuninglab.data.reading.records import (
     noted,
     pictures_of,
     refuse_unread,
+    right_answers,
     with_question,
     with_system,
 )
@@ -49,7 +50,8 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
         notes.append(PUT_FIRST)
     elif not reading.keep_marks:
         messages = [_mark_first(message, notes) for message in messages]
-    sample = Sample(messages, pictures, origin, kind=name_of(record, ["kind"]), id=name_of(record))
+    kind, name = name_of(record, ["kind"]), name_of(record)
+    sample = Sample(messages, pictures, origin, kind, name, right_answers(record))
     return noted(sample, reading, notes)
 
 

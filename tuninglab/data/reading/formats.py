@@ -52,6 +52,8 @@ def format_of(record: Mapping[str, Any]) -> Format:
     Raises:
         ValueError: no known one; it names the keys and the nearest formats.
     """
+    if MESSAGES.fits(record) and CONVERSATIONS.fits(record):
+        raise ValueError('the record has both "messages" and "conversations"; --format names one')
     found = next((format for format in FORMATS if format.fits(record)), None)
     if found is not None:
         return found

@@ -11,6 +11,7 @@ from tuninglab.data.reading.records import (
     noted,
     pictures_of,
     refuse_unread,
+    right_answers,
     with_question,
     with_system,
 )
@@ -40,7 +41,7 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
     whole = with_system(record, turns.messages)
     messages = joined(whole)
     notes = [JOINED] if len(messages) < len(whole) else []
-    answers = answer_texts(record["answers"]) if record.get("answers") is not None else []
+    answers = right_answers(record)
     if messages[-1]["role"] == "user":
         answer = majority(answers) if answers else record.get("answer")
         messages += [_answer(answer)] if answer is not None else []

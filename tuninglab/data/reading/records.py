@@ -198,6 +198,15 @@ def answer_texts(value: Any) -> list[str]:
     return [_answer_text(one) for one in (value if isinstance(value, list) else [value])]
 
 
+def right_answers(record: Mapping[str, Any]) -> list[str]:
+    """What a dialogue has under "answers": all that are right for its last question.
+
+    Raises:
+        ValueError: one is no text.
+    """
+    return answer_texts(record["answers"]) if record.get("answers") is not None else []
+
+
 def majority(answers: Sequence[str]) -> str:
     """The most frequent answer, of equals the first; blank ones say nothing.
 

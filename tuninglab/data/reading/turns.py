@@ -77,7 +77,7 @@ def joined(messages: Iterable[Message]) -> list[Message]:
             result.append(message)
             continue
         before = result[-1]
-        if before.get("loss", True) != message.get("loss", True):
+        if before.get("loss") != message.get("loss"):
             raise ValueError(
                 "of two answers in a row one is learned and the other is not; join them or add the "
                 "question between them"
@@ -137,19 +137,18 @@ def _role(role: Any) -> str:
 
 
 def _learned(turn: dict[str, Any], role: str) -> dict[str, bool]:
-    """`{"loss": ...}` where a turn says whether it is learned, under whatever key."""
+    """`{"loss": False}` where a turn says, under whatever key, that it is not learned."""
     given = {key: turn[key] for key in LEARNED_KEYS if turn.get(key) is not None}
     for key, value in given.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise ValueError(
                 f'"{key}" is {brief(value)}; a turn is learned (true, 1) or not (false, 0)'
             )
+        if role != "assistant" and value:
+            raise ValueError(f'"{key}" is {brief(value)}, but only answers are learned; drop it')
     if len({bool(value) for value in given.values()}) > 1:
         raise ValueError(f"{' and '.join(given)} contradict each other; keep one")
-    # OpenAI's weight stands only in answers; a question that is not learned is any question.
-    if not given or (role != "assistant" and not any(given.values())):
-        return {}
-    return {"loss": bool(next(iter(given.values())))}
+    return {"loss": False} if given and not any(given.values()) else {}
 
 
 def _part(raw: Any, pictures: list[ImageSource | None]) -> Any:
