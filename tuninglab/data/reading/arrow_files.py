@@ -10,7 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from tuninglab.data.reading.cells import HELD_BYTES, HELD_FILES, Cell, file_state, held, told
-from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row
+from tuninglab.data.reading.columns import (
+    Kind,
+    features_of,
+    kinds_of,
+    record_of_row,
+    without_bytes,
+)
 from tuninglab.data.reading.folders import head, inside, wrong_split
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import shown
@@ -148,30 +154,9 @@ def _rows(
     """(batch, row in there, values) of all rows, without bytes of pictures but for rare columns."""
     for block in range(batches.count):
         with told(file):
-            batch = batches[block]
-            light = [_light(batch.column(name), columns.get(name)) for name in batch.schema.names]
-            batch = pa.RecordBatch.from_arrays(light, names=batch.schema.names)
+            batch = without_bytes(batches[block], columns)
         for start in range(0, batch.num_rows, SLICE_ROWS):
             with told(file):
                 rows = batch.slice(start, SLICE_ROWS).to_pylist()
             for offset, row in enumerate(rows):
                 yield block, start + offset, row
-
-
-def _light(array: Any, kind: Kind | None) -> Any:
-    """A column with empty bytes in the place of pictures, so that those are not even looked at."""
-    if kind is not None and kind.what == "bytes":
-        return _emptied(array)
-    if kind is not None and kind.what == "struct":
-        parts = [_emptied(array.field("bytes")), array.field("path")]
-        return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=array.is_null())
-    if kind is not None and kind.what == "list" and pa.types.is_list(array.type):
-        # The values as they lie there, of which the offsets speak, not those that are in use.
-        values = _light(array.values, kind.inner)
-        return pa.ListArray.from_arrays(array.offsets, values, mask=array.is_null())
-    return array
-
-
-def _emptied(array: Any) -> Any:
-    missing = array.is_null().to_pylist()
-    return pa.array([None if gone else b"" for gone in missing], array.type)
