@@ -133,13 +133,21 @@ def test_a_path_among_bytes_is_told_when_it_is_read(tmp_path):
 
 def test_structs_that_only_look_like_pictures_are_values(tmp_path):
     numbers = pa.struct([("bytes", pa.int64()), ("path", pa.string())])
+    texts = pa.struct([("bytes", pa.string()), ("path", pa.string())])
     three = pa.struct([("bytes", pa.int64()), ("path", pa.string()), ("x", pa.string())])
     columns = {
         "a": (numbers, [{"bytes": 1, "path": "p"}]),
         "b": (three, [{"bytes": 1, "path": None, "x": "y"}]),
+        "c": (texts, [{"bytes": "b", "path": "p"}]),
     }
     path = write(tmp_path / "a.parquet", columns)
-    assert read(path) == [{"a": {"bytes": 1, "path": "p"}, "b": {"bytes": 1, "x": "y"}}]
+    assert read(path) == [
+        {
+            "a": {"bytes": 1, "path": "p"},
+            "b": {"bytes": 1, "x": "y"},
+            "c": {"bytes": "b", "path": "p"},
+        }
+    ]
 
 
 def test_other_columns_of_pictures_become_the_record_s_images(tmp_path):

@@ -28,6 +28,7 @@ from tuninglab.untrusted import MIB
 MOST_GROUP = 4096 * MIB  # decoded
 BATCH_ROWS, BATCH_BYTES = 1024, 32 * MIB
 SAMPLE_ROWS = 16
+BYTES = ("BYTE_ARRAY", "NONE")
 
 _columns = held(HELD_GROUPS, HELD_BYTES)
 _files = held(HELD_FILES, HELD_BYTES)
@@ -145,10 +146,13 @@ def _wanted(table: pq.ParquetFile, columns: Mapping[str, Kind]) -> list[str]:
     row groups count what is missing, but damaged ones end the process in pyarrow 26, so that
     nothing of what is noted about columns is looked at.)
     """
-    leaves = [table.schema.column(i).path for i in range(len(table.schema))]
+    about = [table.schema.column(i) for i in range(len(table.schema))]
+    leaves = [leaf.path for leaf in about]
+    # Bytes are what has no meaning for parquet, texts what is said to be one.
+    plain = {leaf.path for leaf in about if (leaf.physical_type, leaf.logical_type.type) == BYTES}
     inner = Counter(leaf.rpartition(".")[0] for leaf in leaves)
     pictures = {leaf[:-5] for leaf in leaves if leaf.endswith(".path") and inner[leaf[:-5]] == 2}
-    unread = {f"{name}.bytes" for name in pictures} & set(leaves)
+    unread = {f"{name}.bytes" for name in pictures} & plain
     if not unread or not table.num_row_groups:
         return leaves
     first = next(table.iter_batches(SAMPLE_ROWS, [0], use_threads=False), None)
