@@ -170,6 +170,13 @@ def test_names_with_braces(tmp_path):
     assert what(f"{tmp_path}/{{0..2}}.tar") == "a tar of samples"
 
 
+def test_links_to_themselves_are_no_files(tmp_path):
+    for name in ("a.tar", "state.json", "metadata.csv", "b.png"):
+        (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match="is no folder of data that is known"):
+        container_of(tmp_path)
+
+
 def test_shards_that_are_links_out_of_the_folder_are_refused(tmp_path):
     shard(tmp_path / "out.tar")
     (tmp_path / "d").mkdir()

@@ -1,6 +1,7 @@
 """Files of Arrow's own format, and the folders of them that `datasets` saves; all memory-mapped."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ class Batches:
     def __init__(self, file: Path):
         source = pa.memory_map(os.fspath(file))
         self._checked: set[int] = set()
+        self._lock = threading.Lock()
         if head(file, len(FILE_MARK)) == FILE_MARK:
             reader = pa.ipc.open_file(source)
             self.schema, self._batch = reader.schema, reader.get_batch
@@ -51,7 +53,8 @@ class Batches:
         self.count = len(batches)
 
     def __getitem__(self, number: int) -> pa.RecordBatch:
-        batch = self._batch(number)
+        with self._lock:
+            batch = self._batch(number)
         # Places in a damaged file may point anywhere: looked at once, before any is followed.
         if number not in self._checked:
             batch.validate(full=True)
@@ -79,7 +82,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
         UserError: a file of it is missing or damaged, or the split is not there or not named.
     """
     listed = folder / "dataset_dict.json"
-    if listed.is_file():
+    if os.path.isfile(listed):
         splits = _noted(listed).get("splits")
         if not isinstance(splits, list) or not all(map(_is_name, splits)):
             raise UserError(f"{shown(listed)} names no splits; copy the folder again")
@@ -101,7 +104,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     for file in files:
         file_state(file)
     info = folder / "dataset_info.json"
-    features = _noted(info).get("features") if info.is_file() else None
+    features = _noted(info).get("features") if os.path.isfile(info) else None
     return _found("a folder of Hugging Face's datasets", files, folder, features)
 
 

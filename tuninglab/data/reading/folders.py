@@ -62,7 +62,7 @@ def files_ending(folder: Path, *endings: str) -> list[Path]:
     Raises:
         UserError: the folder cannot be listed, or one is a link that leads out of it.
     """
-    found = [Path(one.path) for one in entries(folder) if one.is_file()]
+    found = [Path(one.path) for one in entries(folder) if os.path.isfile(one)]
     return [inside(path, folder) for path in found if ending(path.name) in endings]
 
 
@@ -95,7 +95,7 @@ def files_below(folder: Path, *endings: str) -> dict[str, list[Path]]:
             path, kind = Path(one.path), ending(one.name)
             if one.is_dir(follow_symlinks=False):
                 deeper.append(path)
-            elif kind in endings and one.is_file():
+            elif kind in endings and os.path.isfile(one):
                 here[kind].append(inside(path, folder))
         level, found = deeper, here | found
     return found
@@ -143,14 +143,18 @@ def pictures_below(folder: Path, levels: int = 8) -> Iterator[str]:
         waiting += [(f"{inner}{name}/", left - 1) for name in reversed(folders)]
         for one in found:
             name = f"{inner}{one.name}"
-            if ending(one.name) in PICTURE_ENDINGS and one.is_file():
+            if ending(one.name) in PICTURE_ENDINGS and os.path.isfile(one):
                 yield name
 
 
 def listing(folder: Path) -> str:
     """What a folder holds, for messages: "12 .jsonl, 3 folders"."""
     kinds = Counter(
-        "folder" if one.is_dir() else f".{ending(one.name)}" if ending(one.name) else one.name[:40]
+        "folder"
+        if os.path.isdir(one)
+        else f".{ending(one.name)}"
+        if ending(one.name)
+        else one.name[:40]
         for one in entries(folder)
     )
     told = [f"{count} {kind}" for kind, count in kinds.most_common(MOST_SHOWN)]
