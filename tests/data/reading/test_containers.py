@@ -147,6 +147,15 @@ def test_splits_are_never_mixed(tmp_path, names):
         container_of(tmp_path, "dev")
 
 
+def test_a_split_among_files_of_none_is_not_mixed_with_them(tmp_path):
+    table(tmp_path / "test.parquet", "test")
+    assert records(container_of(tmp_path)) == [{"text": "test"}]
+    table(tmp_path / "data.parquet")
+    with pytest.raises(UserError, match=r"holds test and files of no split, data\.parquet"):
+        container_of(tmp_path)
+    assert records(container_of(tmp_path, "test")) == [{"text": "test"}]
+
+
 def test_words_within_words_are_no_splits(tmp_path):
     table(tmp_path / "contest.parquet")
     table(tmp_path / "latest-strains.parquet")

@@ -119,8 +119,13 @@ def of_split(files: Sequence[Path], folder: Path, split: str | None) -> list[Pat
     names = sorted(filter(None, groups))
     if split is not None and split in names:
         return groups[split]
-    if split is None and len(names) < 2:
+    if split is None and len(groups) < 2:
         return list(files)
+    if split is None and len(names) == 1:  # among others: test data would be learned unnoticed
+        raise UserError(
+            f"{shown(folder)} holds {names[0]} and files of no split, {groups[''][0].name} for "
+            f"one; name {shown(folder)}:{names[0]}, or put the others into a folder of their own"
+        )
     raise wrong_split(folder, split, names)
 
 
