@@ -147,6 +147,15 @@ def test_splits_are_never_mixed(tmp_path, names):
         container_of(tmp_path, "dev")
 
 
+def test_a_split_among_files_of_none_is_not_mixed_with_them(tmp_path):
+    table(tmp_path / "test.parquet", "test")
+    assert records(container_of(tmp_path)) == [{"text": "test"}]
+    table(tmp_path / "data.parquet")
+    with pytest.raises(UserError, match=r"holds test and files of no split, data\.parquet"):
+        container_of(tmp_path)
+    assert records(container_of(tmp_path, "test")) == [{"text": "test"}]
+
+
 def test_words_within_words_are_no_splits(tmp_path):
     table(tmp_path / "contest.parquet")
     table(tmp_path / "latest-strains.parquet")
@@ -168,6 +177,13 @@ def test_names_with_braces(tmp_path):
     # A file of such a name is meant itself.
     (tmp_path / "0.tar").rename(tmp_path / "{0..2}.tar")
     assert what(f"{tmp_path}/{{0..2}}.tar") == "a tar of samples"
+
+
+def test_links_to_themselves_are_no_files(tmp_path):
+    for name in ("a.tar", "state.json", "metadata.csv", "b.png"):
+        (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match="is no folder of data that is known"):
+        container_of(tmp_path)
 
 
 def test_shards_that_are_links_out_of_the_folder_are_refused(tmp_path):

@@ -122,6 +122,34 @@ def test_a_picture_without_bytes_is_the_file_that_its_path_names(tmp_path):
     assert read(path) == [{"image": "beside.png"}, {"image": picture(1)}]
 
 
+def test_a_path_among_bytes_is_told_when_it_is_read(tmp_path):
+    values = [image(i) for i in range(30)] + [{"bytes": None, "path": "beside.png"}]
+    path = write(tmp_path / "a.parquet", {"image": (PICTURE, values)})
+    *cells, last = [r["image"] for _, r in parquet_files([path], tmp_path).records(Reading())]
+    assert [cell.read() for cell in cells] == [picture(i) for i in range(30)]
+    with pytest.raises(UserError, match="image of row 0 in block 3 holds no picture: its bytes"):
+        last.read()
+
+
+def test_structs_that_only_look_like_pictures_are_values(tmp_path):
+    numbers = pa.struct([("bytes", pa.int64()), ("path", pa.string())])
+    texts = pa.struct([("bytes", pa.string()), ("path", pa.string())])
+    three = pa.struct([("bytes", pa.int64()), ("path", pa.string()), ("x", pa.string())])
+    columns = {
+        "a": (numbers, [{"bytes": 1, "path": "p"}]),
+        "b": (three, [{"bytes": 1, "path": None, "x": "y"}]),
+        "c": (texts, [{"bytes": "b", "path": "p"}]),
+    }
+    path = write(tmp_path / "a.parquet", columns)
+    assert read(path) == [
+        {
+            "a": {"bytes": 1, "path": "p"},
+            "b": {"bytes": 1, "x": "y"},
+            "c": {"bytes": "b", "path": "p"},
+        }
+    ]
+
+
 def test_other_columns_of_pictures_become_the_record_s_images(tmp_path):
     columns = {
         "image_1": (PICTURE, [image(1), image(3)]),
@@ -271,8 +299,8 @@ def test_the_window_is_what_is_held(tmp_path, monkeypatch):
         tmp_path / "a.parquet", {"image": (PICTURE, [image(i) for i in range(60)])}, rows=5
     )
     assert window([path]) == parquet.HELD_GROUPS
-    about = pq.ParquetFile(path).metadata.row_group(0)
-    largest = sum(about.column(i).total_uncompressed_size for i in range(about.num_columns))
+    about = pq.ParquetFile(path).metadata
+    largest = max(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
     monkeypatch.setattr(parquet, "HELD_BYTES", 3 * largest + largest // 2)
     assert window([path]) == 3
     monkeypatch.setattr(parquet, "_columns", Held(3, 2**30))
@@ -293,5 +321,5 @@ def test_groups_beyond_memory_are_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", {"image": (PICTURE, [image(1)])})
     ((_, record),) = parquet_files([path], tmp_path).records(Reading())
     monkeypatch.setattr(parquet, "MOST_GROUP", 50)
-    with pytest.raises(UserError, match="write it with smaller ones"):
+    with pytest.raises(UserError, match="write the file with smaller ones"):
         record["image"].read()

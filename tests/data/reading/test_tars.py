@@ -104,6 +104,8 @@ def test_img2dataset_without_captions_counts_what_it_leaves_out(tmp_path):
         ("5.jpg", picture(5)),
         ("5.txt", b"five"),
         ("5.npy", b"numbers"),
+        ("6.jpg", picture(6)),
+        ("6.txt", b" \n"),
     ]
     reading = Reading()
     assert read(write_tar(tmp_path / "a.tar", files), reading) == [
@@ -111,7 +113,7 @@ def test_img2dataset_without_captions_counts_what_it_leaves_out(tmp_path):
         {"id": "5", "text": "five", "image": picture(5)},
     ]
     assert reading.notes == {
-        "pictures without a caption left out": 3,
+        "pictures without a caption left out": 4,
         "captions without a picture left out": 1,
         "files .npy not read": 1,
     }
@@ -325,6 +327,15 @@ def test_damage_is_a_message_or_nothing(tmp_path, place, damage):
             with_bytes(record)
     except UserError as error:
         assert "a.tar" in str(error)
+
+
+def test_names_that_are_not_utf_8_can_be_written(tmp_path):
+    name = b"\xff".decode("utf-8", "surrogateescape")
+    files = [(f"{name}.jpg", picture(1)), (f"{name}.txt", b"a")]
+    path = write_tar(tmp_path / "a.tar", files, format=tarfile.GNU_FORMAT)
+    ((origin, record),) = tar_shards([path]).records(Reading())
+    assert origin.encode().endswith(b"udcff") and record["id"] == "\\udcff"
+    assert record["image"].read() == picture(1)
 
 
 def test_a_header_may_have_signed_sums(tmp_path):

@@ -1,6 +1,7 @@
 """Files of Arrow's own format, and the folders of them that `datasets` saves; all memory-mapped."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from tuninglab.data.reading.cells import HELD_BYTES, HELD_FILES, Cell, file_state, held, told
-from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row
+from tuninglab.data.reading.columns import (
+    Kind,
+    features_of,
+    kinds_of,
+    record_of_row,
+    without_bytes,
+)
 from tuninglab.data.reading.folders import head, inside, wrong_split
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import shown
@@ -28,6 +35,7 @@ class Batches:
     def __init__(self, file: Path):
         source = pa.memory_map(os.fspath(file))
         self._checked: set[int] = set()
+        self._lock = threading.Lock()
         if head(file, len(FILE_MARK)) == FILE_MARK:
             reader = pa.ipc.open_file(source)
             self.schema, self._batch = reader.schema, reader.get_batch
@@ -45,7 +53,8 @@ class Batches:
         self.count = len(batches)
 
     def __getitem__(self, number: int) -> pa.RecordBatch:
-        batch = self._batch(number)
+        with self._lock:
+            batch = self._batch(number)
         # Places in a damaged file may point anywhere: looked at once, before any is followed.
         if number not in self._checked:
             batch.validate(full=True)
@@ -73,7 +82,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
         UserError: a file of it is missing or damaged, or the split is not there or not named.
     """
     listed = folder / "dataset_dict.json"
-    if listed.is_file():
+    if os.path.isfile(listed):
         splits = _noted(listed).get("splits")
         if not isinstance(splits, list) or not all(map(_is_name, splits)):
             raise UserError(f"{shown(listed)} names no splits; copy the folder again")
@@ -95,7 +104,7 @@ def saved_folder(folder: Path, split: str | None) -> Found:
     for file in files:
         file_state(file)
     info = folder / "dataset_info.json"
-    features = _noted(info).get("features") if info.is_file() else None
+    features = _noted(info).get("features") if os.path.isfile(info) else None
     return _found("a folder of Hugging Face's datasets", files, folder, features)
 
 
@@ -148,30 +157,9 @@ def _rows(
     """(batch, row in there, values) of all rows, without bytes of pictures but for rare columns."""
     for block in range(batches.count):
         with told(file):
-            batch = batches[block]
-            light = [_light(batch.column(name), columns.get(name)) for name in batch.schema.names]
-            batch = pa.RecordBatch.from_arrays(light, names=batch.schema.names)
+            batch = without_bytes(batches[block], columns)
         for start in range(0, batch.num_rows, SLICE_ROWS):
             with told(file):
                 rows = batch.slice(start, SLICE_ROWS).to_pylist()
             for offset, row in enumerate(rows):
                 yield block, start + offset, row
-
-
-def _light(array: Any, kind: Kind | None) -> Any:
-    """A column with empty bytes in the place of pictures, so that those are not even looked at."""
-    if kind is not None and kind.what == "bytes":
-        return _emptied(array)
-    if kind is not None and kind.what == "struct":
-        parts = [_emptied(array.field("bytes")), array.field("path")]
-        return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=array.is_null())
-    if kind is not None and kind.what == "list" and pa.types.is_list(array.type):
-        # The values as they lie there, of which the offsets speak, not those that are in use.
-        values = _light(array.values, kind.inner)
-        return pa.ListArray.from_arrays(array.offsets, values, mask=array.is_null())
-    return array
-
-
-def _emptied(array: Any) -> Any:
-    missing = array.is_null().to_pylist()
-    return pa.array([None if gone else b"" for gone in missing], array.type)

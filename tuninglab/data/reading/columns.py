@@ -95,8 +95,10 @@ def _kind(type_: Any, feature: Any, depth: int = 0) -> Kind | None:
     if isinstance(type_, pa.JsonType):
         return Kind("json")
     if kinds.is_struct(type_):
-        if {field.name for field in type_} == {"bytes", "path"}:
-            return Kind("struct")
+        types = {field.name: field.type for field in type_}
+        if types.keys() == {"bytes", "path"}:
+            if _is_binary(types["bytes"]) and _is_text(types["path"]):
+                return Kind("struct")
         named = feature if isinstance(feature, dict) else {}
         inner = [(one.name, _kind(one.type, named.get(one.name), depth + 1)) for one in type_]
         fields = tuple((name, kind) for name, kind in inner if kind is not None)
@@ -106,7 +108,7 @@ def _kind(type_: Any, feature: Any, depth: int = 0) -> Kind | None:
         of = of.get("feature") if isinstance(of, dict) and "_type" in of else of
         inner = _kind(type_.value_type, of, depth + 1)
         return None if inner is None else Kind("list", inner=inner)
-    if kinds.is_binary(type_) or kinds.is_large_binary(type_) or kinds.is_binary_view(type_):
+    if _is_binary(type_):
         return Kind("bytes")
     if kinds.is_integer(type_) and isinstance(feature, dict):
         names = feature.get("names")
@@ -117,6 +119,10 @@ def _kind(type_: Any, feature: Any, depth: int = 0) -> Kind | None:
 
 def _is_list(type_: Any) -> bool:
     return kinds.is_list(type_) or kinds.is_large_list(type_) or kinds.is_fixed_size_list(type_)
+
+
+def _is_binary(type_: Any) -> bool:
+    return kinds.is_binary(type_) or kinds.is_large_binary(type_) or kinds.is_binary_view(type_)
 
 
 def _is_text(type_: Any) -> bool:
@@ -144,6 +150,35 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
+def without_bytes(batch: pa.RecordBatch, columns: Mapping[str, Kind]) -> pa.RecordBatch:
+    """Rows with empty bytes in the place of pictures, so that those become no Python values."""
+    names = batch.schema.names
+    light = [_light(batch.column(i), columns.get(name)) for i, name in enumerate(names)]
+    return pa.RecordBatch.from_arrays(light, names=names)
+
+
+def _light(array: Any, kind: Kind | None) -> Any:
+    """A column with empty bytes in the place of pictures, so that those are not even looked at."""
+    if kind is not None and kind.what == "bytes":
+        return _emptied(array)
+    if kind is not None and kind.what == "struct":
+        # Where bytes were not read there is only the path.
+        names = [field.name for field in array.type]
+        parts = [array.field(name) for name in names]
+        parts = [_emptied(p) if n == "bytes" else p for n, p in zip(names, parts, strict=True)]
+        return pa.StructArray.from_arrays(parts, names, mask=array.is_null())
+    if kind is not None and kind.what == "list" and pa.types.is_list(array.type):
+        # The values as they lie there, of which the offsets speak, not those that are in use.
+        values = _light(array.values, kind.inner)
+        return pa.ListArray.from_arrays(array.offsets, values, mask=array.is_null())
+    return array
+
+
+def _emptied(array: Any) -> Any:
+    missing = array.is_null().to_pylist()
+    return pa.array([None if gone else b"" for gone in missing], array.type)
+
+
 def record_of_row(
     row: dict[str, Any],
     columns: Mapping[str, Kind],
@@ -161,8 +196,6 @@ def record_of_row(
     Raises:
         ValueError: a class number without a name, or broken JSON.
     """
-    # A column of bytes need not be read where it is known that all rows have some.
-    row = {name: b"" for name, kind in columns.items() if kind.what == "bytes"} | row
     record = {}
     for name, value in row.items():
         value = _value(value, columns.get(name), (name,), cell)

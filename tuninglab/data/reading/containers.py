@@ -63,7 +63,7 @@ def container_of(path: str | Path, split: str | None = None) -> Found | None:
         found = _files(files, root, min(kinds, key=str)) if len(kinds) == 1 else None
         if found is None:
             raise UserError(f"{path} stands for files of several kinds, or JSON; name one by one")
-    elif place.is_dir():
+    elif os.path.isdir(place):
         return _folder(place, split)
     else:
         found = _files([place], place.parent, kind_of(head(place, LOOKED_AT), place))
@@ -133,7 +133,7 @@ def _folder(folder: Path, split: str | None) -> Found:
     Raises:
         UserError: nothing that is known, or several splits of which none was asked for.
     """
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if any(os.path.isfile(folder / name) for name in ("dataset_dict.json", "state.json")):
         need_pyarrow(folder)
         from tuninglab.data.reading.arrow_files import saved_folder
 
@@ -165,7 +165,7 @@ def _folder(folder: Path, split: str | None) -> Found:
 def _is_fetched(folder: Path) -> bool:
     """Whether img2dataset wrote it as files: folders of pictures, and a table about each."""
     return any(
-        (folder / f"{one.name}{end}").is_file()
+        os.path.isfile(folder / f"{one.name}{end}")
         for one in subfolders(folder)
         for end in (".parquet", "_stats.json")
     )

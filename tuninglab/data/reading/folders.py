@@ -62,7 +62,7 @@ def files_ending(folder: Path, *endings: str) -> list[Path]:
     Raises:
         UserError: the folder cannot be listed, or one is a link that leads out of it.
     """
-    found = [Path(one.path) for one in entries(folder) if one.is_file()]
+    found = [Path(one.path) for one in entries(folder) if os.path.isfile(one)]
     return [inside(path, folder) for path in found if ending(path.name) in endings]
 
 
@@ -95,7 +95,7 @@ def files_below(folder: Path, *endings: str) -> dict[str, list[Path]]:
             path, kind = Path(one.path), ending(one.name)
             if one.is_dir(follow_symlinks=False):
                 deeper.append(path)
-            elif kind in endings and one.is_file():
+            elif kind in endings and os.path.isfile(one):
                 here[kind].append(inside(path, folder))
         level, found = deeper, here | found
     return found
@@ -119,8 +119,13 @@ def of_split(files: Sequence[Path], folder: Path, split: str | None) -> list[Pat
     names = sorted(filter(None, groups))
     if split is not None and split in names:
         return groups[split]
-    if split is None and len(names) < 2:
+    if split is None and len(groups) < 2:
         return list(files)
+    if split is None and len(names) == 1:  # among others: test data would be learned unnoticed
+        raise UserError(
+            f"{shown(folder)} holds {names[0]} and files of no split, {groups[''][0].name} for "
+            f"one; name {shown(folder)}:{names[0]}, or put the others into a folder of their own"
+        )
     raise wrong_split(folder, split, names)
 
 
@@ -143,14 +148,18 @@ def pictures_below(folder: Path, levels: int = 8) -> Iterator[str]:
         waiting += [(f"{inner}{name}/", left - 1) for name in reversed(folders)]
         for one in found:
             name = f"{inner}{one.name}"
-            if ending(one.name) in PICTURE_ENDINGS and one.is_file():
+            if ending(one.name) in PICTURE_ENDINGS and os.path.isfile(one):
                 yield name
 
 
 def listing(folder: Path) -> str:
     """What a folder holds, for messages: "12 .jsonl, 3 folders"."""
     kinds = Counter(
-        "folder" if one.is_dir() else f".{ending(one.name)}" if ending(one.name) else one.name[:40]
+        "folder"
+        if os.path.isdir(one)
+        else f".{ending(one.name)}"
+        if ending(one.name)
+        else one.name[:40]
         for one in entries(folder)
     )
     told = [f"{count} {kind}" for kind, count in kinds.most_common(MOST_SHOWN)]

@@ -1,5 +1,6 @@
 """Folders of picture files: with a table about them, with texts beside them, or by class."""
 
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -41,7 +42,7 @@ def tables_of(folder: Path) -> list[Path]:
         UserError: a folder has several.
     """
     for places in ([folder], subfolders(folder)):
-        found = [[place / name for name in TABLES if (place / name).is_file()] for place in places]
+        found = [[one / name for name in TABLES if os.path.isfile(one / name)] for one in places]
         several = [tables for tables in found if len(tables) > 1]
         if several:
             names = ", ".join(table.name for table in several[0])
@@ -171,7 +172,7 @@ def keyed_folder(folder: Path) -> Found | None:
     for name in islice(pictures_below(folder, levels=1), LOOKED_AT):
         key = split_key(name)
         others = ("txt", "json", "caption", "text")
-        if key and any((folder / f"{key[0]}.{other}").is_file() for other in others):
+        if key and any(os.path.isfile(folder / f"{key[0]}.{other}") for other in others):
             places = [folder, *subfolders(folder)]
             what = "a folder of pictures with a text beside each"
             return Found(what, places, partial(_keyed, folder, places), folder)
@@ -187,7 +188,7 @@ def _keyed(folder: Path, places: Sequence[Path], reading: Reading) -> Iterator[R
             files = [_keyed_file(folder, base, field, Path(one.path)) for _, field, one in group]
             # What img2dataset notes of a whole shard lies beside the folders.
             about_all = {file.kind for file in files} <= {"json", "parquet"}
-            if about_all and (key.endswith("_stats") or (place / key).is_dir()):
+            if about_all and (key.endswith("_stats") or os.path.isdir(place / key)):
                 continue
             name = (base / key).as_posix()
             try:

@@ -59,9 +59,11 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
             hold a dialogue, or one is a film or a sound.
     """
     fields = [file.field for file in files]
+    # A name need not be UTF-8, what is written of it must.
+    name = key.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(files) > MOST_FILES or len(set(fields)) < len(fields):
         twice = next((one for one in fields if fields.count(one) > 1), f"{len(files)} files")
-        raise ValueError(f"{key!r} has {twice} more than once; keep one")
+        raise ValueError(f"{name!r} has {twice} more than once; keep one")
     kinds = {file.kind: file for file in files}
     if moving := MOVING & kinds.keys():
         raise ValueError(f".{min(moving)} is film or sound; only pictures and texts are learned")
@@ -79,12 +81,12 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
     if texts:
         if any(told.get(name) is not None for name in DIALOGUES):
             raise ValueError(".txt and .json both hold what is to be learned; keep one of the two")
-        told = {"id": told.get("id", key), "text": _text(texts[0]).rstrip("\r\n")}
+        told = {"id": told.get("id", name), "text": _text(texts[0]).rstrip("\r\n")}
     elif told.keys() >= ABOUT:
         told = about_fetched(told)
     else:
-        told = {"id": key} | told
-    if not (told.keys() - {"id"}) or told.get("text") == "":
+        told = {"id": name} | told
+    if not (told.keys() - {"id"}) or (texts and not told["text"].strip()):
         reading.notes[NO_CAPTION] += 1
         return None
     if texts and not pictures:

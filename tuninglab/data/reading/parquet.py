@@ -1,5 +1,6 @@
 """Parquet: rows, one group after the other, their pictures left where they lie until asked for."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,16 @@ from tuninglab.data.reading.cells import (
     held,
     told,
 )
-from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row
+from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row, without_bytes
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import shown
 from tuninglab.errors import UserError
 from tuninglab.untrusted import MIB
 
-MOST_GROUP = 2048 * MIB  # of one column, decoded
+MOST_GROUP = 4096 * MIB  # decoded
 BATCH_ROWS, BATCH_BYTES = 1024, 32 * MIB
+SAMPLE_ROWS = 16
+BYTES = ("BYTE_ARRAY", "NONE")
 
 _columns = held(HELD_GROUPS, HELD_BYTES)
 _files = held(HELD_FILES, HELD_BYTES)
@@ -60,10 +63,8 @@ def window(files: Sequence[Path]) -> int:
     largest = 1
     for file in files:
         with told(file), opened(file) as table:
-            for group in range(table.num_row_groups):
-                about = table.metadata.row_group(group)
-                sizes = [about.column(i).total_uncompressed_size for i in range(about.num_columns)]
-                largest = max(largest, sum(sizes))
+            groups = map(table.metadata.row_group, range(table.num_row_groups))
+            largest = max([largest, *(group.total_byte_size for group in groups)])
     return max(1, min(HELD_GROUPS, HELD_BYTES // largest))
 
 
@@ -82,14 +83,12 @@ def _read_column(
     file: Path, size: int, changed: int, group: int, column: str
 ) -> tuple[pa.Array, int]:
     table = _files.get((file, size, changed), lambda: (opened(file), 0))
-    about = table.metadata.row_group(group)
-    for chunk in map(about.column, range(about.num_columns)):
-        ours = chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
-        if ours and chunk.total_uncompressed_size > MOST_GROUP:
-            raise UserError(
-                f"{shown(file)}: the row group {group} has {chunk.total_uncompressed_size:,} bytes "
-                "in a column; write it with smaller ones (row_group_size=100)"
-            )
+    size = table.metadata.row_group(group).total_byte_size
+    if size > MOST_GROUP:
+        raise UserError(
+            f"{shown(file)}: the row group {group} has {size:,} bytes; write the file with smaller "
+            "ones (row_group_size=100)"
+        )
     read = table.read_row_group(group, columns=[column], use_threads=False).column(column)
     array = read.combine_chunks() if read.num_chunks != 1 else read.chunk(0)
     return array, array.nbytes
@@ -119,17 +118,19 @@ def _rows(
     table: pq.ParquetFile, columns: Mapping[str, Kind], file: Path
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(row group, row in there, values) of all rows, without bytes of pictures if it can be."""
+    with told(file):
+        wanted = _wanted(table, columns)
     for group in range(table.num_row_groups):
         with told(file):
-            wanted, size = _wanted(table, columns, group)
-            rows = max(1, table.metadata.row_group(group).num_rows)
-            some = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
+            about = table.metadata.row_group(group)
+            rows, size = max(1, about.num_rows), max(1, about.total_byte_size)
+            some = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // size))
             batches = table.iter_batches(some, [group], wanted, use_threads=False)
         first = 0
         while True:
             with told(file):
                 batch = next(batches, None)
-                values = batch.to_pylist() if batch is not None else []
+                values = without_bytes(batch, columns).to_pylist() if batch is not None else []
             if batch is None:
                 break
             for row in values:
@@ -137,27 +138,34 @@ def _rows(
                 first += 1
 
 
-def _wanted(
-    table: pq.ParquetFile, columns: Mapping[str, Kind], group: int
-) -> tuple[list[str], int]:
-    """The leaves of the columns to read, and their bytes together.
+def _wanted(table: pq.ParquetFile, columns: Mapping[str, Kind]) -> list[str]:
+    """The leaves of the columns to read.
 
-    Bytes of pictures are read only where some may be missing, which decides what the row is.
+    Which pictures of {bytes, path} are null is seen in their paths; bytes are read as well where
+    some are missing among the first, whose pictures are files beside the table. (The statistics of
+    row groups count what is missing, but damaged ones end the process in pyarrow 26, so that
+    nothing of what is noted about columns is looked at.)
     """
-    about = table.metadata.row_group(group)
-    leaves = [about.column(i) for i in range(about.num_columns)]
-    names = {leaf.path_in_schema for leaf in leaves}
-    wanted = []
-    for leaf in leaves:
-        path = leaf.path_in_schema
-        kind = columns.get(path)
-        struct = path.endswith(".bytes") and f"{path[:-6]}.path" in names
-        whole = leaf.statistics is not None and leaf.statistics.null_count == 0
-        if not (whole and (struct or (kind is not None and kind.what == "bytes"))):
-            wanted.append(leaf)
-    # Of nothing but pictures at least one column is read, so that rows are counted.
-    wanted = wanted or leaves[:1]
-    return (
-        [leaf.path_in_schema for leaf in wanted],
-        sum(leaf.total_uncompressed_size for leaf in wanted),
-    )
+    about = [table.schema.column(i) for i in range(len(table.schema))]
+    leaves = [leaf.path for leaf in about]
+    # Bytes are what has no meaning for parquet, texts what is said to be one.
+    plain = {leaf.path for leaf in about if (leaf.physical_type, leaf.logical_type.type) == BYTES}
+    inner = Counter(leaf.rpartition(".")[0] for leaf in leaves)
+    pictures = {leaf[:-5] for leaf in leaves if leaf.endswith(".path") and inner[leaf[:-5]] == 2}
+    unread = {f"{name}.bytes" for name in pictures} & plain
+    if not unread or not table.num_row_groups:
+        return leaves
+    first = next(table.iter_batches(SAMPLE_ROWS, [0], use_threads=False), None)
+    for row in [] if first is None else without_bytes(first, columns).to_pylist():
+        if any(_lacks_bytes(value) for value in row.values()):
+            return leaves
+    return [leaf for leaf in leaves if leaf not in unread]
+
+
+def _lacks_bytes(value: Any) -> bool:
+    """Whether a picture in a value, however deep, is a path without bytes."""
+    if isinstance(value, dict):
+        if value.keys() == {"bytes", "path"}:
+            return value["bytes"] is None
+        return any(map(_lacks_bytes, value.values()))
+    return isinstance(value, list) and any(map(_lacks_bytes, value))

@@ -78,7 +78,7 @@ def picture_bytes(value: Any, name: str) -> bytes:
         except ValueError as error:
             raise UserError(f"{name} is no base64 ({error}); expected a picture") from None
     if not isinstance(value, bytes):
-        raise UserError(f"{name} holds no picture")
+        raise UserError(f"{name} holds no picture: its bytes are missing")
     if len(value) > MAX_BYTES:
         raise UserError(f"{name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
     return value

@@ -99,10 +99,13 @@ def _read_header(header: bytes) -> tuple[bytes, int, bytes]:
     if len(header) < BLOCK:
         raise ValueError("cut off")
     stored = _number(header[148:156])
-    blank = header[:148] + b" " * 8 + header[156:]
-    # Some old programs added up letters beyond ASCII as negative numbers.
-    if stored not in (sum(blank), sum(blank) - 256 * sum(byte > 127 for byte in blank)):
-        raise ValueError("a header's checksum is wrong")
+    # The sum counts its own place as spaces.
+    blank = sum(header) - sum(header[148:156]) + 8 * 32
+    if stored != blank:
+        # Some old programs added up letters beyond ASCII as negative numbers.
+        beyond = sum(byte > 127 for byte in header[:148] + header[156:])
+        if stored != blank - 256 * beyond:
+            raise ValueError("a header's checksum is wrong")
     name = header[:100].split(b"\0", 1)[0]
     # GNU's own format, which says "ustar  ", has times where others have the rest of the name.
     if header[257:263] == b"ustar\0" and header[345]:

@@ -39,7 +39,7 @@ def expanded(name: str) -> list[Path]:
         if count > MOST_SHARDS:
             raise UserError(f"{name} stands for more than {MOST_SHARDS:,} files; name a folder")
     files = [Path("".join(choice)) for choice in product(*parts, [name[end:]])]
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(files)} files of {name} are missing, first "
