@@ -170,7 +170,7 @@ def saved_picture(image: Any, roots: Sequence[Path]) -> Any:
     values: dict[str, Any] = asdict(image)  # pyright: ignore[reportArgumentType]
     if "place" in values:
         values = {name: value for name, value in values.items() if name not in STATE}
-    file = Path(values["file"])
+    file = Path(os.path.abspath(values["file"]))
     for root in roots:
         file = file.relative_to(root) if file.is_relative_to(root) else file
     return {"kind": type(image).__name__, **values, "file": os.fspath(file)}
