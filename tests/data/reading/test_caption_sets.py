@@ -6,6 +6,7 @@ from tests.data.reading.released import (
     COCO,
     KARPATHY,
     LAION,
+    format_of,
     read_documents,
     read_records,
     sample,
@@ -134,14 +135,17 @@ def test_a_list_of_captions_is_as_many_samples():
         ({"image": None}, "the record has a caption but no picture; name the picture"),
         ({"image": 7}, "picture 1 is 7; expected the name of a file"),
         ({"image": "\ud800"}, "the text holds '\\ud800', half of a surrogate pair"),
-        ({"system": "Be brief."}, "the record has 'system', which is not read from this format"),
         ({"rejected_response": "no"}, "the record has 'rejected_response', which is not read"),
-        ({"loss": False}, "the record has 'loss', which is not read"),
     ],
 )
 def test_a_broken_caption_is_named(change, problem):
     samples, (line,) = read_records(BLIP_CAPTION | change)
     assert samples == [] and line.startswith(f"set.json, record 1: {problem}")
+
+
+def test_what_says_more_than_a_caption_is_none():
+    assert format_of(BLIP_CAPTION | {"system": "Be brief."}) is None
+    assert format_of(BLIP_CAPTION | {"loss": False}) is None
 
 
 def test_rows_of_addresses_are_refused_with_the_remedy():

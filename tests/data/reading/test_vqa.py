@@ -6,6 +6,7 @@ from tests.data.reading.released import (
     VQA_ANNOTATIONS,
     VQA_QUESTIONS,
     answers,
+    format_of,
     kind_of_document,
     read_documents,
     read_records,
@@ -204,9 +205,10 @@ def test_flat_lists_hold_all_answers_in_the_record():
     assert problems == []
 
 
-def test_a_mark_in_a_question_is_text():
-    ((found,), _) = read_records(BLIP_VQA | {"question": "What is <image>?"})
-    assert found.messages[0]["content"][1] == {"type": "text", "text": "What is <image>?"}
+def test_what_says_more_than_a_set_does_is_no_row_of_one():
+    for more in ({"system": "Be brief."}, {"history": [["a", "b"]]}, {"videos": ["a.mp4"]}):
+        assert format_of(BLIP_VQA | more) is None
+    assert format_of({"image": "a.png", "question": "What?", "answer": "it"}) is None
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,8 @@ def test_a_mark_in_a_question_is_text():
         ({"question_id": 1.5}, "the id is 1.5; expected a whole number"),
         ({"image": {"url": "x"}}, "picture 1 is null; expected the name of a file"),
         ({"images": ["a.jpg"]}, 'the record has both "image" and "images"'),
-        ({"videos": ["a.mp4"]}, "the record has 'videos', which is not read from this format"),
+        ({"rejected_answer": "up"}, "the record has 'rejected_answer', which is not read from"),
+        ({"question": "<image> Where?"}, "the question holds an <image> mark, but in this format"),
     ],
 )
 def test_a_broken_row_is_named(change, problem):

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuninglab.data.reading.fields import as_text, given, identity, refuse_more, text_of
+from tuninglab.data.reading.fields import MEANING, as_text, given, identity, refuse_more, text_of
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.sample import ImageSource, Sample, StoredPicture, brief, checked_text
+from tuninglab.data.special_tokens import IMAGE_TOKEN
 
 ID_KEYS = ("question_id", "questionId", "id")
 KIND_KEYS = ("kind", "question_type", "answer_type")
@@ -34,14 +35,18 @@ def asked(
             rules of VQA have it, none that is blank.
 
     Raises:
-        ValueError: no answer says anything.
+        ValueError: no answer says anything, or the question has marks of pictures.
     """
     if learned is None:
         frequent = Counter(answer for answer in answers if answer.strip()).most_common(1)
         if not frequent:
             raise ValueError("all answers are empty; write one or drop the record")
         ((learned, _),) = frequent
-    # Parts, not text with marks: "<image>" in a question of somebody else is no picture.
+    if IMAGE_TOKEN in question:
+        raise ValueError(
+            f"the question holds an {IMAGE_TOKEN} mark, but in this format pictures stand before "
+            'it; remove the mark, or write the record as "messages"'
+        )
     user = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
     messages = [
         {"role": "user", "content": user},
@@ -117,12 +122,10 @@ def kind_of(record: Mapping[str, Any], *keys: str) -> str | None:
 
 def _fits(record: Mapping[str, Any]) -> bool:
     keys = record.keys()
-    return (
-        "question" in keys
-        and bool(keys & {"answer", "answers"})
-        and bool(keys & {"image", "images"})
-        and not keys & {"choices", "options"}
-    )
+    # Without a set's own names, or with more to say, it is anybody's record of a question.
+    own = bool(keys & {"question_id", "dataset", "answer_type"}) and not keys & MEANING
+    there = "question" in keys and bool(keys & {"answer", "answers"})
+    return own and there and bool(keys & {"image", "images"}) and not keys & {"choices", "options"}
 
 
 def _samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:

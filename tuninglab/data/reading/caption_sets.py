@@ -11,6 +11,7 @@ from typing import Any
 
 from tuninglab.data.reading.asking import answers_of, asked, id_of, pictures_of
 from tuninglab.data.reading.fields import (
+    MEANING,
     alone,
     base_names,
     each,
@@ -99,7 +100,8 @@ def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator
 
 
 def _is_captions(record: Mapping[str, Any]) -> bool:
-    return {"image", "caption"} <= record.keys() and not record.keys() & {"question", "query"}
+    more = {"question", "query", *MEANING}
+    return {"image", "caption"} <= record.keys() and not record.keys() & more
 
 
 def _captioned(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:

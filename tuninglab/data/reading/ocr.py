@@ -85,7 +85,12 @@ def _ocrvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
         names = list(dict.fromkeys([f"{name}.jpg", f"{name}{ending[0] if ending else '.jpg'}"]))
         found = reading.existing([*names, *(f"images/{one}" for one in names)])
         return [
-            {"image": found, "question": question, "answers": [answer], "id": f"{name}-{number}"}
+            {
+                "image": found,
+                "question": question,
+                "answers": [answer],
+                "question_id": f"{name}-{number}",
+            }
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1)
         ]
 
