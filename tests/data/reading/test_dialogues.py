@@ -126,10 +126,10 @@ SURROGATE = "\ud800"
     ("record", "words"),
     [
         ([], "the record is a list of 0; expected an object"),
-        ({}, "the record has neither; expected one"),
-        ({"messages": None}, "the record has only null; expected one"),
+        ({}, "no known format has the keys (none); nearest"),
+        ({"messages": None}, "no known format has the keys 'messages'; nearest"),
         ({"conversations": [{"from": "human"}]}, "the content is missing"),
-        ({"messages": GOOD, "conversations": []}, "the record has both; expected one"),
+        ({"messages": GOOD, "conversations": []}, 'has both "messages" and "conversations"'),
         ({"messages": [GOOD[0], {"role": "assistant", "content": " "}]}, "the answer is empty"),
         ({"conversations": {}}, "the dialogue is an object of 0; expected a list"),
         ({"conversations": [{"from": "cat", "value": "a"}]}, "role is 'cat'; known: system"),
