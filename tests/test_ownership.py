@@ -202,18 +202,16 @@ socket.gethostname = lambda: "elsewhere"
 from tuninglab.run_folder import lock
 lock.take(Path(sys.argv[1]))
 if os.fork() == 0:
-    time.sleep(float(sys.argv[2]))
-    os._exit(0)
-print("taken", flush=True)
+    print("taken", flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
 def container(config):
-    """A run that a process in another container writes into; its worker outlives it by 20 s."""
+    """A run that a process in another container writes into; its worker outlives it."""
     run = made(config)
-    command = [sys.executable, "-c", HOLDS, str(run.path), "20"]
+    command = [sys.executable, "-c", HOLDS, str(run.path)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert other.stdout is not None and other.stdout.readline() == "taken\n"
     yield run, other
@@ -295,7 +293,8 @@ def test_where_there_are_no_locks_of_the_system_the_text_is_what_counts(config, 
     assert json.loads((run.path / ".lock").read_text())["locked"] is None
     run.release()
     assert not (run.path / ".lock").exists()
-    held_by(run.path, host="elsewhere", pid=1, started="2", locked=True, mount=lock._mount(run.path))
+    mount = lock._mount(run.path)
+    held_by(run.path, host="elsewhere", pid=1, started="2", locked=True, mount=mount)
     with pytest.raises(UserError, match="on elsewhere"):
         run.hold()
 

@@ -49,16 +49,8 @@ def take(folder: Path) -> None:
             return
         # By its text it is another's now, whoever wrote that.
         _close(path)
-        runs = False if holder is None or own else _runs(holder, path)
-        if runs is not False:
-            remedy = (
-                "Wait for it, stop it, or choose another --run_name."
-                if runs
-                else "Whether it still does cannot be seen from here. Choose another --run_name; or, "
-                f"if it is certain that it no longer runs, delete {path}."
-            )
-            who = f"process {holder['pid']} on {shown(holder['host'])}"
-            raise UserError(f"{folder} is being written by {who}. {remedy}")
+        if holder is not None and not own:
+            _check_ended(holder, path)
         if holder is not None and holder["host"] != this["host"]:
             say(f"Process {holder['pid']} on {shown(holder['host'])}, which wrote here, has ended.")
         path.unlink(missing_ok=True)
@@ -69,6 +61,20 @@ def take(folder: Path) -> None:
     _held[path] = descriptor
     # Whatever ends this process, short of a kill.
     atexit.register(release, folder)
+
+
+def _check_ended(holder: dict[str, Any], path: Path) -> None:
+    runs = _runs(holder, path)
+    if runs is False:
+        return
+    remedy = (
+        "Wait for it, stop it, or choose another --run_name."
+        if runs
+        else "Whether it still does cannot be seen from here. Choose another --run_name; or, if it "
+        f"is certain that it no longer runs, delete {path}."
+    )
+    who = f"process {holder['pid']} on {shown(holder['host'])}"
+    raise UserError(f"{path.parent} is being written by {who}. {remedy}")
 
 
 def release(folder: Path) -> None:
@@ -166,7 +172,7 @@ def _runs(holder: dict[str, Any], path: Path) -> bool | None:
         pass
     # Numbers of processes come again, the time of start does not.
     started = _started(pid)
-    return started == holder.get("started") and (started is not None or None)
+    return None if started is None else started == holder.get("started")
 
 
 def _is_of_this_machine(folder: Path) -> bool:
