@@ -202,22 +202,24 @@ def test_a_tokenizer_configuration_out_of_range_is_refused(folder, path, value, 
         assert not said
 
 
-def test_a_regular_expression_that_explodes_is_told_with_the_tokenizer(folder):
-    change(
-        folder / "tokenizer.json",
-        "pre_tokenizer",
-        {
-            "type": "Split",
-            "pattern": {"Regex": "(?:a|a|aa)+b"},
-            "behavior": "Isolated",
-            "invert": False,
-        },
-    )
-    try:
-        model, processor = load_flamingo(folder)
-        Conversation(model, processor, 2).ask("a" * 400)
-    except UserError as error:
-        assert str(folder) in str(error)
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+@pytest.mark.parametrize("pattern", ["(?:a|a|aa)+b", "(a|a)*b", "a*a*a*b"])
+def test_a_regular_expression_that_takes_for_ever_is_refused_wherever_it_is(folder, part, pattern):
+    rule = {"type": "Replace", "pattern": {"Regex": pattern}, "content": "x"}
+    if part == "pre_tokenizer":
+        rule = {"type": "Split", "pattern": rule["pattern"], "behavior": "Isolated"}
+        rule["invert"] = False
+    change(folder / "tokenizer.json", part, rule)
+    assert "for ever" in refused(folder)
+
+
+def test_a_regular_expression_that_explodes_later_is_told_with_the_tokenizer(folder):
+    """On letters that it does not name: the library gives up, and that is a message."""
+    rule = {"type": "Split", "pattern": {"Regex": r"(\p{Thai}+)+\p{Lao}"}, "behavior": "Isolated"}
+    change(folder / "tokenizer.json", "pre_tokenizer", rule | {"invert": False})
+    model, processor = load_flamingo(folder)
+    with pytest.raises(UserError, match=f"{folder} breaks on .*retry-limit"):
+        Conversation(model, processor, 2).ask("\u0e01" * 400 + " \u0e81")
 
 
 PICTURES = [
