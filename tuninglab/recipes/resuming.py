@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuninglab.config.training import TrainingConfig
+from tuninglab.config.yaml_file import file_named
 from tuninglab.console import is_main_process, say
 from tuninglab.data.sources import Source
 from tuninglab.data.splits import Splits
@@ -27,14 +29,15 @@ DOT = re.compile(r"\.")
 
 
 @contextmanager
-def settings_named(run: RunFolder) -> Iterator[None]:
-    """In mistakes of settings that a resumed run takes from its folder, say where they stand.
+def settings_named(config: TrainingConfig, run: RunFolder) -> Iterator[None]:
+    """In mistakes of settings that a file names, the run's or that of --config, say which it is.
 
     Raises:
         UserError: as what is done inside.
     """
     try:
-        yield
+        with file_named(config):
+            yield
     except UserError as error:
         if not run.resumed:
             raise
