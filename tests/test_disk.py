@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuninglab.disk import finish_replacing, remove_folder, whole_file, whole_folder, write_whole
+from tuninglab.embedded.task import write_data
 from tuninglab.errors import WorkError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -55,6 +56,14 @@ def test_what_writers_of_tensors_raise_on_a_full_disk_is_told(tmp_path, save):
         with whole_folder(tmp_path / "a") as beside:
             save({"x": torch.zeros(100_000)}, beside / "tensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_a_full_disk_does_not_hold_are_removed_and_the_place_is_named(tmp_path):
+    # Its pictures have 300 bytes and more, its records more together.
+    with files_limited_to(250), pytest.raises(WorkError) as error:
+        write_data(tmp_path / "new", 4)
+    assert f"--write_data {tmp_path / 'new'}: File too large" in str(error.value)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_leftovers_of_a_killed_writer_do_no_harm(tmp_path):

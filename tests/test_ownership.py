@@ -196,6 +196,111 @@ def test_a_run_on_another_host_is_believed_and_the_way_out_is_said(config):
         run.hold()
 
 
+# Takes the lock of a run as a process on another host would, says so, and forks a worker.
+HOLDS = """
+import os, socket, sys, time
+from pathlib import Path
+socket.gethostname = lambda: "elsewhere"
+from tuninglab.run_folder import lock
+lock.take(Path(sys.argv[1]))
+if os.fork() == 0:
+    print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def container(config):
+    """A run that a process in another container writes into; its worker outlives it."""
+    run = made(config)
+    command = [sys.executable, "-c", HOLDS, str(run.path)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert other.stdout is not None and other.stdout.readline() == "taken\n"
+    yield run, other
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+
+
+def test_the_lock_of_another_container_ends_with_its_process(container, capsys):
+    run, other = container
+    with pytest.raises(UserError, match=f"written by process {other.pid} on elsewhere"):
+        run.hold()
+    other.kill()
+    other.wait()
+    run.hold()
+    assert f"Process {other.pid} on elsewhere, which wrote here, has ended." in (
+        capsys.readouterr().err
+    )
+    run.release()
+
+
+def rewrite(run: RunFolder, **changes) -> None:
+    """Change the text of a lock in place: the lock of the system on the file stays."""
+    path = run.path / ".lock"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "nfs4", "9p", "fuse.sshfs"])
+def test_after_a_restart_a_lock_is_stale_where_no_other_machine_can_write(
+    container, tmp_path, monkeypatch, kind
+):
+    run, other = container
+    rewrite(run, mount="another kernel 5")
+    device = run.path.stat().st_dev
+    lines = [
+        "20 1 0:20 / /proc rw,relatime - proc proc rw",
+        f"6 1 {os.major(device)}:{os.minor(device)} / / rw shared:1 - {kind} /dev/x rw",
+    ]
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "mountinfo").write_text("\n".join(lines))
+    monkeypatch.setattr(lock, "PROCESSES", tmp_path / "proc")
+    # Alive, whatever its text says: its lock is seen.
+    for host in ("elsewhere", socket.gethostname()):
+        rewrite(run, host=host, pid=2**30)
+        with pytest.raises(UserError, match=f"on {host}"):
+            run.hold()
+    rewrite(run, host="elsewhere")
+    other.kill()
+    other.wait()
+    if kind in ("ext4", "overlay"):
+        run.hold()
+        run.release()
+        return
+    with pytest.raises(UserError, match=r"on elsewhere.*no longer runs, delete"):
+        run.hold()
+
+
+@pytest.mark.parametrize("left", ["mount", "locked"])
+def test_a_lock_that_nothing_tells_of_is_believed(container, left):
+    run, other = container
+    other.kill()
+    other.wait()
+    rewrite(run, **{left: None})
+    if left == "locked":
+        with pytest.raises(UserError, match="on elsewhere"):
+            run.hold()
+    else:
+        run.hold()
+        run.release()
+
+
+def test_where_there_are_no_locks_of_the_system_the_text_is_what_counts(config, monkeypatch):
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr(lock.fcntl, "lockf", none)
+    run = made(config)
+    run.hold()
+    assert json.loads((run.path / ".lock").read_text())["locked"] is None
+    run.release()
+    assert not (run.path / ".lock").exists()
+    mount = lock._mount(run.path)
+    held_by(run.path, host="elsewhere", pid=1, started="2", locked=True, mount=mount)
+    with pytest.raises(UserError, match="on elsewhere"):
+        run.hold()
+
+
 def test_two_that_planned_the_same_name_do_not_share_it(config):
     first, second = RunFolder.plan(config), RunFolder.plan(config)
     first.create(config)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ DEEPEST = 100
 # Linux: PATH_MAX and NAME_MAX. A longer name cannot be of anything that exists.
 LONGEST_PATH, LONGEST_PART = 4095, 255
 SHOWN_LETTERS = 400
-# A repeated group that ends in a repeat takes exponential time on a text that it nearly hits.
-NESTED_REPEAT = re.compile(r"[*+}]\)[*+{]")
 # So that opening a pipe without a writer does not wait; Windows has neither.
 OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 OPENING |= getattr(os, "O_BINARY", 0)

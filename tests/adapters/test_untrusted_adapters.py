@@ -37,6 +37,12 @@ def refused(model, adapter) -> str:
     return str(error.value)
 
 
+def test_pickled_weights_are_refused_unread(tiny_flamingo, adapter):
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model.bin")
+    assert "adapter_model.bin, a pickle" in refused(tiny_flamingo(), adapter)
+
+
 @pytest.mark.parametrize("kind", sorted({kind.value for kind in PeftType} - {"LORA"}) + ["x", 7])
 def test_other_kinds_of_adapter_are_refused_by_name(tiny_flamingo, adapter, kind):
     change(adapter, peft_type=kind, tokenizer_name_or_path="owner/name", num_virtual_tokens=3)

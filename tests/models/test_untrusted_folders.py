@@ -11,13 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.json_values import FORTY, JSON_VALUES
 from tests.tiny import save_tower, t5
 from tuninglab.cli import main
 from tuninglab.errors import UserError
+from tuninglab.models import hub
 from tuninglab.models.bounds import problem
 from tuninglab.models.build import load_flamingo
+from tuninglab.models.parts import load_lang_encoder
 from tuninglab.models.text_to_text import load_text_to_text
 from tuninglab.models.vision import load_vision_encoder
 from tuninglab.serving.conversation import Conversation
@@ -202,22 +205,24 @@ def test_a_tokenizer_configuration_out_of_range_is_refused(folder, path, value, 
         assert not said
 
 
-def test_a_regular_expression_that_explodes_is_told_with_the_tokenizer(folder):
-    change(
-        folder / "tokenizer.json",
-        "pre_tokenizer",
-        {
-            "type": "Split",
-            "pattern": {"Regex": "(?:a|a|aa)+b"},
-            "behavior": "Isolated",
-            "invert": False,
-        },
-    )
-    try:
-        model, processor = load_flamingo(folder)
-        Conversation(model, processor, 2).ask("a" * 400)
-    except UserError as error:
-        assert str(folder) in str(error)
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+@pytest.mark.parametrize("pattern", ["(?:a|a|aa)+b", "(a|a)*b", "a*a*a*b"])
+def test_a_regular_expression_that_takes_for_ever_is_refused_wherever_it_is(folder, part, pattern):
+    rule = {"type": "Replace", "pattern": {"Regex": pattern}, "content": "x"}
+    if part == "pre_tokenizer":
+        rule = {"type": "Split", "pattern": rule["pattern"], "behavior": "Isolated"}
+        rule["invert"] = False
+    change(folder / "tokenizer.json", part, rule)
+    assert "for ever" in refused(folder)
+
+
+def test_a_regular_expression_that_explodes_later_is_told_with_the_tokenizer(folder):
+    """On letters that it does not name: the library gives up, and that is a message."""
+    rule = {"type": "Split", "pattern": {"Regex": r"(\p{Thai}+)+\p{Lao}"}, "behavior": "Isolated"}
+    change(folder / "tokenizer.json", "pre_tokenizer", rule | {"invert": False})
+    model, processor = load_flamingo(folder)
+    with pytest.raises(UserError, match=f"{folder} breaks on .*retry-limit"):
+        Conversation(model, processor, 2).ask("\u0e01" * 400 + " \u0e81")
 
 
 PICTURES = [
@@ -326,16 +331,90 @@ def test_names_in_files_do_not_ask_the_hub(tmp_path, monkeypatch, capsys):
     (run / "config.yaml").write_text("model: owner/name\n")
     settings_file = tmp_path / "settings.yaml"
     settings_file.write_text("model: owner/name\n")
-    for words in (
-        ["chat", str(adapter), "--ask", "x"],
-        ["tree", str(adapter)],
-        ["chat", str(run), "--ask", "x"],
-        ["finetune", "--config", str(settings_file), "--output_dir", str(tmp_path / "runs")],
+    place = ["--output_dir", str(tmp_path / "runs")]
+    for words, file in (
+        (["chat", str(adapter), "--ask", "x"], str(adapter)),
+        (["tree", str(adapter)], str(adapter)),
+        (["chat", str(run), "--ask", "x"], str(run)),
+        (
+            ["finetune", "--config", str(settings_file), *place],
+            f"--config {settings_file} names it",
+        ),
     ):
         assert main(words) == 2
         said = capsys.readouterr().err
         assert "owner/name" in said and "hf download owner/name" in said and "--model" in said
+        assert file in said
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_folder_that_a_settings_file_names_is_told_with_the_file(folder, tmp_path, capsys):
+    change(folder / "config.json", "text_config.num_attention_heads", 0)
+    settings_file = tmp_path / "settings.yaml"
+    settings_file.write_text(f"model: {folder}\ndata: none.json\n")
+    words = ["finetune", "--config", str(settings_file), "--output_dir", str(tmp_path / "runs")]
+    assert main([*words, "--data", "other.json"]) == 2
+    assert "settings.yaml" not in capsys.readouterr().err
+    assert main(words) == 2
+    assert "none.json" in (said := capsys.readouterr().err) and "settings.yaml names it" in said
+    settings_file.write_text(f"model: {folder}\n")
+    assert main(words) == 2
+    assert "heads is 0" in (said := capsys.readouterr().err) and "settings.yaml names it" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def on_the_hub(folder, monkeypatch):
+    """A model of the hub that the user names, with the folder that its download leaves."""
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "_out_of_reach", lambda: "")
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    hub._settings_of.cache_clear()
+    yield asked
+    hub._settings_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "said"),
+    [
+        ("config.json", "text_config.num_hidden_layers", 10**6, "num_hidden_layers is 1000000"),
+        ("generation_config.json", "num_beams", 10**6, "num_beams"),
+        ("tokenizer_config.json", "model_max_length", "x", "model_max_length"),
+        ("model.safetensors.index.json", "weight_map.a", "../x.safetensors", "not beside it"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_flamingo, load_text_to_text, load_lang_encoder])
+def test_a_model_of_the_hub_is_looked_at_before_a_library_reads_it(
+    folder, on_the_hub, monkeypatch, file, path, value, said, load
+):
+    for reader in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(reader, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    change(folder / file, path, value)
+    options = (None,) if load is load_lang_encoder else ()
+    with pytest.raises(UserError, match=f"{folder}/{file}.*{said}"):
+        load("owner/name", *options)
+    ((name, asked),) = on_the_hub
+    assert name == "owner/name" and not any("safetensors" in str(one) for one in asked.values())
+
+
+def test_a_whole_model_of_the_hub_passes_and_is_looked_at_once(on_the_hub):
+    assert hub.resolve("owner/name", "model") == ("owner/name", False)
+    assert hub.resolve("owner/name", "model") == ("owner/name", False)
+    assert len(on_the_hub) == 1
+
+
+@pytest.mark.parametrize("name", ["../other/a.safetensors", "/etc/passwd", "sub/a.safetensors", 7])
+def test_an_index_reads_nothing_outside_of_its_folder(folder, tmp_path, name):
+    (folder / "model.safetensors").rename(tmp_path / "a.safetensors")
+    change(folder / "model.safetensors.index.json", "weight_map.x", name)
+    assert "which is not beside it" in refused(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    assert "has no weight_map" in refused(folder)
 
 
 @FORTY

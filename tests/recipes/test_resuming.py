@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tuninglab.config import FinetuneConfig
 from tuninglab.errors import UserError
+from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
 
 
@@ -58,6 +59,38 @@ def test_a_changed_base_is_noticed(own, tmp_path):
         go_on(own, max_steps=3)
     path.write_bytes(whole)
     go_on(own, max_steps=3)
+
+
+@pytest.mark.parametrize("number", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_weight_that_is_not_finite_is_named_and_leaves_no_folder(
+    own, tmp_path, number, quantization
+):
+    path = tmp_path / "base" / "model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}
+    name = "lang_encoder.model.layers.1.decoder_layer.mlp.up_proj.weight"
+    weights[name][3, 5] = number
+    save_file(weights, path, metadata={"format": "pt"})
+    own = replace(own, run_name="fresh", quantization=quantization)
+    # Quantised, the row has a scale that is none.
+    said = f"{path}: the weight {name}.* holds numbers that are not finite"
+    with pytest.raises(UserError, match=said):
+        finetune(own)
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_a_part_with_a_weight_that_is_not_finite_is_named(own, tiny_flamingo, take_apart, tmp_path):
+    model = tiny_flamingo()
+    model.vision_encoder.post_layernorm.weight.data[2] = float("nan")
+    lang, clip = take_apart(model, tmp_path)
+    _, processor = load_flamingo(own.model)
+    processor.tokenizer.save_pretrained(lang)
+    processor.image_processor.save_pretrained(clip)
+    parts = {"model": "embedded", "lang_encoder": str(lang), "vision_encoder": str(clip)}
+    own = replace(own, cross_attn_every_n_layers=1, **parts)
+    with pytest.raises(UserError, match=f"{clip}/model.safetensors: the weight .*layernorm"):
+        finetune(replace(own, run_name="fresh"))
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_fingerprints(own, capsys):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import resource
 import zipfile
 
 import pytest
@@ -14,6 +15,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tuninglab.training.hardware import make_accelerator
+from tuninglab.training.saved_state import read_state
 
 
 @pytest.fixture
@@ -178,8 +180,79 @@ def test_a_packed_state_is_not_unpacked(two, accelerator):
     path = two / "step-000003" / "state.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10**6)
-    with pytest.raises(UserError, match="step-000003.*it is packed"):
+    with pytest.raises(UserError, match="step-000003.*was compressed"):
         load_checkpoint(two / "step-000003", make_state(), accelerator)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch canary",))
+
+
+def shared_lists() -> list:
+    """10^12 texts, when written out."""
+    inner: list = ["x"]
+    for _ in range(12):
+        inner = [inner] * 10
+    return inner
+
+
+def nested(depth: int) -> list:
+    inner: list = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+STRANGE = {
+    "a program": (Evil, "it asks for posix.system"),
+    "shared lists": (shared_lists, "holds more, or deeper"),
+    "deep lists": (lambda: nested(60), "holds more, or deeper"),
+    # Of 1 MiB, 2,000 times.
+    "shared tensors": (lambda: [torch.ones(2**18)] * 2000, "holds more, or deeper"),
+    "strides of 0": (lambda: torch.ones(1).expand(2**30), "beyond the size of the file"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "no dense tensor"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_what_torch_would_have_taken_or_run_is_refused_by_name(
+    two, accelerator, what, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = two / "step-000003" / "state.pt"
+    make, said = STRANGE[what]
+    torch.save(torch.load(path, weights_only=True) | {"more": make()}, path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"step-000003.*{said}"):
+        load_checkpoint(two / "step-000003", make_state(), accelerator)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_state_is_what_torch_reads_and_outlives_its_file(two):
+    path = two / "step-000003" / "state.pt"
+    expected = torch.load(path, weights_only=True)
+    read = read_state(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert_same(read, expected)
+
+
+def assert_same(read, expected):
+    if isinstance(expected, torch.Tensor):
+        assert read.dtype == expected.dtype and torch.equal(read, expected)
+        return
+    assert type(read) is type(expected)
+    if isinstance(expected, dict):
+        assert list(read) == list(expected)
+        for key, value in expected.items():
+            assert_same(read[key], value)
+    elif isinstance(expected, (list, tuple)):
+        assert len(read) == len(expected)
+        for pair in zip(read, expected, strict=True):
+            assert_same(*pair)
+    else:
+        assert read == expected
 
 
 def test_the_manifest_names_every_file(two):

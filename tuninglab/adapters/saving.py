@@ -32,6 +32,8 @@ from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
 from tuninglab.untrusted import read_json, shown
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+# As PEFT wrote them until 2023.
+PICKLED_NAME = "adapter_model.bin"
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -140,6 +142,12 @@ def adapter_file(directory: Path) -> Iterator[Any]:
     """
     for name in (ADAPTER_CONFIG, WEIGHTS_NAME):
         if not (directory / name).is_file():
+            if name == WEIGHTS_NAME and (directory / PICKLED_NAME).exists():
+                raise UserError(
+                    f"{directory} holds its weights as {PICKLED_NAME}, a pickle, which can run "
+                    f"code and is not read. Where you trust it, load it with PEFT and save it "
+                    f"again: that writes {WEIGHTS_NAME}"
+                )
             raise UserError(
                 f"{directory} holds no adapter: {name} is missing. Name a run's adapter/."
             )

@@ -10,8 +10,9 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 
 from tuninglab.errors import UserError
+from tuninglab.models.expressions import explodes
 from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
-from tuninglab.untrusted import NESTED_REPEAT, read_json, shown
+from tuninglab.untrusted import read_json, shown
 
 MOST_RANK = 2**16
 
@@ -109,7 +110,7 @@ def _switch(value: Any) -> bool:
 
 def _pattern(value: Any) -> bool:
     try:
-        return _text(value) and bool(re.compile(value)) and not NESTED_REPEAT.search(value)
+        return _text(value) and bool(re.compile(value)) and not explodes(value)
     except (re.error, RecursionError, OverflowError):
         return False
 

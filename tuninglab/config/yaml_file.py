@@ -1,6 +1,7 @@
 """Settings in YAML: a file into a config dataclass, checked key by key, and back into text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,32 @@ def _read(settings: object, config_class: type[Config], path: str | Path) -> Con
     if isinstance(config, TrainingConfig) and isinstance(settings, Mapping):
         config.typed = frozenset(named_in(settings, config_class))
     return config
+
+
+@contextmanager
+def file_named(config: Any) -> Iterator[None]:
+    """In mistakes about a file, folder or model that a --config file names, say which file it is.
+
+    Raises:
+        UserError: as what is done inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        path = getattr(config, "config", None)
+        if path is None or not any(name in str(error) for name in _named_in(path, config)):
+            raise
+        raise UserError(f"{error}\n--config {path} names it.") from error
+
+
+def _named_in(path: str, config: TrainingConfig) -> list[str]:
+    """The files, folders and models of some settings that their file names, and no flag."""
+    there = read_config(path, type(config))
+    names = marked(type(config), Mark.PATH) & (there.typed or frozenset())
+    # A run that has begun has them absolute.
+    ours, theirs = config.located(), there.located()
+    same = [name for name in names if getattr(ours, name) == getattr(theirs, name)]
+    return [getattr(form, name) for name in same for form in (there, theirs)]
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuninglab.errors import UserError
 from tuninglab.models.bounds import problem
-from tuninglab.untrusted import MIB, read_json, shown
+from tuninglab.untrusted import MIB, check_path, read_json, shown
 
 # What transformers reads of its own accord, from Python. An index names every weight of a model.
 SETTINGS = (
@@ -18,6 +18,9 @@ SETTINGS = (
 LARGEST_SETTINGS = 16 * MIB
 # Gemma 3's has 33 MB.
 LARGEST_OTHER = 256 * MIB
+# 2,000 weights take 200 KB.
+LARGEST_INDEX = 64 * MIB
+INDEX = ".index.json"
 READ_WHOLE = (".json", ".txt", ".jinja", ".model")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 # Numbers a byte that weights can hold, with room: 4 bits are two.
@@ -41,6 +44,8 @@ def check_folder(folder: Path, what: str) -> None:
         raise UserError(f"{what}: {folder} cannot be read: {error.strerror}") from error
     for entry in entries:
         _check_kind(entry, what)
+        if entry.name.endswith(INDEX):
+            _check_shards(Path(entry.path), what)
     rows, found = None, {entry.name for entry in entries}
     for name in (name for name in SETTINGS if name in found):
         content = read_json(folder / name, LARGEST_SETTINGS, what)
@@ -86,6 +91,22 @@ def _check_kind(entry: os.DirEntry, what: str) -> None:
         raise UserError(
             f"{what}: {entry.path} has {size}; no model's file of this kind is so large"
         )
+
+
+def _check_shards(index: Path, what: str) -> None:
+    """Libraries join what an index names to its folder, wherever that leads."""
+    content = read_json(index, LARGEST_INDEX, what)
+    table = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(table, Mapping):
+        raise UserError(f"{what}: {index} has no weight_map; copy or download it again")
+    for name in table.values():
+        # Links are followed: in the hub's cache every file is one.
+        if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
+            raise UserError(
+                f"{what}: {index} names the shard {shown(name)}, which is not beside it. Nothing "
+                "else is read. Download or copy the model again"
+            )
+        check_path(name, f"{what}: {index}")
 
 
 def _rows(config: Mapping[str, Any]) -> Any:

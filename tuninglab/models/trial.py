@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from tuninglab.data.prompt import text_ids
-from tuninglab.untrusted import NESTED_REPEAT, shown
+from tuninglab.models.expressions import breaks_tokenizing
+from tuninglab.untrusted import shown
 
 # A text may become so many times longer: what is said of a character (NFKC: 18 at most) and more.
 MOST_GROWTH = 64
@@ -28,15 +29,16 @@ def try_tokenizer(tokenizer: Any) -> None:
             the library raises.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules, cuts = (getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer"))
-    for part in (rules, cuts):
-        for pattern in [] if part is None else _patterns(json.loads(part.__getstate__())):
-            if NESTED_REPEAT.search(pattern):
+    parts = (getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "decoder"))
+    rules, *others = (part and json.loads(part.__getstate__()) for part in parts)
+    for part in filter(None, (rules, *others)):
+        for pattern in _patterns(part):
+            if breaks_tokenizing(pattern):
                 raise ValueError(
-                    f"the regular expression {shown(repr(pattern))} in tokenizer.json repeats what "
-                    "ends in a repeat, which can take for ever on a short text"
+                    f"the regular expression {shown(repr(pattern))} in tokenizer.json can take for "
+                    "ever on a short text"
                 )
-    times = 1.0 if rules is None else _growth(json.loads(rules.__getstate__()))
+    times = _growth(rules) if rules else 1.0
     if times > MOST_GROWTH:
         raise ValueError(
             f"the normalizer in tokenizer.json can make a text {times:,.0f} times longer; "

@@ -72,7 +72,7 @@ def run_recipe(
     """
     try:
         # Mistakes in settings and data are told before a model is loaded.
-        with settings_named(run):
+        with settings_named(config, run):
             task = task or recipe.data(config)
         return _run(prepare(recipe, config, run, task), task)
     finally:
@@ -137,7 +137,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    with working("loading the base model"), settings_named(run):
+    with working("loading the base model"), settings_named(config, run):
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)

@@ -1,34 +1,42 @@
 """What a resumed run must have in common with its start: settings, data, base, an end ahead."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tuninglab.config.training import TrainingConfig
+from tuninglab.config.yaml_file import file_named
 from tuninglab.console import is_main_process, say
 from tuninglab.data.sources import Source, Splits
 from tuninglab.errors import UserError
+from tuninglab.models.folder_files import WEIGHTS
+from tuninglab.models.weights import is_finite
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import step_of
-from tuninglab.untrusted import MIB, read_json
+from tuninglab.untrusted import MIB, read_json, shown
 
 FINGERPRINTS = "fingerprints.json"
+DOT = re.compile(r"\.")
 
 
 @contextmanager
-def settings_named(run: RunFolder) -> Iterator[None]:
-    """In mistakes of settings that a resumed run takes from its folder, say where they stand.
+def settings_named(config: TrainingConfig, run: RunFolder) -> Iterator[None]:
+    """In mistakes of settings that a file names, the run's or that of --config, say which it is.
 
     Raises:
         UserError: as what is done inside.
     """
     try:
-        yield
+        with file_named(config):
+            yield
     except UserError as error:
         if not run.resumed:
             raise
@@ -60,7 +68,7 @@ def fingerprints(run: RunFolder, splits: Splits, model: nn.Module) -> dict[str, 
         model: the base as it was loaded.
 
     Raises:
-        UserError: the run was started with others.
+        UserError: the run was started with others, or a weight of the base is not finite.
     """
     if not is_main_process():
         return {}
@@ -94,12 +102,25 @@ def content_of(samples: Source | Sequence[Any]) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A sha256 over all weights and buffers of a model, with their names, formats and shapes."""
+    """A sha256 over all weights and buffers of a model, with their names, formats and shapes.
+
+    Raises:
+        UserError: a weight is not finite: no step could be made with it.
+    """
+    # Among them may be masks of infinities.
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
+        tensor = tensor.detach().cpu().contiguous()
+        if name not in buffers and not is_finite(tensor):
+            raise UserError(
+                f"{_place_of(model, name)}: the weight {shown(name)} holds numbers that are not "
+                "finite (nan or inf); nothing can be computed with it. Download or copy the model "
+                "again, or take another save of it"
+            )
         one = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        numbers: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        numbers: Any = tensor.flatten().view(torch.uint8).numpy()
         one.update(numbers)
         return one.digest()
 
@@ -107,3 +128,14 @@ def weights_digest(model: nn.Module) -> str:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         parts = pool.map(digest, sorted(model.state_dict().items()))
         return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _place_of(model: nn.Module, weight: str) -> str:
+    """What a weight was read from: the one file of the model or part that holds it, or its folder.
+
+    A part that was read as a model of its own knows its place, and what was made of parts none.
+    """
+    parts = [model, *(model.get_submodule(weight[: dot.start()]) for dot in DOT.finditer(weight))]
+    place = next(filter(None, (getattr(part, "name_or_path", "") for part in parts)), "the base")
+    files = [path for path in Path(place).glob("*") if path.suffix in WEIGHTS]
+    return str(files[0]) if len(files) == 1 else place

@@ -193,7 +193,7 @@ def fitting(
 
 def generator_state(device: torch.device) -> dict[str, Any]:
     """State of all random generators that training draws from."""
-    # torch.load(weights_only=True) takes plain values and tensors, no numpy arrays.
+    # What is read back are plain values and tensors, no numpy arrays.
     legacy: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, gauss = legacy
     state = {

@@ -1,6 +1,6 @@
 """The state in a checkpoint, which anybody may have written: read and checked before it is used."""
 
-import zipfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,13 @@ from typing import Any
 import torch
 
 from tuninglab.errors import UserError
+from tuninglab.models.formats.plain import DEEPEST
+from tuninglab.models.formats.records import ForbiddenName, Foreign, TensorRecord
+from tuninglab.models.formats.torch_file import TorchFile
+from tuninglab.models.formats.unpickling import MOST_STEPS
 from tuninglab.models.parts import first_lines
 from tuninglab.training.state import TrainState
+from tuninglab.untrusted import open_regular
 
 # AdamW's moments of a parameter; beside them it counts its steps.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,25 +29,54 @@ def damaged(path: Path, why: str) -> str:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote; no code runs, and it takes no more memory than the file.
+    """What `torch.save` wrote; nothing in it is run, and its tensors take no more than the file.
 
     Raises:
         UserError: it cannot be read.
     """
+    descriptor = open_regular(path, "--resume")
     try:
-        with zipfile.ZipFile(path) as archive:
-            # Of what torch saves nothing is packed: a small file must not fill the memory.
-            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-                raise UserError(damaged(path, "it is packed"))
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    # torch's reader fails in any way where bytes are changed (torch 2.13).
+        saved = TorchFile(path, descriptor)
+        content = _Values(saved, os.fstat(descriptor).st_size).of(saved.content)
+    # Where bytes are changed it may be anything, from zipfile to the machine that reads pickles.
     except Exception as error:
-        raise UserError(damaged(path, first_lines(error))) from error
-    if not isinstance(saved, dict):
-        raise UserError(damaged(path, f"it holds a {type(saved).__name__}"))
-    return saved
+        asks = "it asks for " if isinstance(error, ForbiddenName) else ""
+        raise UserError(damaged(path, f"{asks}{first_lines(error)}")) from error
+    finally:
+        os.close(descriptor)
+    if not isinstance(content, dict):
+        raise UserError(damaged(path, f"it holds a {type(content).__name__}"))
+    return content
+
+
+class _Values:
+    """Takes tensors out of a file, so that nothing of it stays mapped once it is deleted."""
+
+    def __init__(self, saved: TorchFile, size: int):
+        self._saved, self._bytes, self._items = saved, size, MOST_STEPS
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        """The same with tensors in the place of their records.
+
+        Raises:
+            ValueError: it is more, or deeper, than the file that torch writes of it.
+            UserError: a tensor is not dense, or lies outside of the file.
+        """
+        tensor = None
+        if isinstance(value, (TensorRecord, Foreign)):
+            tensor = self._saved.tensor("a tensor", value)
+            self._bytes -= tensor.nbytes
+        self._items -= 1
+        # Lists that share one another can have 10^10 values, and tensors as many bytes.
+        if min(self._items, self._bytes) < 0 or depth > DEEPEST:
+            raise ValueError("it holds more, or deeper, than torch writes")
+        if tensor is not None:
+            return tensor.clone()
+        if isinstance(value, dict):
+            return {key: self.of(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.of(item, depth + 1) for item in value)
+        return value
 
 
 def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> None:

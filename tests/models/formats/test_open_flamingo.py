@@ -263,5 +263,9 @@ def test_notes_that_make_no_sense_are_not_believed(noted):
 )
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3, 4)])
 def test_weights_of_another_shape(name, shape):
+    tensors = release(*MPT_7B) | {name: torch.empty(shape)}
     with pytest.raises(UserError, match="expected . dimensions"):
-        layout_of(release(*MPT_7B) | {name: torch.empty(shape)})
+        layout_of(tensors)
+    checkpoint = Checkpoint("checkpoint.pt", tensors)
+    with pytest.raises(UserError, match="^checkpoint.pt: "), checkpoint.named():
+        describe(checkpoint)

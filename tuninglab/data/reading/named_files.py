@@ -9,6 +9,7 @@ from typing import Any
 
 from tuninglab.config import ChatConfig, TrainingConfig
 from tuninglab.config.data import parts_of
+from tuninglab.config.yaml_file import file_named
 from tuninglab.data.images import load_image
 from tuninglab.data.reading.opening import check_files, checked_root
 from tuninglab.errors import UserError
@@ -22,8 +23,9 @@ def look_at_files(config: Any) -> None:
         UserError: as whoever reads them would say it, four seconds of imports later.
     """
     if isinstance(config, TrainingConfig):
-        _look_at_data(config)
-        _look_at_bases(config)
+        with file_named(config):
+            _look_at_data(config)
+            _look_at_bases(config)
     elif isinstance(config, ChatConfig):
         named = find_model(config.model)
         if named.adapter is None and named.base != "embedded":
