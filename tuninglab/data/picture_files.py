@@ -30,21 +30,16 @@ def confined_path(name: str, root: Path) -> ConfinedPath:
     """The resolved path of a picture named in a data file, which must lie under `root`.
 
     Args:
-        name: the path relative to the root.
+        name: the path relative to the root, or an absolute one of what lies below it.
         root: an absolute folder with its symlinks resolved.
 
     Raises:
-        UserError: the name is a URL, absolute, of a folder, or leaves the root (by `..` or a
-            symlink).
+        UserError: the name is a URL, of a folder, or leaves the root (by `..` or a symlink, or
+            because it is absolute).
     """
     # Never fetched: a data file must not make this machine open connections.
     if _SCHEME.match(name):
         raise UserError(f"picture {brief(name, 200)} is a URL; download it first and give its path")
-    if Path(name).is_absolute():
-        raise UserError(
-            f"picture {brief(name, 200)} is an absolute path; give it relative to the image root "
-            f"{root} (--image_root)"
-        )
     # Path drops such an end, and a file would be found where the system finds none.
     if name.rpartition("/")[2] in ("", ".", ".."):
         raise UserError(

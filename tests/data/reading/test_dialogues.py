@@ -328,4 +328,4 @@ def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
     assert samples[1].images == [pics / "a.png"]
     # What was done to the records is said, once.
     said = capsys.readouterr().err
-    assert said.count("moved to the front") == 1 and ": 3 times" in said
+    assert said.count("moved to the front") == 1 and ": 3 records" in said

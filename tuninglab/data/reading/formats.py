@@ -41,7 +41,11 @@ def samples_of(
     """
     record = renamed(checked_object(record), reading)
     format = format or format_of(record)
-    made = format.samples(record, origin, reading)
+    try:
+        made = format.samples(record, origin, reading)
+    except KeyError as error:
+        # A format that was named, and not found by its keys.
+        raise ValueError(f"the record has no {error}, which {format.what} have") from None
     reading.formats[format.what] += 1
     return made
 
