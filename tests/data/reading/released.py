@@ -408,8 +408,8 @@ RECORDS_RELEASED = {
     "chartqa": CHARTQA,
     "vqa_rows": BLIP_VQA,
     "vqa_rows ": VIZWIZ,
-    "blip_captions": BLIP_CAPTIONS,
-    "blip_captions ": BLIP_CAPTION,
+    "blip_captions": BLIP_CAPTION,
+    "blip_captions ": BLIP_CAPTIONS | {"image_id": "coco_522418"},
     "mmc4": MMC4,
     "laion": LAION,
 }

@@ -11,6 +11,7 @@ from tests.data.reading.released import (
     read_records,
     sample,
 )
+from tuninglab.data.reading.caption_sets import CAPTIONS
 from tuninglab.data.reading.found import Reading
 from tuninglab.errors import UserError
 
@@ -113,7 +114,8 @@ def test_a_broken_image_of_karpathy_is_named(change, problem):
 
 
 def test_a_list_of_captions_is_as_many_samples():
-    samples, problems = read_records(BLIP_CAPTIONS, BLIP_CAPTION, BLIP_CAPTIONS | {"id": 4})
+    rows = BLIP_CAPTIONS, BLIP_CAPTION, BLIP_CAPTIONS | {"id": 4}
+    samples, problems = read_records(*rows, format=CAPTIONS)
     images = ["val2014/COCO_val2014_000000522418.jpg"]
     cake, knife = BLIP_CAPTIONS["caption"]
     assert samples == [
@@ -146,6 +148,7 @@ def test_a_broken_caption_is_named(change, problem):
 def test_what_says_more_than_a_caption_is_none():
     assert format_of(BLIP_CAPTION | {"system": "Be brief."}) is None
     assert format_of(BLIP_CAPTION | {"loss": False}) is None
+    assert format_of(BLIP_CAPTIONS) is None
 
 
 def test_rows_of_addresses_are_refused_with_the_remedy():

@@ -102,6 +102,16 @@ def test_any_value_in_a_record_is_read_or_refused(record, data, tmp_path):
             check(*read_rows([("set.json, record 1", broken)], Reading(root=tmp_path), format))
 
 
+KEYS = sorted({key for record in RECORDS_RELEASED.values() for key in record})
+
+
+@FORTY
+@given(record=st.dictionaries(st.sampled_from(KEYS), JSON_VALUES, max_size=8))
+def test_a_format_that_is_named_may_find_any_keys(record):
+    for format in FORMATS:
+        check(*read_rows([("set.json, record 1", record)], format=format))
+
+
 def check(samples, problems):
     for sample in samples:
         assert isinstance(sample, Sample)

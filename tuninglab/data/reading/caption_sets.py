@@ -100,8 +100,10 @@ def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator
 
 
 def _is_captions(record: Mapping[str, Any]) -> bool:
-    more = {"question", "query", *MEANING}
-    return {"image", "caption"} <= record.keys() and not record.keys() & more
+    keys = record.keys()
+    # Without a set's own names, or with more to say, it is anybody's picture with a caption.
+    own = bool(keys & {"answers", "image_id"}) and not keys & {"question", "query", *MEANING}
+    return own and {"image", "caption"} <= keys
 
 
 def _captioned(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
@@ -110,7 +112,7 @@ def _captioned(record: dict[str, Any], origin: str, reading: Reading) -> list[Sa
     pictures = pictures_of(record)
     if not pictures:
         raise ValueError("the record has a caption but no picture; name the picture")
-    several = isinstance(record["caption"], list)
+    several = isinstance(record.get("caption"), list)
     captions = texts_of(record, "caption") if several else [text_of(record, "caption")]
     # Beside a single caption stand the others of the same picture.
     every = captions if given(record, "answers") is None else answers_of(record, "answers")

@@ -54,7 +54,7 @@ def _placed(
     record: Mapping[str, Any], sentences: int, reading: Reading
 ) -> list[tuple[int, ImageSource]]:
     """The sentence that each picture stands at, and the picture; in the order of the pictures."""
-    infos = record["image_info"]
+    infos = record.get("image_info")
     if not isinstance(infos, list):
         raise ValueError(f"image_info is {brief(infos)}; expected a list")
     infos = [checked_object(info) for info in infos]

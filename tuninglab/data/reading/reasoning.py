@@ -81,7 +81,9 @@ def _nlvr2(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample
     for validation: it becomes the sample's kind.
     """
     refuse_more(record)
-    label = str(record["label"]) if isinstance(record["label"], bool) else record["label"]
+    label = (
+        str(record.get("label")) if isinstance(record.get("label"), bool) else record.get("label")
+    )
     if label not in ("True", "False"):
         raise ValueError(f'the label is {brief(label)}; expected "True" or "False"')
     name, images = record.get("identifier"), pictures_of(record)
@@ -116,13 +118,13 @@ def _is_snli_ve(record: Mapping[str, Any]) -> bool:
 def _snli_ve(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
     """Whether a picture implies a sentence, where the people who were asked agreed."""
     refuse_more(record)
-    label = record["gold_label"]
+    label = record.get("gold_label")
     if label == "-":
         reading.notes['SNLI-VE sentences that nobody agreed on (label "-"), left out'] += 1
         return []
     if label not in LABELS:
         raise ValueError(f"the gold_label is {brief(label)}; expected one of {', '.join(LABELS)}")
-    name = f"{identity(record['Flickr30K_ID'], 'the Flickr30K_ID')}.jpg"
+    name = f"{identity(record.get('Flickr30K_ID'), 'the Flickr30K_ID')}.jpg"
     image = reading.existing([name, f"flickr30k_images/{name}", f"flickr30k-images/{name}"])
     own = record.get("pairID")
     own = None if own is None else identity(own, "the pairID")
