@@ -161,7 +161,7 @@ def test_bad_records_are_named(tmp_path, record, words):
     ("name", "words"),
     [
         ("none.png", "does not exist"),
-        ("/etc/hostname", "absolute path"),
+        ("/etc/hostname", "leads out of the image root"),
         ("../secret.png", "leads out of the image root"),
         ("子 目录/../../secret.png", "leads out of the image root"),
         ("link.png", "leads out of the image root"),
@@ -329,3 +329,10 @@ def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
     # What was done to the records is said, once.
     said = capsys.readouterr().err
     assert said.count("moved to the front") == 1 and ": 3 records" in said
+
+
+def test_an_absolute_path_below_the_image_root_is_read(tmp_path, pics):
+    turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "red"}]
+    record = {"image": str(pics / "a.png"), "conversations": turns}
+    (sample,) = read_samples(write(tmp_path, [record]), pics)
+    assert sample.images == [pics / "a.png"]
