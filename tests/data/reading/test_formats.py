@@ -456,7 +456,7 @@ BAD = {
     '"history" holds a list of 1': [{"query": "Q", "response": "A", "history": [["Q"]]}],
     '"history" holds 5': [{"instruction": "Q", "output": "A", "history": 5}],
     'has "choices", which this format does not read': [
-        {"question": "Q", "answer": "A", "choices": ["A", "B"]}
+        {"query": "Q", "response": "A", "choices": ["A", "B"]}
     ],
     "the list of captions is empty": [{"image": "a", "captions": []}],
     "the list of pictures is empty": [{"image": [], "caption": "A"}],
