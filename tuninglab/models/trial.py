@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tuninglab.data.prompt import text_ids
+from tuninglab.data.tokens import text_ids
 from tuninglab.untrusted import NESTED_REPEAT, shown
 
 # A text may become so many times longer: what is said of a character (NFKC: 18 at most) and more.
