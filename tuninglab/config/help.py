@@ -24,7 +24,7 @@ GROUPS = {
     ),
     "How it learns": (
         *("gradient_accumulation_steps", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-        *("max_tokens", "skip_bad_records"),
+        *("max_tokens", "skip_bad_records", "prompt"),
     ),
     "Memory and speed": (
         *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),

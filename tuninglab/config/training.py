@@ -10,6 +10,7 @@ from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positiv
 from tuninglab.config.fields import Mark, leaves, marked, settle_types
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
+from tuninglab.untrusted import shown
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
@@ -196,8 +197,8 @@ class TrainingConfig:
             if name in changeable:
                 changes[name] = value
             else:
-                was = before[name]
-                refused.append(f"--{name} is {value!r}, but the run was started with {was!r}.")
+                was = f"the run was started with {shown(repr(before[name]))}"
+                refused.append(f"--{name} is {shown(repr(value))}, but {was}.")
         if refused:
             hint = "Leave these flags out to go on, or start a new run with another --run_name."
             raise UserError("\n".join([*refused, hint]))

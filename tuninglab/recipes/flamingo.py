@@ -71,11 +71,14 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     """Load the Flamingo that the settings name, or make one of its parts.
 
     Raises:
-        UserError: there is no such model, or bitsandbytes is asked for and missing.
+        UserError: there is no such model, its tokenizer does not fit the prompt, or bitsandbytes is
+            asked for and missing.
     """
     tuning, new = config.tuning_config, config.lang_encoder is not None
     model, processor = load_model(config, run)
-    tokenizer, pictures = processor.tokenizer, EncodedPictures()
+    # Of the processor too, so that one that is saved with a new base asks as the run does.
+    processor.use_prompt(config.prompt)
+    tokenizer, prompt, pictures = processor.tokenizer, processor.prompt, EncodedPictures()
 
     def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
         return SampleDataset(samples, processor, features=features)
@@ -96,10 +99,11 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
         train_fresh_bridge(tuning, choices) if new else tuning,
         rows,
         Collator(tokenizer.pad_token_id, processor.image_size),
-        partial(dialogue_tokens, tokenizer=tokenizer),
-        partial(answer_ids, tokenizer=tokenizer),
+        partial(dialogue_tokens, tokenizer=tokenizer, prompt=prompt),
+        partial(answer_ids, tokenizer=tokenizer, prompt=prompt),
         getattr(model.config.text_config, "max_position_embeddings", None),
         answer,
+        prompt.choice,
     )
 
 

@@ -56,6 +56,9 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
     # The embedded samples are short; reading them all would draw every picture.
     if longest and config.data is not None:
         splits = fit(splits, base.tokens, longest, config.skip_bad_records)
+    else:
+        # A prompt that does not fit the dialogues is told before there is a run.
+        base.tokens(splits.train[0])
     return splits
 
 

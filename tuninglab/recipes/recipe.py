@@ -33,6 +33,7 @@ class Base:
         longest_tokens: of what the model can read; None: it has no limit.
         answer: model, samples, most new tokens -> what the model answers to each; with `features`,
             as above.
+        prompt: how a dialogue becomes a text, as an adapter keeps it; None: there are no dialogues.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Base:
     answer_ids: Callable[[Any], list[int]]
     longest_tokens: int | None
     answer: Callable[..., list[str]]
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
