@@ -4,6 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
+from tuninglab.data.prompt_formats import TUNINGLAB
+
 CORPUS = [
     "What colour is the ball? red blue ### Instruction: ### Response: \n\n <s>a</s> 1 | /"
 ] * 9
@@ -84,9 +86,8 @@ def tokenizer(request):
 
 @pytest.fixture(scope="session")
 def processor():
-    """Stands for FlamingoProcessor: the two attributes that data/ uses."""
+    """Stands for FlamingoProcessor: the attributes that data/ uses."""
     size = {"height": 8, "width": 8}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=size)
-    return SimpleNamespace(
-        tokenizer=wrapped(byte_level(), True, True), image_processor=image_processor
-    )
+    tokenizer = wrapped(byte_level(), True, True)
+    return SimpleNamespace(tokenizer=tokenizer, image_processor=image_processor, prompt=TUNINGLAB)

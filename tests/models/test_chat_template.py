@@ -9,8 +9,10 @@ from transformers import AutoProcessor
 
 from tests.tiny import processor_of, tiny_tokenizer
 from tuninglab import FlamingoProcessor
-from tuninglab.data.prompt import _spans, encode_dialogue, encode_prompt
+from tuninglab.data.prompt import encode_dialogue, encode_prompt
+from tuninglab.data.prompt_formats import TUNINGLAB
 from tuninglab.data.sample import normal_messages
+from tuninglab.errors import UserError
 
 RED = Image.new("RGB", (20, 16), "red")
 DIALOGUES = {
@@ -87,8 +89,8 @@ def test_any_dialogue_renders_as_its_spans(dialogue):
     processor = processor_of(tiny_tokenizer())
     messages = [{"role": role, "content": content} for role, content in dialogue]
     text = processor.apply_chat_template(messages)
-    spans = _spans(normal_messages(messages))
-    said = "".join("<image>" if kind == "image" else text for kind, text in spans)
+    spans = TUNINGLAB.spans(normal_messages(messages))
+    said = "".join("<image>" if kind == "image" else text for kind, text, _ in spans)
     assert text == (processor.tokenizer.bos_token or "") + said
 
 
@@ -152,3 +154,42 @@ def test_the_template_is_saved_and_another_one_is_kept(processors, tmp_path):
         AutoProcessor.from_pretrained(tmp_path / "own").apply_chat_template(DIALOGUES["one"])
         == "mine"
     )
+
+
+@pytest.mark.parametrize("name", ["multimodal_gpt", "otter", "openflamingo-vqa", "own"])
+def test_another_prompt_is_that_of_the_processor_and_saved_with_it(processors, name, tmp_path):
+    own = "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
+    choice = own if name == "own" else name
+    parts = processors["tiny"]
+    processor = FlamingoProcessor(parts.image_processor, parts.tokenizer)
+    processor.use_prompt(choice)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt == processor.prompt and loaded.prompt.choice == choice
+    dialogue = DIALOGUES["one"]
+    messages = normal_messages(dialogue)
+    options = {"add_generation_prompt": True, "tokenize": True}
+    found = loaded.apply_chat_template(dialogue, **options)
+    assert found.tolist() == [encode_prompt(messages, loaded.tokenizer, loaded.prompt)]
+    found = loaded.apply_chat_template(dialogue, tokenize=True)
+    assert found.tolist() == [encode_dialogue(messages, loaded.tokenizer, loaded.prompt).input_ids]
+    start = "<s>" if loaded.prompt.adds_bos else ""
+    assert loaded.apply_chat_template(dialogue) == start + loaded.prompt.text(messages)
+    with pytest.raises(UserError, match="the prompt is 'nobody'"):
+        processor.use_prompt("nobody")
+    assert processor.prompt.choice == choice
+
+
+def test_the_tokenizers_own_template_becomes_that_of_the_processor(tmp_path):
+    own = "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
+    processor = processor_of(tiny_tokenizer())
+    assert processor.prompt == TUNINGLAB
+    processor.tokenizer.chat_template = own
+    assert processor.prompt == TUNINGLAB
+    processor.use_prompt("chat_template")
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt.choice == own and loaded.prompt == processor.prompt
+    loaded.chat_template = {"tool_use": own}
+    with pytest.raises(UserError, match="The model's chat templates: "):
+        loaded.prompt  # noqa: B018

@@ -18,6 +18,7 @@ from torch import nn
 
 from tuninglab.adapters import switching
 from tuninglab.adapters.int8_lora import know_int8
+from tuninglab.adapters.kept_settings import tuned_media_mode
 from tuninglab.adapters.lora import quietly
 from tuninglab.adapters.shipped_base import MARK, SETTINGS_NAME, check_shipped_base, shipped_mark
 from tuninglab.adapters.stored_config import check_fits, read_adapter_config
@@ -25,11 +26,9 @@ from tuninglab.console import say
 from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
-from tuninglab.models.formats.layout import MEDIA_MODES
 from tuninglab.models.parts import MEMORY_HINT, first_lines, is_out_of_memory, is_readers
 from tuninglab.models.weights import whole
-from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
-from tuninglab.untrusted import read_json, shown
+from tuninglab.named_model import ADAPTER_CONFIG
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 # As PEFT wrote them until 2023.
@@ -76,27 +75,31 @@ def _doubled(lora: Any) -> Any:
 
 
 def save_adapter(
-    model: PeftModel, directory: str | Path, state: dict[str, torch.Tensor] | None = None
+    model: PeftModel,
+    directory: str | Path,
+    state: dict[str, torch.Tensor] | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Write the adapter folder beside its place, then rename it there.
 
     `PeftModel.from_pretrained(base, directory)` alone gives the same model back; the media mode
-    that a Flamingo was tuned in is kept for `load_adapter`. `state` is that of `adapter_state`,
-    which all processes must make of sharded weights; None makes it here.
+    that a Flamingo was tuned in is kept for `load_adapter`, and the prompt for `adapter_prompt`.
+    `state` is that of `adapter_state`, which all processes must make of sharded weights; None makes
+    it here.
     """
     base: Any = model.get_base_model()
     media_mode = getattr(base.config, "media_mode", None)
     state = adapter_state(model) if state is None else state
     lora = model.peft_config["default"]
     lora = _doubled(lora) if _lora_start(model) else lora
-    write_adapter(directory, lora, state, media_mode, type(base))
+    write_adapter(directory, lora, state, media_mode, type(base), prompt)
 
 
-def adapter_writer(model: Any) -> Callable[[Path], None]:
+def adapter_writer(model: Any, prompt: str | None = None) -> Callable[[Path], None]:
     """What writes the adapter as it is now into a folder: so a checkpoint can be talked to."""
     # Here, where all processes are, and not in what is returned: weights may be sharded.
     state = adapter_state(model)
-    return lambda folder: save_adapter(model, folder / "adapter", state)
+    return lambda folder: save_adapter(model, folder / "adapter", state, prompt)
 
 
 def write_adapter(
@@ -105,6 +108,7 @@ def write_adapter(
     tensors: dict[str, torch.Tensor],
     media_mode: str | None,
     base: type = FlamingoForConditionalGeneration,
+    prompt: str | None = None,
 ) -> None:
     """Write the files of an adapter beside their place, then rename the folder there.
 
@@ -114,6 +118,7 @@ def write_adapter(
         tensors: by the keys from which PEFT loads them.
         media_mode: the one that it was tuned in; None where there are no images.
         base: class of the model that it belongs to.
+        prompt: that it was tuned with, a name or the text of a template; None: the usual one.
     """
     # For inference; PEFT makes a set of the names, whose order would change from one process to
     # the next.
@@ -127,7 +132,7 @@ def write_adapter(
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         kept.save_pretrained(str(beside), auto_mapping_dict=mapping)
         if media_mode is not None:
-            settings = {"media_mode": media_mode}
+            settings = {"media_mode": media_mode} | ({"prompt": prompt} if prompt else {})
             if kept.base_model_name_or_path == "embedded":
                 settings[MARK] = shipped_mark()
             (beside / SETTINGS_NAME).write_text(json.dumps(settings) + "\n", "utf-8")
@@ -183,7 +188,7 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
     """
     directory = Path(directory)
     check_shipped_base(directory)
-    adapters, media_mode = switching.adapters_of(model), _media_mode(directory)
+    adapters, media_mode = switching.adapters_of(model), tuned_media_mode(directory)
     if name in adapters.held:
         raise ValueError(f"there is an adapter {name!r} already")
     before = adapters.active
@@ -264,22 +269,3 @@ def _with_lora(model: Any, directory: Path, name: str, file: Any) -> PeftModel:
                 state.setdefault(f"{path}.{key}", torch.empty(0))
     set_state_dict(model, state, adapter_name=name)
     return model
-
-
-def _media_mode(directory: Path) -> str | None:
-    """The media mode that an adapter was tuned in; None for one that kept none."""
-    file = directory / SETTINGS_NAME
-    # PEFT's own save_pretrained, and tuninglab before it converted checkpoints, wrote no such file.
-    if not file.is_file():
-        return None
-    said = read_json(file, LARGEST_CONFIG, "adapter")
-    if not isinstance(said, dict) or "media_mode" not in said:
-        raise UserError(
-            f'{file} is damaged: expected {{"media_mode": ...}}. Copy the adapter again'
-        )
-    mode = said["media_mode"]
-    if mode not in MEDIA_MODES:
-        raise UserError(
-            f"{file}: media_mode is {shown(repr(mode))}; expected one of {', '.join(MEDIA_MODES)}"
-        )
-    return mode

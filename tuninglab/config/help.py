@@ -29,7 +29,7 @@ GROUPS = {
     ),
     "How it learns": (
         *("gradient_accumulation_steps", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-        "max_tokens",
+        *("max_tokens", "prompt"),
     ),
     "Memory and speed": (
         *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),

@@ -12,6 +12,7 @@ from tuninglab.config.fields import leaves, marked, settle_types
 from tuninglab.config.marks import Mark
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
+from tuninglab.untrusted import shown
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
@@ -199,8 +200,8 @@ class TrainingConfig:
             if name in changeable:
                 changes[name] = value
             else:
-                was = before[name]
-                refused.append(f"--{name} is {value!r}, but the run was started with {was!r}.")
+                was = f"the run was started with {shown(repr(before[name]))}"
+                refused.append(f"--{name} is {shown(repr(value))}, but {was}.")
         if refused:
             hint = "Leave these flags out to go on, or start a new run with another --run_name."
             raise UserError("\n".join([*refused, hint]))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tuninglab.console import say
 from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import limit_aspect, load_image
-from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt
+from tuninglab.data.prompt import IGNORED, encode_dialogue, encode_prompt, named
 from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.data.sampler import MaskedRow
 from tuninglab.errors import UserError
@@ -77,7 +77,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
 
     Args:
         samples: may be lazy, an item is fetched anew at each access.
-        processor: has `.tokenizer` and `.image_processor` (that of the vision tower).
+        processor: has `.tokenizer`, `.image_processor` (that of the vision tower) and `.prompt`.
         prompts_only: rows end where the last answer starts, for generation.
         features: what was computed of the pictures; rows have it in place of pixels.
         skip_bad: a row with a picture that cannot be read keeps its place, with all labels masked
@@ -95,6 +95,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         self.samples = samples
         self.skip_bad = skip_bad
         self.processor = processor
+        self.prompt = processor.prompt
         self.prompts_only = prompts_only
         self.features = features
 
@@ -108,19 +109,22 @@ class SampleDataset(Dataset[dict[str, Any]]):
         under the name that the model has for them; without pictures they are zeros (1, *shape).
 
         Raises:
-            UserError: a picture of the sample cannot be read any more, or has no features.
+            UserError: a picture of the sample cannot be read any more, or has no features, or the
+                prompt has no place for something in the dialogue.
         """
         # A plain int: what a lazy Sequence makes of a subclass is its own affair.
         sample = self.samples[int(index)]
         tokenizer = self.processor.tokenizer
         # Ids stay lists: only the collator knows the length to pad to.
         row: dict[str, Any] = {"sample_id": sample.origin}
-        if self.prompts_only:
-            # The dialogue as it stood when the last question was asked, earlier answers included.
-            row["input_ids"] = encode_prompt(sample.messages[:-1], tokenizer)
-        else:
-            row["input_ids"], labels = encode_dialogue(sample.messages, tokenizer)
-            row["labels"] = [IGNORED] * len(labels) if isinstance(index, MaskedRow) else labels
+        with named(sample):
+            if self.prompts_only:
+                # The dialogue as it stood when the last question was asked, with earlier answers.
+                row["input_ids"] = encode_prompt(sample.messages[:-1], tokenizer, self.prompt)
+            else:
+                encoded = encode_dialogue(sample.messages, tokenizer, self.prompt)
+                row["input_ids"], labels = encoded
+                row["labels"] = [IGNORED] * len(labels) if isinstance(index, MaskedRow) else labels
         try:
             if self.features is None:
                 row["pixel_values"] = image_pixels(sample.images, self.processor.image_processor)

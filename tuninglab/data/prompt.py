@@ -1,48 +1,28 @@
 """Dialogues to token ids with an exact label mask, for training and for generation alike."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from tuninglab.data.sample import Message, Sample, content_parts
+from tuninglab.config.prompts import CHAT_TEMPLATE, PROMPTS, is_template
+from tuninglab.data.prompt_formats import MULTIMODAL_GPT, NAMED, TUNINGLAB, Prompt, Span
+from tuninglab.data.prompt_templates import Template
+from tuninglab.data.sample import Message, Sample
+from tuninglab.data.sources import fingerprint
 from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
+from tuninglab.data.tokens import literals_ids, special_id, texts_ids
 from tuninglab.errors import UserError
 from tuninglab.untrusted import shown
 
 IGNORED = -100  # what torch's cross-entropy leaves out
-INSTRUCTION = "### Instruction:\n"  # Multimodal-GPT's section names, without its preamble
-RESPONSE = "### Response:\n"
-BREAK = "\n\n"
-# The same format as transformers renders it, for whoever asks a model in Python. Its text tokenized
-# whole may give other ids than piece by piece: see FlamingoProcessor.apply_chat_template.
-CHAT_TEMPLATE = """\
-{%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}
-{%- for message in messages %}
-  {%- set said = namespace(text=message["content"]) %}
-  {%- if said.text is not string %}
-    {%- set said.text = "" %}
-    {%- for part in message["content"] %}
-      {%- set mark = "<image>" if part["type"] == "image" else part["text"] %}
-      {%- set said.text = said.text + mark %}
-    {%- endfor %}
-  {%- endif %}
-  {%- set answer = message["role"] in ("assistant", "gpt") %}
-  {%- if said.text %}
-    {%- if answer %}{{ "### Response:\\n" }}
-    {%- elif message["role"] != "system" %}{{ "### Instruction:\\n" }}
-    {%- endif %}
-    {{- said.text }}
-    {%- if answer %}{{ "<|endofchunk|>" }}{% endif %}
-    {%- if not (answer and loop.last) %}{{ "\\n\\n" }}{% endif %}
-  {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ "### Response:\\n" }}{% endif %}
-"""
-# With the tokenizer's length, because tokens may be added to it later. Finding the 262 special
-# tokens of LLaMA 3 anew for each dialogue doubled the time of tokenizing.
-_RESERVED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = WeakKeyDictionary()
+COUNTED_TOGETHER = 2000  # dialogues whose texts are held at a time
+# One higher where the same samples come to have other counts.
+COUNTED_AS = 1
+Piece: TypeAlias = tuple[str, str]  # kind and text of spans that have the same ids
 
 
 class Encoded(NamedTuple):
@@ -52,32 +32,51 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
-def encode_dialogue(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """A dialogue as ids; labels only on each answer and the `<|endofchunk|>` that ends it.
+def make_prompt(choice: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """The prompt that a name or the text of a Jinja template stands for.
+
+    Raises:
+        UserError: it is neither, the tokenizer lacks what it needs, or the template would lose or
+            change what is said.
+    """
+    choice = _own_template(tokenizer) if choice == CHAT_TEMPLATE else choice
+    named = next((p for p in NAMED.values() if choice in (p.choice, p.chat_template)), None)
+    if named is None:
+        if not is_template(choice):
+            raise UserError(
+                f"the prompt is {shown(repr(choice))}; expected one of {', '.join(PROMPTS)}, or "
+                "the text of a Jinja template"
+            )
+        return Template.of(choice, tokenizer)
+    if named != MULTIMODAL_GPT:
+        return named
+    end = tokenizer.eos_token
+    if not isinstance(end, str):
+        raise UserError(
+            f"--prompt {named.choice} ends answers with the tokenizer's end token (eos_token), and "
+            "this one has none. Choose another prompt."
+        )
+    return replace(named, end=end)
+
+
+def encode_dialogue(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> Encoded:
+    """A dialogue as ids; labels only on each answer that is learned and the token that ends it.
 
     Every piece is tokenized apart and the ids are joined, so that no token straddles the border
     between prompt and answer (a prompt measured by tokenizing it alone can be off by a merge).
 
     Raises:
-        ValueError: the tokenizer lacks `<image>` or `<|endofchunk|>`, or a content is malformed.
+        ValueError: the tokenizer lacks a token of the prompt, a content is malformed, or the prompt
+            has no place for it.
     """
-    special = {
-        "image": _special_id(IMAGE_TOKEN, tokenizer),
-        "end": _special_id(EOC_TOKEN, tokenizer),
-    }
-    # By hand: whether add_special_tokens adds BOS, EOS or both differs between tokenizers.
-    bos = tokenizer.bos_token_id
-    ids = [bos] if isinstance(bos, int) else []
-    labels = [IGNORED] * len(ids)
-    for kind, text in _spans(messages):
-        # Only a piece of these two kinds can become a special token.
-        piece = [special[kind]] if kind in special else text_ids(text, tokenizer)
-        ids += piece
-        labels += piece if kind in ("answer", "end") else [IGNORED] * len(piece)
-    return Encoded(ids, labels)
+    return _encoded(prompt.spans(messages), tokenizer, prompt)
 
 
-def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_prompt(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> list[int]:
     """The ids up to where the answer to the last user message starts, as `encode_dialogue` has it.
 
     Raises:
@@ -86,25 +85,76 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "nobody"
         raise ValueError(f"the last message is from {last}; expected the user's, to be answered")
-    return encode_dialogue(messages, tokenizer).input_ids + text_ids(RESPONSE, tokenizer)
+    return _encoded(prompt.spans(messages, ask=True), tokenizer, prompt).input_ids
 
 
-def dialogue_tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of a whole dialogue."""
-    return len(encode_dialogue(sample.messages, tokenizer).input_ids)
+def dialogue_tokens(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> int:
+    """The tokens of a whole dialogue.
+
+    Raises:
+        UserError: the prompt has no place for something in it.
+    """
+    with named(sample):
+        return len(encode_dialogue(sample.messages, tokenizer, prompt).input_ids)
 
 
-def answer_ids(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a dialogue that are learned: its answers, each with its end."""
-    labels = encode_dialogue(sample.messages, tokenizer).labels
+def count_tokens(
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> list[int]:
+    """`dialogue_tokens` of many samples, in one call of the tokenizer for thousands of them.
+
+    A text that stands in several, as an answer may, is tokenized once.
+
+    Raises:
+        UserError: as `dialogue_tokens`.
+    """
+    counts: list[int] = []
+    start = len(_start(tokenizer, prompt))
+    rest = iter(samples)
+    while some := list(islice(rest, COUNTED_TOGETHER)):
+        # Spans are let go of at once: held by the thousand, they keep the garbage collector busy.
+        known: dict[Piece, int] = {}
+        dialogues: list[list[int]] = []
+        for sample in some:
+            with named(sample):
+                spans = prompt.spans(sample.messages)
+            dialogues.append([known.setdefault(_piece(span), len(known)) for span in spans])
+        lengths = [len(ids) for ids in _ids_of(known, tokenizer, prompt)]
+        counts += [start + sum(lengths[number] for number in row) for row in dialogues]
+    return counts
+
+
+def counting_key(tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB) -> str | None:
+    """All that `count_tokens` depends on beside the samples; None where that cannot be told."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    said = (backend.to_str(), tokenizer.bos_token_id, prompt.choice, prompt.chat_template)
+    return fingerprint([COUNTED_AS, *said])
+
+
+def answer_ids(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> list[int]:
+    """The tokens of a dialogue that are learned: its answers, each with its end.
+
+    Raises:
+        UserError: as `dialogue_tokens`.
+    """
+    with named(sample):
+        labels = encode_dialogue(sample.messages, tokenizer, prompt).labels
     return [label for label in labels if label != IGNORED]
 
 
-def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def decode_answer(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> str:
     """The text of generated ids (without the prompt), up to the first token that ends an answer."""
-    end_of_chunk = tokenizer.convert_tokens_to_ids(EOC_TOKEN)
+    ours: Any = tokenizer.convert_tokens_to_ids([prompt.end, EOC_TOKEN])
     # A model that was tuned little may still end with its own token instead of ours.
-    ends = [end_of_chunk, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    ends = [*ours, tokenizer.eos_token_id, tokenizer.pad_token_id]
     length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
     # Cleaning up would turn "a ." into "a.": answers are compared as they were written.
     text = tokenizer.decode(
@@ -113,89 +163,77 @@ def decode_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str
     return str(text).strip()
 
 
-def _spans(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """The prompt format, as (kind, text): kind is "text", "image", "answer" or "end"."""
-    for number, message in enumerate(messages, 1):
-        role, parts = message["role"], content_parts(message["content"])
-        # Exporters write an empty system message where there is none; it leaves no trace.
-        if not parts:
-            continue
-        if role != "system":
-            yield "text", INSTRUCTION if role == "user" else RESPONSE
-        for part in parts:
-            kind = "answer" if role == "assistant" else "text"
-            yield part["type"] if part["type"] == "image" else kind, part.get("text", "")
-        if role == "assistant":
-            yield "end", EOC_TOKEN
-        # What follows the last answer is never seen: generation stops at the end token.
-        if role != "assistant" or number < len(messages):
-            yield "text", BREAK
+@contextmanager
+def named(sample: Sample) -> Iterator[None]:
+    """Name the sample in what a prompt has against it.
 
-
-def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text, in which `</s>` and the like are text and become no special token."""
-    reserved = _reserved(tokenizer)
-    ids = _tokenize(text, tokenizer)
-    if reserved.isdisjoint(ids):
-        return ids
-    # What split_special_tokens does not cover: an `<image>` added as an ordinary token, BPE
-    # merges or Unigram pieces that spell "<s>", a normalizer that turns "＜s＞" into "<s>".
-    return [
-        part
-        for index in ids
-        for part in (_spelled(index, tokenizer) if index in reserved else [index])
-    ]
-
-
-def _reserved(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that no text may become."""
-    length, reserved = _RESERVED.get(tokenizer, (-1, set()))
-    if length != len(tokenizer):
-        special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-        ours: Any = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, EOC_TOKEN])
-        # <unk> is special too, but also what a rare character rightly becomes.
-        reserved = {*special, *ours} - {None, tokenizer.unk_token_id}  # pyright: ignore
-        _RESERVED[tokenizer] = len(tokenizer), reserved
-    return reserved
-
-
-def _special_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    index = _id(token, tokenizer)
-    if index is None:
-        raise ValueError(
-            f"the tokenizer has no token {token}; load the model with load_flamingo or "
-            "flamingo_from_parts, which add it"
-        )
-    return index
-
-
-def _spelled(index: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A token written out in the ids of its single characters."""
-    ids = []
-    for character in str(tokenizer.convert_ids_to_tokens(index)):
-        # Looked up, not tokenized: LLaMA-like tokenizers would put a space before each.
-        known = _id(character, tokenizer)
-        ids += _tokenize(character, tokenizer) if known is None else [known]
-    return ids
-
-
-def _id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    index = tokenizer.convert_tokens_to_ids(token)
-    return index if isinstance(index, int) and index != tokenizer.unk_token_id else None
-
-
-def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    # Without verbose=False a long text warns about model_max_length; lengths are checked apart.
+    Raises:
+        UserError: inside, the prompt has.
+    """
     try:
-        encoding = tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-    except BaseException as error:
-        # A panic of the library, e.g. of a regular expression in the tokenizer's file that explodes
-        # on this text: no Exception, and of a class that cannot be imported.
-        if type(error).__name__ != "PanicException":
-            raise
+        yield
+    except ValueError as error:
+        raise UserError(f"{sample.origin}: {error}") from error
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that came with the tokenizer.
+
+    Raises:
+        UserError: it came without one.
+    """
+    text = getattr(tokenizer, "chat_template", None)
+    # A model may bring several, one of them for tools.
+    text = text.get("default") if isinstance(text, dict) else text
+    if text is None or text == TUNINGLAB.chat_template:
+        # A model that was saved with a processor has its template in the place of the tokenizer's.
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} breaks on {shown(repr(text))}: {error}"
-        ) from error
-    return encoding["input_ids"]
+            "--prompt chat_template: the tokenizer brings no chat template of its own. Give the "
+            "Jinja file of the language model (chat_template.jinja), or choose another prompt."
+        )
+    return text
+
+
+def _encoded(spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded:
+    # A tokenizer that cannot say all of a prompt is refused for every dialogue, not for some.
+    for token in (IMAGE_TOKEN, prompt.end):
+        special_id(token, tokenizer)
+    written = dict.fromkeys(map(_piece, spans))
+    known = dict(zip(written, _ids_of(written, tokenizer, prompt), strict=True))
+    ids = _start(tokenizer, prompt)
+    labels = [IGNORED] * len(ids)
+    for span in spans:
+        own = known[_piece(span)]
+        ids += own
+        length = len(own) if span.learned else 0
+        if span.learned and span.kind == "ending":
+            # Cut here and not in the text: a token may take in the blanks behind it (Phi-3's do).
+            length = own.index(special_id(prompt.end, tokenizer)) + 1
+        labels += own[:length] + [IGNORED] * (len(own) - length)
+    return Encoded(ids, labels)
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    # By hand: whether add_special_tokens adds BOS, EOS or both differs between tokenizers.
+    bos = tokenizer.bos_token_id
+    return [bos] if prompt.adds_bos and isinstance(bos, int) else []
+
+
+def _piece(span: Span) -> Piece:
+    return {"answer": "text", "ending": "literal"}.get(span.kind, span.kind), span.text
+
+
+def _ids_of(
+    written: Collection[Piece], tokenizer: PreTrainedTokenizerBase, prompt: Prompt
+) -> list[list[int]]:
+    """The ids of each piece; only images, tokens and what a template wrote become special ones."""
+    texts = [text for kind, text in written if kind == "text"]
+    literals = [text for kind, text in written if kind == "literal"]
+    # An empty list is no batch to every tokenizer.
+    ids = {
+        "text": iter(texts_ids(texts, tokenizer, prompt.written) if texts else ()),
+        "literal": iter(literals_ids(literals, tokenizer) if literals else ()),
+    }
+    return [
+        next(ids[kind]) if kind in ids else [special_id(text, tokenizer)] for kind, text in written
+    ]

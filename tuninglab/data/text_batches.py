@@ -7,9 +7,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from tuninglab.data.batches import Batch, padded_texts
-from tuninglab.data.prompt import IGNORED, text_ids
+from tuninglab.data.prompt import IGNORED
 from tuninglab.data.sample import Pair
 from tuninglab.data.sampler import MaskedRow
+from tuninglab.data.tokens import text_ids
 
 
 class PairDataset(Dataset[dict[str, Any]]):

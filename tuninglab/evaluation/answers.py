@@ -15,7 +15,9 @@ from tuninglab.data.features import FeatureCache
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
+from tuninglab.data.tokens import special_id
 from tuninglab.evaluation.encoded import EncodedPictures
+from tuninglab.models.generation import ending_with
 from tuninglab.progress import working
 
 GREY = (128, 128, 128)
@@ -56,15 +58,16 @@ def generate_answers(
     rows = SampleDataset(samples, processor, prompts_only=True, features=features)
     collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
     device = next(model.parameters()).device
+    ending = ending_with(model, special_id(rows.prompt.end, processor.tokenizer))
     answers: list[str] = []
     with evaluation_mode(model), working("answering questions", len(rows)) as note:
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
             inputs = batch.to(device).inputs
             inputs = inputs if pictures is None else pictures.encoded(model, inputs)
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            ids = model.generate(**inputs, **ending, max_new_tokens=max_new_tokens, do_sample=False)
             new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-            answers += [decode_answer(row, processor.tokenizer) for row in new]
+            answers += [decode_answer(row, processor.tokenizer, rows.prompt) for row in new]
             note(len(answers))
     return answers
 

@@ -131,6 +131,18 @@ class FlamingoGenerationMixin(GenerationMixin):
             )
 
 
+def ending_with(model: Any, token_id: int) -> dict[str, list[int]]:
+    """What tells `generate` to stop at one more token; {} where it does already.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT.
+        token_id: of the token.
+    """
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    return {} if token_id in ends else {"eos_token_id": [*ends, token_id]}
+
+
 def first_given(*forms: Tensor | None) -> Tensor | None:
     """The first of the forms that images were given in; None without images."""
     return next((form for form in forms if form is not None), None)

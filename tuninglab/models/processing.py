@@ -13,7 +13,8 @@ from transformers import BatchFeature, ProcessorMixin
 
 from tuninglab.data.batches import padded_texts
 from tuninglab.data.images import load_image
-from tuninglab.data.prompt import CHAT_TEMPLATE, encode_dialogue, encode_prompt
+from tuninglab.data.prompt import Prompt, encode_dialogue, encode_prompt, make_prompt
+from tuninglab.data.prompt_jinja import CHAT_TEMPLATE
 from tuninglab.data.sample import Message, count_images, normal_messages
 from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.errors import UserError
@@ -29,7 +30,7 @@ class FlamingoProcessor(ProcessorMixin):
     Args:
         image_processor: of the vision tower, e.g. a `CLIPImageProcessorPil`.
         tokenizer: the language model's tokenizer with the two tokens added.
-        chat_template: in place of the prompt format that tuninglab trains on.
+        chat_template: of another prompt than `tuninglab`; `use_prompt` chooses one by its name.
 
     Raises:
         ValueError: the tokenizer lacks one of the two tokens.
@@ -61,6 +62,30 @@ class FlamingoProcessor(ProcessorMixin):
     def image_size(self) -> int:
         """Pixels of a side of the pictures that it makes."""
         return picture_size(self.image_processor)
+
+    @property
+    def prompt(self) -> Prompt:
+        """How dialogues become texts: what its chat template says.
+
+        Raises:
+            UserError: nobody can be trained or asked so: it loses or changes what is said.
+        """
+        try:
+            template = self._resolve_chat_template(None)
+        except ValueError as error:
+            raise UserError(f"The model's chat templates: {error}") from error
+        return make_prompt(template, self.tokenizer)
+
+    def use_prompt(self, choice: str) -> None:
+        """Ask, and train, in another way from now on.
+
+        Args:
+            choice: a name that `--prompt` knows, or the text of a Jinja template.
+
+        Raises:
+            UserError: it is neither, or a template that loses or changes what is said.
+        """
+        self.chat_template = make_prompt(choice, self.tokenizer).chat_template
 
     @property
     def model_input_names(self) -> list[str]:
@@ -146,7 +171,7 @@ class FlamingoProcessor(ProcessorMixin):
             ValueError: the messages are malformed, or marks and pictures differ in number.
             UserError: the template is no Jinja, or refuses the messages.
         """
-        ours = self._resolve_chat_template(chat_template) == CHAT_TEMPLATE
+        ours = self._resolve_chat_template(chat_template) == self._resolve_chat_template(None)
         ours = ours and options.keys() <= {"padding_side", "return_tensors", "images", "padding"}
         if not (tokenize and ours):
             options |= {"add_generation_prompt": add_generation_prompt, "tokenize": tokenize}
@@ -155,8 +180,8 @@ class FlamingoProcessor(ProcessorMixin):
                 return super().apply_chat_template(conversation, chat_template, **options)
         several = not isinstance(conversation[0], Mapping)
         dialogues = [normal_messages(d) for d in (conversation if several else [conversation])]
-        encode = encode_prompt if add_generation_prompt else _encoded
-        rows = [{"input_ids": encode(dialogue, self.tokenizer)} for dialogue in dialogues]
+        encode, prompt = encode_prompt if add_generation_prompt else _encoded, self.prompt
+        rows = [{"input_ids": encode(d, self.tokenizer, prompt)} for d in dialogues]
         side = options.get("padding_side", "left")
         inputs = padded_texts(rows, self.tokenizer.pad_token_id, side)
         if not return_dict:
@@ -220,8 +245,8 @@ def _by_row(images: Any, texts: list[str] | None) -> list[list[Any]]:
     return [list(row) for row in images]
 
 
-def _encoded(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    return encode_dialogue(messages, tokenizer).input_ids
+def _encoded(messages: Sequence[Message], tokenizer: Any, prompt: Prompt) -> list[int]:
+    return encode_dialogue(messages, tokenizer, prompt).input_ids
 
 
 def _pictures(messages: Sequence[Mapping[str, Any]]) -> list[Image]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tuninglab.data.prompt import text_ids
+from tuninglab.data.tokens import text_ids
 from tuninglab.models.expressions import breaks_tokenizing
 from tuninglab.untrusted import shown
 

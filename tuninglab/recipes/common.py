@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -94,7 +95,7 @@ def _run(setup: Setup, task: Task) -> dict[str, Any]:
     # Before the scores, which may fail: what was learned is then on disk.
     state = adapter_state(setup.model)
     if is_main_process():
-        save_adapter(setup.model, run.adapter, state)
+        save_adapter(setup.model, run.adapter, state, setup.base.prompt)
 
     if progress.val_loss is not None:
         evaluation["after"] = {"val_loss": progress.val_loss}
@@ -222,7 +223,7 @@ def train_setup(setup: Setup) -> Progress:
         setup.accelerator,
         setup.val_loaders,
         sinks=[setup.run.append_metrics],
-        collect=adapter_writer,
+        collect=partial(adapter_writer, prompt=setup.base.prompt),
     )
 
 

@@ -11,7 +11,7 @@ from tuninglab.config.data import columns_of, pictures_checked
 from tuninglab.console import Choices, say
 from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.features import FeatureCache
-from tuninglab.data.prompt import answer_ids, dialogue_tokens
+from tuninglab.data.prompt import answer_ids, count_tokens, counting_key
 from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sample import Sample, plain_text
 from tuninglab.embedded import base_directory
@@ -83,11 +83,14 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     """Load the Flamingo that the settings name, or make one of its parts.
 
     Raises:
-        UserError: there is no such model, or bitsandbytes is asked for and missing.
+        UserError: there is no such model, its tokenizer does not fit the prompt, or bitsandbytes is
+            asked for and missing.
     """
     tuning, new = config.tuning_config, config.lang_encoder is not None
     model, processor = load_model(config, run)
-    tokenizer, pictures = processor.tokenizer, EncodedPictures()
+    # Of the processor too, so that one that is saved with a new base asks as the run does.
+    processor.use_prompt(config.prompt)
+    tokenizer, prompt, pictures = processor.tokenizer, processor.prompt, EncodedPictures()
 
     def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
         skip = config.on_bad_picture == "skip"
@@ -109,10 +112,12 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
         train_fresh_bridge(tuning, choices) if new else tuning,
         rows,
         Collator(tokenizer.pad_token_id, processor.image_size),
-        partial(dialogue_tokens, tokenizer=tokenizer),
-        partial(answer_ids, tokenizer=tokenizer),
+        partial(count_tokens, tokenizer=tokenizer, prompt=prompt),
+        partial(answer_ids, tokenizer=tokenizer, prompt=prompt),
         getattr(model.config.text_config, "max_position_embeddings", None),
         answer,
+        counting_key(tokenizer, prompt),
+        prompt.choice,
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def load(config: FlanT5Config, run: RunFolder, choices: Choices) -> Base:
         config.tuning_config,
         rows,
         PairCollator(tokenizer.pad_token_id),
-        partial(pair_tokens, tokenizer=tokenizer),
+        lambda pairs: [pair_tokens(pair, tokenizer) for pair in pairs],
         lambda pair: ended_ids(pair.target, tokenizer),
         # T5's positions are relative: any length can be read.
         None,

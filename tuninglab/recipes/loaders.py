@@ -60,9 +60,11 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
     longest = min((n for n in (config.max_tokens, base.longest_tokens) if n), default=None)
     # The embedded samples are short; reading them all would draw every picture.
     if longest and config.data is not None:
-        # TODO one batched count
-        lengths = partial(lengths_of, count=lambda some: [base.tokens(s) for s in some], key=None)
+        lengths = partial(lengths_of, count=base.tokens, key=base.tokens_key)
         splits = fit(splits, lengths, longest, config.skip_bad_records)
+    else:
+        # A prompt that does not fit the dialogues is told before there is a run.
+        base.tokens(splits.train[:1])
     return splits
 
 

@@ -1,6 +1,6 @@
 """What a recipe answers to the driver: its data, its base model, and how the two meet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,11 +28,13 @@ class Base:
         tuning: what trains.
         rows: samples -> rows, each made when it is asked for; with `features`, a cache, of these.
         collator: rows -> a `Batch`.
-        tokens: how many tokens a sample has.
+        tokens: how many tokens each of some samples has.
         answer_ids: the tokens of a sample's answers.
         longest_tokens: of what the model can read; None: it has no limit.
         answer: model, samples, most new tokens -> what the model answers to each; with `features`,
             as above.
+        tokens_key: all that `tokens` depends on beside the samples; None: counts are not kept.
+        prompt: how a dialogue becomes a text, as an adapter keeps it; None: there are no dialogues.
     """
 
     model: Any
@@ -41,10 +43,12 @@ class Base:
     tuning: LoraTuning
     rows: Callable[..., Dataset]
     collator: Callable[[Any], Any]
-    tokens: Callable[[Any], int]
+    tokens: Callable[[Sequence[Any]], list[int]]
     answer_ids: Callable[[Any], list[int]]
     longest_tokens: int | None
     answer: Callable[..., list[str]]
+    tokens_key: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)

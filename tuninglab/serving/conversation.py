@@ -11,7 +11,9 @@ from tuninglab.data.batches import image_pixels
 from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer, encode_prompt
 from tuninglab.data.sample import Message
+from tuninglab.data.tokens import special_id
 from tuninglab.errors import UserError
+from tuninglab.models.generation import ending_with
 from tuninglab.models.parts import first_lines, is_readers
 from tuninglab.serving.streaming import AnswerStreamer
 
@@ -24,6 +26,9 @@ class Conversation:
         processor: its processor.
         max_new_tokens: longest answer.
         system: a message before all turns, which `reset` keeps.
+
+    Raises:
+        UserError: the processor's chat template loses or changes what is said.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class Conversation:
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.system = system
+        self.prompt = processor.prompt
         self.reset()
 
     def reset(self) -> None:
@@ -74,15 +80,19 @@ class Conversation:
         tokenizer = self.processor.tokenizer
         # The whole dialogue is encoded anew for each answer: little work beside generating, and
         # the prompt is exactly the one that training used.
-        ids = encode_prompt([*self.messages, turn], tokenizer)
+        try:
+            ids = encode_prompt([*self.messages, turn], tokenizer, self.prompt)
+        except ValueError as error:
+            raise UserError(f"This model was tuned otherwise: {error}") from error
         pictures = [*self.pictures, *self.waiting]
         inputs: dict[str, Any] = {"max_new_tokens": self._room(len(ids)), "do_sample": False}
+        inputs |= ending_with(self.model, special_id(self.prompt.end, tokenizer))
         device = next(self.model.parameters()).device
         pixels = image_pixels(pictures, self.processor.image_processor)
         if pixels is not None:
             inputs["pixel_values"] = pixels.unsqueeze(0).to(device)  # (B=1, M, F=1, 3, H, W)
         if on_text is not None:
-            inputs["streamer"] = AnswerStreamer(tokenizer, on_text)
+            inputs["streamer"] = AnswerStreamer(tokenizer, on_text, self.prompt)
         input_ids = torch.tensor([ids], device=device)
         try:
             output = self.model.generate(
@@ -95,7 +105,7 @@ class Conversation:
                 f"{self.model.config.name_or_path} cannot answer: {first_lines(error)}\nSee its "
                 "generation_config.json: what stands there holds for every answer"
             ) from error
-        answer = decode_answer(output[0, len(ids) :].tolist(), tokenizer)
+        answer = decode_answer(output[0, len(ids) :].tolist(), tokenizer, self.prompt)
         content = [{"type": "text", "text": answer}]
         # Only now: a failed question, or Ctrl-C during an answer, leaves the dialogue as it was.
         self.messages += [turn, {"role": "assistant", "content": content}]

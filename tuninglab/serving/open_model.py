@@ -3,6 +3,7 @@
 from typing import Any
 
 from tuninglab.adapters.base_format import TOWERS, tell_base_format
+from tuninglab.adapters.kept_settings import adapter_prompt
 from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import load_adapter, trained_weights
 from tuninglab.console import Choices, say
@@ -59,7 +60,10 @@ def open_model(name: str, threads: int | None = None, exact: bool = True) -> tup
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
     products = choose_products("auto", model, model.dtype, choices)
-    opened = model if named.adapter is None else load_adapter(model, named.adapter).eval()
+    opened = model
+    if named.adapter is not None:
+        opened = load_adapter(model, named.adapter).eval()
+        processor.use_prompt(adapter_prompt(named.adapter))
     if products == "onednn":
         use_onednn(opened)
     if device.type == "cpu":
