@@ -97,7 +97,9 @@ def _kind(type_: Any, feature: Any, depth: int = 0) -> Kind | None:
     if kinds.is_struct(type_):
         types = {field.name: field.type for field in type_}
         if types.keys() == {"bytes", "path"}:
-            if _is_binary(types["bytes"]) and _is_text(types["path"]):
+            # Where no picture has a path, the column of paths is of nothing.
+            named = _is_text(types["path"]) or pa.types.is_null(types["path"])
+            if _is_binary(types["bytes"]) and named:
                 return Kind("struct")
         named = feature if isinstance(feature, dict) else {}
         inner = [(one.name, _kind(one.type, named.get(one.name), depth + 1)) for one in type_]
