@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from tuninglab.config.checks import check, check_positive
 from tuninglab.config.marks import Mark
 from tuninglab.errors import UserError
-from tuninglab.untrusted import shown
+from tuninglab.untrusted import check_path, shown
 
 EXPECTED = "expected a path, a list of paths, or a list of {path: ..., weight: ...}"
 # Pictures decoded whole before the start, where nothing else is said: some minutes of photographs.
@@ -140,6 +140,19 @@ def check_mix(mix: MixConfig) -> None:
     check_positive(mix, "epoch_rows")
     if mix.temperature != 1.0 and mix.strategy == "weights":
         raise UserError("--mix.temperature levels sizes, but --mix.strategy weights has weights.")
+
+
+def check_parts(settings: object) -> None:
+    """Refuse `data` and `val_data` that name nothing which can lie here.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for name in ("data", "val_data"):
+        for part in parts_of(getattr(settings, name), f"--{name}") or []:
+            here = "a file or folder here: addresses are not fetched"
+            check(not re.match(r"\w+://", part.path), name, part.path, here)
+            check_path(part.path, f"--{name}")
 
 
 def split_path(path: str) -> tuple[list[str], str]:

@@ -1,19 +1,17 @@
 """The settings that every training recipe shares: what the loop and the run folder need."""
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from tyro.conf import Suppress, arg
 
 from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positive, check_run_name
-from tuninglab.config.data import DataFlag, compact, parts_of
+from tuninglab.config.data import DataFlag, check_parts, compact, parts_of
 from tuninglab.config.fields import leaves, marked, settle_types
 from tuninglab.config.marks import Mark
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.errors import UserError
-from tuninglab.untrusted import check_path
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Scheduler = Literal["constant", "linear", "cosine"]
@@ -229,11 +227,7 @@ class TrainingConfig:
         # torch and numpy take seeds of 32 bits in common.
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "output_dir", *sorted(marked(type(self), Mark.PATH)))
-        for name in ("data", "val_data"):
-            for part in parts_of(getattr(self, name), f"--{name}") or []:
-                here = "a file or folder here: addresses are not fetched"
-                check(not re.match(r"\w+://", part.path), name, part.path, here)
-                check_path(part.path, f"--{name}")
+        check_parts(self)
         self._check_rates()
         if self.run_name is not None:
             check_run_name(self.run_name)
