@@ -1,9 +1,10 @@
 """What was found in data, in words: the same for a terminal and for a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tuninglab.reporting.tables import percent, size
+from tuninglab.data.reading.audit import ASKED_OFTEN
+from tuninglab.reporting.tables import percent, plain, size
 
 Figures = Mapping[str, Any]
 
@@ -80,18 +81,14 @@ def _sizes(pictures: Figures) -> str:
     if not pictures["measured"]:
         return ""
     files, width, height = (pictures[name] for name in ("bytes", "width", "height"))
-    text = (
-        f"files of {size(files['min'])} to {size(files['max'])}, half at most "
-        f"{size(files['median'])}; width {_range(width)}, height {_range(height)} pixels"
-    )
+    text = f"files of {_range(files, size)}; width {_range(width)}, height {_range(height)} pixels"
     part = pictures["measured"] < pictures["unique"]
     return f"{text} (of {pictures['measured']:,} pictures)" if part else text
 
 
-def _range(values: Figures) -> str:
-    if values["min"] == values["max"]:
-        return f"{values['min']:,}"
-    return f"{values['min']:,} to {values['max']:,} (median {values['median']:,})"
+def _range(values: Figures, said: Callable[[Any], str] = plain) -> str:
+    least, middle, most = (said(values[name]) for name in ("min", "median", "max"))
+    return least if least == most else f"{least} to {most} (median {middle})"
 
 
 def _dialogues(figures: Figures) -> str:
@@ -120,8 +117,8 @@ def _tokens(tokens: Figures) -> list[tuple[str, str]]:
     where = f" ({tokens['longest_origin']})" if "longest_origin" in tokens else ""
     rows.append(("lengths", f"{lengths}{where}"))
     if tokens["overlong"]:
-        most = f"more than the {tokens['most']:,} that are read"
-        rows.append(("too long", f"{tokens['overlong']:,} have {most}"))
+        most = f"with more than the {tokens['most']:,} tokens that are read"
+        rows.append(("too long", f"{_many(tokens['overlong'], 'record')} {most}"))
     if tokens["unknown"]:
         known = tokens["unknown"] / tokens["total"]
         what = f"{tokens['unknown']:,} tokens ({percent(known)}) stand for what it does not know"
@@ -133,8 +130,9 @@ def _answers(figures: Figures) -> list[tuple[str, str]]:
     blind, different = figures["blind"], figures["different"]
     least = "" if blind["exact"] else "at least "
     usual = (
-        f"always the most frequent answer is right {least}{percent(blind['most_frequent'])}, the "
-        f"most frequent to each frequent question {least}{percent(blind['by_question'])}"
+        f"the most frequent answer is right for {least}{percent(blind['most_frequent'])}; that to "
+        f"each question which is asked {ASKED_OFTEN} times or more, for "
+        f"{least}{percent(blind['by_question'])}"
     )
     counts = (
         f"{least}{_many(different['answers'], 'different answer')} to "
@@ -144,20 +142,20 @@ def _answers(figures: Figures) -> list[tuple[str, str]]:
 
 
 def _scripts(scripts: Sequence[Figures]) -> str:
-    said = [f"{script['text']} {percent(script['share'])}" for script in scripts[:8]]
+    said = [f"{script['text']} {_share(script['share'])}" for script in scripts[:8]]
     return ", ".join(said) or "no letters"
 
 
 def _repetitions(figures: Figures) -> list[tuple[str, str]]:
     rows = []
     for name, what, example in (
-        ("duplicates", "say what an earlier one says, pictures included", "duplicate_examples"),
-        ("contradictions", "answer otherwise what an earlier one asks", "contradiction_examples"),
+        ("duplicates", "with texts and pictures of an earlier one", "duplicate_examples"),
+        ("contradictions", "with another answer than an earlier one", "contradiction_examples"),
     ):
         if count := figures[name]:
             where = ", ".join(figures[example])
             rows.append(
-                (name, f"{count:,} records {what}: {where}{_more(count, figures[example])}")
+                (name, f"{_many(count, 'record')} {what}: {where}{_more(count, figures[example])}")
             )
     return rows or [("duplicates", "none")]
 
@@ -169,18 +167,23 @@ def _validation(val: Figures) -> list[tuple[str, str]]:
     if shared["samples"]:
         where = ", ".join(shared["examples"]) + _more(shared["samples"], shared["examples"])
         told = (
-            f"{_many(shared['pictures'], 'picture')} of {shared['samples']:,} validation records "
-            f"are in the training data too: {where}"
+            f"{_many(shared['pictures'], 'picture')} of {_many(shared['samples'], 'record')} for "
+            f"validation are trained on as well: {where}"
         )
         rows.append(("in both", told))
     else:
         rows.append(("in both", "no picture"))
     if val["duplicates"]:
-        rows.append(("in both", f"{val['duplicates']:,} validation records are trained on as well"))
+        told = f"{_many(val['duplicates'], 'whole record')}, texts and pictures"
+        rows.append(("in both", told))
     guess = (
         f"training's most frequent answers are right for {percent(val['guessed'])} of validation"
     )
     return [*rows, ("without looking", guess)]
+
+
+def _share(share: float) -> str:
+    return percent(share) if share >= 0.0005 else "below 0.1 %"
 
 
 def _more(count: int, examples: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from tuninglab.data.images import load_image
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, picture_name
+from tuninglab.reporting.data_shown import Shown, bounded, picture_name
 from tuninglab.reporting.tables import percent, table
 
 # Pixels of the longer side, and how many pictures of a record: 1,000 records stay below 100 MB.
@@ -20,8 +20,6 @@ THUMBNAIL = 320
 MOST_PICTURES = 4
 MOST_PROBLEMS = 200
 MOST_ANSWERS = 20
-# Letters of a piece of a record that are shown.
-MOST_LETTERS = 4000
 
 
 def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
@@ -55,7 +53,7 @@ def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
 
 def _record(record: Shown) -> dict[str, Any]:
     pictures = record.sample.images[:MOST_PICTURES]
-    pieces = [piece._replace(text=_cut(piece.text)) for piece in record.pieces]
+    pieces = [piece._replace(text=bounded(piece.text)) for piece in record.pieces]
     return {
         "origin": record.sample.origin,
         "tokens": f"{record.trained:,} of {record.tokens:,} tokens are learned",
@@ -75,8 +73,3 @@ def thumbnail(picture: ImageSource) -> str:
     out = BytesIO()
     image.save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
-
-
-def _cut(text: str) -> str:
-    rest = len(text) - MOST_LETTERS
-    return text if rest <= 0 else f"{text[:MOST_LETTERS]}… ({rest:,} letters more)"

@@ -13,6 +13,9 @@ from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source
 from tuninglab.data.special_tokens import IMAGE_TOKEN
 
+# Of a piece that are shown: of longer ones the beginning tells enough.
+MOST_LETTERS = 4000
+
 
 class Piece(NamedTuple):
     """Tokens that follow each other.
@@ -89,3 +92,9 @@ def visible(text: str) -> str:
     # Two that join letters, or keep them apart: many scripts and emoji need them.
     kept = "\n\t\u200c\u200d"
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
+def bounded(text: str) -> str:
+    """A piece of a record, cut where it is very long, which is said."""
+    rest = len(text) - MOST_LETTERS
+    return text if rest <= 0 else f"{text[:MOST_LETTERS]}… ({rest:,} letters more)"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, visible
+from tuninglab.reporting.data_shown import Shown, bounded, visible
 
 WIDTH = 100
 BAR = 30
@@ -42,14 +42,15 @@ def record_text(record: Shown, coloured: bool) -> str:
     """A record as the model reads it: what is learned in colour or between brackets."""
     text = Text()
     for piece in record.pieces:
-        said = visible(piece.text)
+        said = visible(bounded(piece.text))
         if piece.picture is not None:
             text.append(f"{said}({visible(piece.picture)})", "cyan")
         elif piece.trained:
             text.append(said if coloured else f"{OPEN}{said}{CLOSE}", "bold green")
         else:
             text.append(said)
-    head = f"── {visible(record.sample.origin)}: {record.trained:,} of {record.tokens:,} tokens learned"
+    learned = f"{record.trained:,} of {record.tokens:,} tokens learned"
+    head = f"── {visible(record.sample.origin)}: {learned}"
     if not coloured:
         return f"{head}\n{text.plain}"
     out = io.StringIO()
