@@ -13,6 +13,7 @@ from tuninglab.config.data import DataPart, columns_of, parts_of, pictures_check
 from tuninglab.data.mixture import Joined
 from tuninglab.data.prompt import IGNORED, encode_dialogue
 from tuninglab.data.reading.audit import (
+    SHOWN_LETTERS,
     Tally,
     blind_figures,
     contradicting,
@@ -35,6 +36,7 @@ from tuninglab.data.reading.lengths import too_long
 from tuninglab.data.reading.opening import Wishes, limited, open_stored, settle
 from tuninglab.data.reading.splits import joined
 from tuninglab.data.reading.store import StoredSamples, table_of
+from tuninglab.data.sample import Sample, plain_text
 from tuninglab.data.sources import Source
 from tuninglab.disk import write_whole
 from tuninglab.errors import DataError
@@ -42,7 +44,7 @@ from tuninglab.progress import working
 from tuninglab.reporting.data_command import fitting_command
 from tuninglab.reporting.data_page import page
 from tuninglab.reporting.data_reader import Reader, open_reader
-from tuninglab.reporting.data_shown import shown, some_of
+from tuninglab.reporting.data_shown import picture_name, shown, some_of
 from tuninglab.reporting.data_text import text_of
 
 MOST_ANSWERS = 20
@@ -206,6 +208,7 @@ def sample_figures(parts: Sequence[Part], tally: Tally, reader: Reader) -> dict[
     blind = blind_figures(tally)
     return {
         "samples": len(whole),
+        "example": example_of(whole[0]) if len(whole) else None,
         "pictures": picture_figures(sources) | {kind: wrong[kind] for kind in WRONG},
         "turns": turn_figures(tally),
         "tokens": tokens | {"overlong": int((~fits).sum())},
@@ -222,6 +225,15 @@ def sample_figures(parts: Sequence[Part], tally: Tally, reader: Reader) -> dict[
         "contradiction_examples": _origins(whole, other),
         "scripts": script_figures(tally),
     }
+
+
+def example_of(sample: Sample) -> dict[str, Any]:
+    """A sample in short: where it stands, its first question and answer, its pictures."""
+    texts = [plain_text(message).strip() for message in sample.messages]
+    first = 1 if sample.messages[0]["role"] == "system" else 0
+    names = [picture_name(picture) for picture in sample.images]
+    said = {"question": texts[first][:SHOWN_LETTERS], "answer": texts[first + 1][:SHOWN_LETTERS]}
+    return {"origin": sample.origin, **said, "pictures": names[:MOST_EXAMPLES]}
 
 
 def compared(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tuninglab.data.reading.audit import ASKED_OFTEN
+from tuninglab.data.sample import brief
 from tuninglab.reporting.tables import percent, plain, size
 
 Figures = Mapping[str, Any]
@@ -21,7 +22,8 @@ def headline(figures: Figures) -> str:
 
 def facts(figures: Figures) -> list[tuple[str, str]]:
     """All that is not a table, as (name, in words)."""
-    rows = [("pictures", _pictures(figures["pictures"]))]
+    rows = [("for example", _example(figures["example"]))] if figures["example"] else []
+    rows.append(("pictures", _pictures(figures["pictures"])))
     if sizes := _sizes(figures["pictures"]):
         rows.append(("sizes", sizes))
     rows.append(("dialogues", _dialogues(figures)))
@@ -68,6 +70,12 @@ def set_rows(figures: Figures) -> list[dict[str, str]]:
         }
         for one in figures["sets"]
     ]
+
+
+def _example(example: Figures) -> str:
+    pictures = f" ({', '.join(example['pictures'])})" if example["pictures"] else ""
+    said = f"{brief(example['question'])} -> {brief(example['answer'])}"
+    return f"{example['origin']}: {said}{pictures}"
 
 
 def _pictures(pictures: Figures) -> str:

@@ -12,7 +12,7 @@ from tuninglab.data.images import load_image
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, bounded, picture_name
+from tuninglab.reporting.data_shown import Shown, bounded, picture_name, visible
 from tuninglab.reporting.tables import percent, table
 
 # Pixels of the longer side, and how many pictures of a record: 1,000 records stay below 100 MB.
@@ -28,6 +28,8 @@ def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        # What turns the direction of letters would turn those of the page as well.
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -27,8 +27,11 @@ def text_of(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
     lines = [visible(headline(figures)), ""]
     rows = [(name, visible(value)) for name, value in facts(figures)]
     lines += _beside(rows)
-    for row in set_rows(figures):
-        lines += ["", visible(", ".join(f"{name} {value}" for name, value in row.items()))]
+    if sets := set_rows(figures):
+        lines += ["", "An epoch:"]
+    for row in sets:
+        what = f"{row['rows of an epoch']} rows, {row['share']}, {row['passes']} passes"
+        lines.append(visible(f"  {row['set']}: {what} of {row['usable']} usable records"))
     lines += _tables(figures)
     if records:
         key = "in colour" if coloured else f"in {OPEN} {CLOSE}"
