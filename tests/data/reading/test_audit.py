@@ -64,7 +64,7 @@ def test_few_things_are_counted_exactly(things):
         found.add(thing)
     assert found.exact and found.counts == Counter(things) and found.total == len(things)
     shares = [found.share(count) for count in found.counts.values()]
-    assert sum(shares) == pytest.approx(bool(things))
+    assert sum(shares) == pytest.approx(1.0 if things else 0.0)
 
 
 @given(st.lists(st.integers(0, 300), min_size=60))
@@ -181,7 +181,7 @@ def test_long_answers_are_told_apart_by_all_they_say():
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("aéßｱ"[:3], "Latin"),
+        ("aéß", "Latin"),
         ("Ａｂ", "Latin"),
         ("Жя", "Cyrillic"),
         ("猫々𠀀", "Han"),
@@ -200,12 +200,12 @@ def test_scripts_of_letters(text, script):
 
 
 @given(st.text())
-def test__shares_of_scripts_sum_to_one(text):
+def test_shares_of_scripts_sum_to_one(text):
     letters = [c for c in text if unicodedata.category(c).startswith("L")]
     assert sum(count for _, count in scripts_of(Counter(text))) == len(letters)
     tally = Tally()
     tally.characters.update(text)
-    assert sum(row["share"] for row in script_figures(tally)) == pytest.approx(bool(letters))
+    assert sum(row["share"] for row in script_figures(tally)) == pytest.approx(1.0 if letters else 0.0)
 
 
 @given(st.lists(st.integers(0, 10**6)))
