@@ -216,11 +216,11 @@ def test_records_are_shown_as_the_model_reads_them(write, look, model):
     assert [one["origin"] for one in figures["shown"]] == [s.origin for s in samples]
     for one, sample in zip(figures["shown"], samples, strict=True):
         ids, labels = encode_dialogue(sample.messages, tokenizer)
-        assert "".join(piece["text"] for piece in one["pieces"]) == tokenizer.decode(ids)
-        learned = [piece["text"] for piece in one["pieces"] if piece["trained"]]
+        assert "".join(span["text"] for span in one["spans"]) == tokenizer.decode(ids)
+        learned = [span["text"] for span in one["spans"] if span["trained"]]
         answer = tokenizer.decode([label for label in labels if label != IGNORED])
         assert learned == [answer] and f"⟦{answer}⟧" in text
-        names = [piece["picture"] for piece in one["pieces"] if piece["picture"]]
+        names = [span["picture"] for span in one["spans"] if span["picture"]]
         assert names == [path.name for path in sample.images]
     assert "<image>(a.png)Which colour?" in text and "### Instruction:" in text
 
@@ -249,7 +249,7 @@ def test_several_pictures_and_very_long_pieces(write, model):
     long = record("q", "a" * 9000, "a.png", "b.png")
     (sample,) = read_samples(write([long]))
     found = shown(sample, open_reader(model).tokenizer)
-    assert [piece.picture for piece in found.pieces[1:3]] == ["a.png", "b.png"]
+    assert [span.picture for span in found.spans[1:3]] == ["a.png", "b.png"]
     printed = data_text.record_text(found, coloured=False)
     assert "letters more" in printed and len(printed) < MOST_LETTERS + 300
 
@@ -330,9 +330,11 @@ def test_the_tokenizer_of_a_run_of_a_language_model_and_of_the_embedded_base(
         messages, whole[1].tokenizer
     )
     assert embedded.longest == whole[0].config.text_config.max_position_embeddings
-    assert embedded.flamingo and "--model" not in look(
-        write(GOOD), "--model", "embedded", "--json"
-    )["command"].split("finetune")[1]
+    assert (
+        embedded.flamingo
+        and "--model"
+        not in look(write(GOOD), "--model", "embedded", "--json")["command"].split("finetune")[1]
+    )
     assert add_flamingo_tokens(embedded.tokenizer) is not None
 
 

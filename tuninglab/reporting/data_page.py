@@ -55,11 +55,11 @@ def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
 
 def _record(record: Shown) -> dict[str, Any]:
     pictures = record.sample.images[:MOST_PICTURES]
-    pieces = [piece._replace(text=bounded(piece.text)) for piece in record.pieces]
+    spans = [span._replace(text=bounded(span.text)) for span in record.spans]
     return {
         "origin": record.sample.origin,
         "tokens": f"{record.trained:,} of {record.tokens:,} tokens are learned",
-        "pieces": pieces,
+        "spans": spans,
         "pictures": [(picture_name(picture), thumbnail(picture)) for picture in pictures],
         "more": len(record.sample.images) - len(pictures),
     }

@@ -1,4 +1,4 @@
-"""Records as the model reads them: the pieces of their ids, decoded, and which are learned."""
+"""Records as the model reads them: the spans of their ids, decoded, and which are learned."""
 
 import os
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source
 from tuninglab.data.special_tokens import IMAGE_TOKEN
 
-# Of a piece that are shown: of longer ones the beginning tells enough.
+# Of a span that are shown: of longer ones the beginning tells enough.
 MOST_LETTERS = 4000
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """Tokens that follow each other.
 
     Args:
@@ -36,22 +36,22 @@ class Shown(NamedTuple):
 
     Args:
         sample: the record.
-        pieces: of all its tokens, in order.
+        spans: of all its tokens, in order.
         tokens: how many there are.
         trained: how many of them are learned.
     """
 
     sample: Sample
-    pieces: list[Piece]
+    spans: list[Span]
     tokens: int
     trained: int
 
     @property
     def json(self) -> dict[str, Any]:
         """The record as --json prints it."""
-        pieces = [piece._asdict() for piece in self.pieces]
+        spans = [span._asdict() for span in self.spans]
         figures = {"tokens": self.tokens, "trained": self.trained}
-        return {"origin": self.sample.origin, **figures, "pieces": pieces}
+        return {"origin": self.sample.origin, **figures, "spans": spans}
 
 
 def shown(sample: Sample, tokenizer: Any) -> Shown:
@@ -60,17 +60,17 @@ def shown(sample: Sample, tokenizer: Any) -> Shown:
     mark = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     names = iter([picture_name(picture) for picture in sample.images])
     pairs = zip(encoded.input_ids, encoded.labels, strict=True)
-    pieces = []
+    spans = []
     for (image, trained), run in groupby(pairs, lambda p: (p[0] == mark, p[1] != IGNORED)):
         ids = [index for index, _ in run]
         if image:
             # Marks that follow each other are one run, but a picture each.
-            pieces += [Piece(IMAGE_TOKEN, trained, next(names)) for _ in ids]
+            spans += [Span(IMAGE_TOKEN, trained, next(names)) for _ in ids]
         else:
             text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            pieces.append(Piece(str(text), trained))
+            spans.append(Span(str(text), trained))
     learned = sum(label != IGNORED for label in encoded.labels)
-    return Shown(sample, pieces, len(encoded.input_ids), learned)
+    return Shown(sample, spans, len(encoded.input_ids), learned)
 
 
 def picture_name(picture: ImageSource) -> str:
@@ -95,6 +95,6 @@ def visible(text: str) -> str:
 
 
 def bounded(text: str) -> str:
-    """A piece of a record, cut where it is very long, which is said."""
+    """A span of a record, cut where it is very long, which is said."""
     rest = len(text) - MOST_LETTERS
     return text if rest <= 0 else f"{text[:MOST_LETTERS]}… ({rest:,} letters more)"

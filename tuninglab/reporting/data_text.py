@@ -44,11 +44,11 @@ def text_of(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
 def record_text(record: Shown, coloured: bool) -> str:
     """A record as the model reads it: what is learned in colour or between brackets."""
     text = Text()
-    for piece in record.pieces:
-        said = visible(bounded(piece.text))
-        if piece.picture is not None:
-            text.append(f"{said}({visible(piece.picture)})", "cyan")
-        elif piece.trained:
+    for span in record.spans:
+        said = visible(bounded(span.text))
+        if span.picture is not None:
+            text.append(f"{said}({visible(span.picture)})", "cyan")
+        elif span.trained:
             text.append(said if coloured else f"{OPEN}{said}{CLOSE}", "bold green")
         else:
             text.append(said)
@@ -90,13 +90,14 @@ def _beside(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Names, and beside them what is to be said, in the width of the terminal."""
     indent = max(len(name) for name, _ in rows) + 2
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    wrapper = textwrap.TextWrapper(
+        max(width, 2 * indent), break_long_words=False, break_on_hyphens=False
+    )
+    wrapper.subsequent_indent = " " * indent
     lines = []
     for name, text in rows:
-        options = {"break_long_words": False, "break_on_hyphens": False}
-        start, below = f"{name:<{indent}}", " " * indent
-        lines += textwrap.wrap(
-            text, max(width, 40), initial_indent=start, subsequent_indent=below, **options
-        )
+        wrapper.initial_indent = f"{name:<{indent}}"
+        lines += wrapper.wrap(text)
     return lines
 
 

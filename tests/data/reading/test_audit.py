@@ -205,7 +205,9 @@ def test_shares_of_scripts_sum_to_one(text):
     assert sum(count for _, count in scripts_of(Counter(text))) == len(letters)
     tally = Tally()
     tally.characters.update(text)
-    assert sum(row["share"] for row in script_figures(tally)) == pytest.approx(1.0 if letters else 0.0)
+    assert sum(row["share"] for row in script_figures(tally)) == pytest.approx(
+        1.0 if letters else 0.0
+    )
 
 
 @given(st.lists(st.integers(0, 10**6)))
