@@ -347,6 +347,8 @@ def test_the_tokenizer_of_a_run_of_a_language_model_and_of_the_embedded_base(
         (["{path}", "--show", "-1"], "--show is -1"),
         (["{path}", "--max_tokens", "0"], "--max_tokens is 0"),
         (["{path}", "--check", "some"], "--check is 'some'"),
+        (["{path}", "--html", "{path}"], "expected a name that ends in .html"),
+        (["{path}", "--html", "nowhere/page.html"], "there is no folder nowhere"),
         (["{path}", "--model", "nowhere"], "there is no directory nowhere"),
         (["{path}", "--image_root", "nowhere"], "the image root nowhere is no folder"),
     ],

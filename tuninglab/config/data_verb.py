@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from tuninglab.config.checks import check_paths, check_positive
+from tuninglab.config.checks import check, check_paths, check_positive
 from tuninglab.config.data import DataFlag, ReadingConfig, check_parts
 from tuninglab.console import program
 from tuninglab.errors import UserError
@@ -54,6 +54,9 @@ class AuditConfig:
         check_positive(self, "show", least=0, most=MOST_SHOWN)
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "image_root", "model", "html")
+        # A data file that stands there by mistake would be replaced.
+        named = self.html is None or self.html.lower().endswith((".html", ".htm"))
+        check(named, "html", self.html, "a name that ends in .html")
 
 
 @dataclass

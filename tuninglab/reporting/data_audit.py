@@ -119,11 +119,11 @@ def look_at_data(config: DataConfig) -> Audited:
     problems = [told for part in [*train, *val] for told in problems_of(part, reader)]
     figures["problems"] = [{"origin": origin, "text": text} for origin, text in problems]
     figures["command"] = fitting_command(config, figures, [p.samples for p in train], reader)
-    chosen = some_of([part.samples for part in train], ON_A_PAGE if config.show is None else 0)
-    if config.show:
-        chosen = some_of([part.samples for part in train], config.show)
-    with working("reading the records that are shown"):
-        records = [shown(sample, reader.tokenizer) for sample in chosen]
+    usual = 0 if config.html is None else ON_A_PAGE
+    chosen = some_of(
+        [part.samples for part in train], usual if config.show is None else config.show
+    )
+    records = [shown(sample, reader.tokenizer) for sample in chosen]
     if config.html is not None:
         write_whole(Path(config.html), page(figures, records))
     printed = records if config.show else []

@@ -27,6 +27,9 @@ def look_at_files(config: Any) -> None:
     elif isinstance(config, DataConfig):
         _look_at_data(config)
         _look_at_model(config.model)
+        folder = os.path.dirname(config.html or "") or "."
+        if not os.path.isdir(folder):
+            raise UserError(f"--html: there is no folder {folder}. Make it, or name another place.")
     elif isinstance(config, ChatConfig):
         _look_at_model(config.model)
         if config.image is not None:
