@@ -133,6 +133,8 @@ def test_help_and_flags_load_nothing_heavy(start):
         (["finetune", "--model", "some.jsonl"], "some.jsonl is a file; give the directory"),
         (["finetune", "--lang_encoder", "lm", "--vision_encoder", "v"], "no directory lm"),
         (["finetune", "--config", "nope.yaml"], "nope.yaml: No such file"),
+        (["data", "nope.jsonl"], "nope.jsonl does not exist"),
+        (["data", "some.jsonl", "--model", "nope"], "there is no directory nope"),
         (["flan-t5", "--data", "nope"], "nope does not exist"),
         (["chat", "nope"], "there is no directory nope"),
         (["chat", "--image", "nope.png"], "There is no picture nope.png"),

@@ -72,6 +72,17 @@ def _print_page(result: tuple[Any, Any], as_json: bool) -> None:
         print(page)
 
 
+def _print_audit(result: tuple[Any, str, UserError | None], as_json: bool) -> None:
+    figures, text, error = result
+    _print_json(figures, as_json)
+    if not as_json:
+        print(text)
+    # Both are asked for: what is in the data, and what is wrong with it.
+    if error is not None:
+        sys.stdout.flush()
+        raise error
+
+
 class Verb(NamedTuple):
     """A row of the table of verbs. What it names is imported when the verb is run, not before.
 
@@ -107,6 +118,7 @@ class Verb(NamedTuple):
 # The order is that of --help: first what a newcomer runs.
 VERBS = {
     "demo": Verb("DemoConfig", "recipes.demo", "run_demo"),
+    "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_audit),
     "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
     "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
     "tree": Verb("TreeConfig", "inspection.show_tree", "tree_of", _print_text),

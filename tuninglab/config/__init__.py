@@ -3,6 +3,7 @@
 Neither torch nor transformers is imported here, so that `--help` answers at once.
 """
 
+from tuninglab.config.data_verb import DataConfig
 from tuninglab.config.finetune import FinetuneConfig
 from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.models import ConvertConfig, TreeConfig
@@ -12,6 +13,7 @@ from tuninglab.config.training import TrainingConfig
 __all__ = [
     "ChatConfig",
     "ConvertConfig",
+    "DataConfig",
     "DemoConfig",
     "FinetuneConfig",
     "FlanT5Config",

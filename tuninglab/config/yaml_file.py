@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tuninglab.config import FinetuneConfig, FlanT5Config
-from tuninglab.config.data import compact, parts_of
+from tuninglab.config.data import compact, parts_of, split_path
 from tuninglab.config.fields import build, marked, named_in, settings_of
 from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
@@ -86,7 +86,12 @@ def _named_in(path: str, config: TrainingConfig) -> list[str]:
     # A run that has begun has them absolute.
     ours, theirs = config.located(), there.located()
     same = [name for name in names if getattr(ours, name) == getattr(theirs, name)]
-    return [getattr(form, name) for name in same for form in (there, theirs)]
+    found = [getattr(form, name) for name in same for form in (there, theirs)]
+    for name in {"data", "val_data"} & (there.typed or frozenset()):
+        if getattr(ours, name) == getattr(theirs, name):
+            parts = [parts_of(getattr(form, name)) or [] for form in (there, theirs)]
+            found += [path for of in parts for part in of for path in split_path(part.path)[0]]
+    return found
 
 
 class _Loader(yaml.SafeLoader):

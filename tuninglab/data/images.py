@@ -76,8 +76,10 @@ def load_image(source: ImageSource) -> Image.Image:
         return _opened(file, f"picture {brief(os.fspath(source), 200)}")
 
 
-def check_picture(file: BinaryIO, label: str, whole: bool) -> None:
+def check_picture(file: BinaryIO, label: str, whole: bool) -> tuple[int, int]:
     """Pass if `load_image` would take a picture; in less time and memory than it takes.
+
+    Returns the pixels of its width and height, as the file has them.
 
     Args:
         file: of the picture, at its start.
@@ -89,6 +91,7 @@ def check_picture(file: BinaryIO, label: str, whole: bool) -> None:
         UserError: as `load_image`.
     """
     with _recognised(file, label) as image:
+        width, height = image.size
         if not whole:
             _check_size(image, label)
         elif image.mode not in PLAIN:
@@ -104,6 +107,7 @@ def check_picture(file: BinaryIO, label: str, whole: bool) -> None:
                     image.load()
             except Exception as error:
                 raise UserError(f"{label} is {_damaged(error)}") from None
+    return width, height
 
 
 def _opened(file: BinaryIO, label: str) -> Image.Image:

@@ -163,6 +163,11 @@ def _pictures(folder: Path) -> tuple[list[str], list[Looked]]:
     return [name for name, _ in named], looked
 
 
+def looked_pictures(folder: Path) -> tuple[list[str], list[Looked]]:
+    """Names ("" of what is no file of its own) and what was found, of all pictures of an entry."""
+    return _pictures(folder)
+
+
 def _stamp(file: Path) -> list[int] | None:
     try:
         found = file.stat()

@@ -84,14 +84,18 @@ def fit(
         tokens = lengths(samples)
         long = np.flatnonzero(tokens > longest).tolist()
         # Cutting would take the answer, or its end, away from the question: never silently.
-        problems = [
-            f"{samples[number].origin}: {tokens[number]:,} tokens, at most {longest:,} (what the "
-            "language model can read, or --max_tokens); shorten the texts or split the dialogue"
-            for number in long
-        ]
+        problems = [too_long(samples[n].origin, int(tokens[n]), longest) for n in long]
         settle(splits.name, problems, skip, len(problems), len(samples))
         return chosen(samples, np.flatnonzero(tokens <= longest)) if long else samples
 
     train, val = part(splits.train), part(splits.val)
     left_out = len(splits.train) + len(splits.val) - len(train) - len(val)
     return replace(splits, train=train, val=val, skipped=splits.skipped + left_out)
+
+
+def too_long(origin: str, tokens: int, longest: int) -> str:
+    """What is wrong with a sample of more than `longest` tokens."""
+    return (
+        f"{origin}: {tokens:,} tokens, at most {longest:,} (what the language model can read, or "
+        "--max_tokens); shorten the texts or split the dialogue"
+    )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuninglab.config import ChatConfig, TrainingConfig
+from tuninglab.config import ChatConfig, DataConfig, TrainingConfig
 from tuninglab.config.data import parts_of
 from tuninglab.config.yaml_file import file_named
 from tuninglab.data.images import load_image
@@ -26,10 +26,14 @@ def look_at_files(config: Any) -> None:
         with file_named(config):
             _look_at_data(config)
             _look_at_bases(config)
+    elif isinstance(config, DataConfig):
+        _look_at_data(config)
+        _look_at_model(config.model)
+        folder = os.path.dirname(config.html or "") or "."
+        if not os.path.isdir(folder):
+            raise UserError(f"--html: there is no folder {folder}. Make it, or name another place.")
     elif isinstance(config, ChatConfig):
-        named = find_model(config.model)
-        if named.adapter is None and named.base != "embedded":
-            local_directory(named.base, "model")
+        _look_at_model(config.model)
         if config.image is not None:
             picture = os.path.expanduser(config.image)
             if not os.path.exists(picture):
@@ -37,7 +41,13 @@ def look_at_files(config: Any) -> None:
             load_image(picture)
 
 
-def _look_at_data(config: TrainingConfig) -> None:
+def _look_at_model(name: str) -> None:
+    named = find_model(name)
+    if named.adapter is None and named.base != "embedded":
+        local_directory(named.base, "model")
+
+
+def _look_at_data(config: DataConfig | TrainingConfig) -> None:
     roots = [getattr(config, "image_root", None)]
     for part in [*(parts_of(config.data) or []), *(parts_of(config.val_data) or [])]:
         check_files(part)

@@ -89,10 +89,15 @@ def open_part(part: DataPart, wishes: Wishes) -> Source:
     stored, about = open_stored(part, wishes)
     tell(stored, about)
     settle(stored.label, stored.problems, wishes.skip_bad_records, about["bad"], about["records"])
+    return limited(stored, part, wishes.seed)
+
+
+def limited(stored: StoredSamples, part: DataPart, seed: int) -> Source:
+    """As many of the samples as the part may have, drawn by the seed."""
     limit = limit_of(part)
     if limit is None or limit >= len(stored):
         return stored
-    drawn = np.random.default_rng(wishes.seed).permutation(len(stored))[:limit]
+    drawn = np.random.default_rng(seed).permutation(len(stored))[:limit]
     return Chosen(stored, np.sort(drawn))
 
 
