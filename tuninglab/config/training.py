@@ -22,7 +22,6 @@ Quantization = Literal["int8", "bnb-int8", "bnb-nf4", "none"]
 Saver = Literal["norm", "glu", "attention", "loss", "embedding", "norm_rows"]
 EXACT_SAVERS: list[Saver] = ["norm", "loss"]  # they compute the same, in less memory
 
-
 # The settings that --compare measures with, or writes by.
 MEASURED = (
     *("compare", "rounds", "precision", "threads", "enable_int8", "memory_savers"),

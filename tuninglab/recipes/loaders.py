@@ -64,7 +64,7 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
         splits = fit(splits, lengths, longest, config.skip_bad_records)
     else:
         # A prompt that does not fit the dialogues is told before there is a run.
-        base.tokens(splits.train[:1])
+        base.tokens([splits.train[0]])
     return splits
 
 
