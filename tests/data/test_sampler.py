@@ -74,12 +74,12 @@ def test_epochs_differ_and_depend_on_the_seed_only():
     def order(seed, epoch):
         sampler = StepSampler(100, 1, seed=seed)
         sampler.epoch = epoch
-        return sampler.order()
+        return sampler.entries().tolist()
 
     assert order(0, 0) == order(0, 0)
     orders = [order(0, 0), order(0, 1), order(1, 0), order(1, 1), list(range(100))]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-    assert StepSampler(100, 1, shuffle=False).order() == list(range(100))
+    assert StepSampler(100, 1, shuffle=False).entries().tolist() == list(range(100))
 
 
 def test_resuming_with_other_data_or_settings_is_refused_but_other_processes_are_not():

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Sampler
 
+from tuninglab.data.orders import EACH_ONCE, Bins, FileOrder, Order, Permutation, Rows
 from tuninglab.errors import UserError
 
 
@@ -15,7 +15,7 @@ class MaskedRow(int):
 
 
 @dataclass(eq=False)
-class StepSampler(Sampler[list[int]]):
+class StepSampler(Sampler[list[Any]]):
     """One rank's micro-batches, from the current step to the end of the epoch.
 
     An optimizer step takes the next `batch_size * accumulation * world_size` rows of the epoch's
@@ -30,11 +30,15 @@ class StepSampler(Sampler[list[int]]):
     The position moves by `advance()` alone, not by iterating: a DataLoader draws indices ahead of
     the steps that were made, and a checkpoint must hold the latter.
 
+    Where the order is one of bins, a bin of rows (a tuple) is to all of this what a row is
+    otherwise; epochs may then differ in steps.
+
     Args:
         length: rows in the data set.
         batch_size: rows of a micro-batch.
         accumulation: micro-batches of a full step, on each rank.
         shuffle: in an order that depends on (seed, epoch) only; False keeps the file's order.
+        order: another one than these two.
 
     Raises:
         ValueError: a size below 1, or a rank outside the world.
@@ -47,6 +51,7 @@ class StepSampler(Sampler[list[int]]):
     world_size: int = 1
     seed: int = 0
     shuffle: bool = True
+    order: Order | None = None
 
     def __post_init__(self):
         # From Python any value may come; the flags are checked before.
@@ -57,39 +62,50 @@ class StepSampler(Sampler[list[int]]):
             last = self.world_size - 1
             raise ValueError(f"rank is {self.rank} of {self.world_size}; expected 0 to {last}")
         self.rows_per_step = self.batch_size * self.accumulation * self.world_size
+        plain = Permutation if self.shuffle else FileOrder
+        self.taken: Order = plain(self.length) if self.order is None else self.order
         self.epoch = 0
         self.step = 0  # within the epoch: steps that were made
+        # Entries of epochs: to count bins is to make them.
+        self._counted: dict[int, int] = {}
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch, an incomplete last one included."""
-        return -(-self.length // self.rows_per_step)
+        """Optimizer steps of the current epoch, an incomplete last one included."""
+        return self.steps_in(self.epoch)
+
+    def steps_in(self, epoch: int) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self._entries(epoch) // self.rows_per_step)
 
     def micro_batches(self, step: int) -> int:
-        """Micro-batches that each rank has in a step of the epoch."""
-        rows = min(self.rows_per_step, self.length - step * self.rows_per_step)
+        """Micro-batches that each rank has in a step of the current epoch."""
+        rows = min(self.rows_per_step, self._entries(self.epoch) - step * self.rows_per_step)
         # The fullest rank decides for all: they meet once a micro-batch or not at all.
         return -(-rows // (self.world_size * self.batch_size))
 
-    def order(self) -> list[int]:
-        """The rows of the current epoch in the order of training."""
-        if not self.shuffle:
-            return list(range(self.length))
+    def entries(self) -> Rows | Bins:
+        """The rows of the current epoch, or the bins, in the order of training."""
         # Made anew from two numbers, so that a checkpoint holds no list of rows.
-        # numpy mixes the pair: seed 0 in epoch 1 and seed 1 in epoch 0 have nothing in common.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
+        return self.taken.rows(self.seed, self.epoch)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.order()
+    def _entries(self, epoch: int) -> int:
+        if epoch not in self._counted:
+            self._counted[epoch] = self.taken.count(self.seed, epoch)
+        return self._counted[epoch]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        entries = self.entries()
         # From the step that is next: a resumed epoch goes on in its middle.
         for step in range(self.step, self.steps_per_epoch):
-            rows = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+            part = entries[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+            rows: list[Any] = part if isinstance(part, list) else part.tolist()
             # Interleaved, so that in a last short step the ranks differ by one row at most.
             mine = rows[self.rank :: self.world_size]
             for number in range(self.micro_batches(step)):
                 batch = mine[number * self.batch_size : (number + 1) * self.batch_size]
                 # Any row of the step will do: it costs what its neighbours cost.
-                yield batch or [MaskedRow(rows[0])]
+                yield batch or [MaskedRow(rows[0][0] if isinstance(rows[0], tuple) else rows[0])]
 
     def __len__(self) -> int:
         """Micro-batches from here to the end of the epoch."""
@@ -105,7 +121,10 @@ class StepSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """The position and what it depends on; the number of processes is no part of it."""
         names = ("epoch", "step", "seed", "length", "rows_per_step", "shuffle")
-        return {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in names}
+        if self.order is None:
+            return state
+        return state | {"order": self.order.said, "entries": self._entries(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a saved position.
@@ -113,13 +132,15 @@ class StepSampler(Sampler[list[int]]):
         Raises:
             UserError: the data or the settings are others, so that the position means nothing.
         """
-        now = self.state_dict()
+        plain = {"order": EACH_ONCE}
+        state, now = plain | state, plain | self.state_dict()
         # world_size and accumulation may change: the rows of each step stay the same.
         names = {
             "length": "records in the data",
             "rows_per_step": "rows per step (batch_size * gradient_accumulation_steps * processes)",
             "seed": "seed",
             "shuffle": "shuffle",
+            "order": "the order of the data",
         }
         for key, name in names.items():
             if state[key] != now[key]:
@@ -127,4 +148,7 @@ class StepSampler(Sampler[list[int]]):
                     f"cannot resume: {name} was {state[key]}, now it is {now[key]}; go on with the "
                     "same data and settings, or start a new run"
                 )
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if step >= self.steps_in(epoch):
+            raise UserError(f"cannot resume: step {step} of epoch {epoch} is beyond the data")
+        self.epoch, self.step = epoch, step

@@ -127,8 +127,9 @@ def start(
 
 def total_steps(config: TrainingConfig, sampler: Any) -> int:
     """How many optimizer steps a run shall make, from decided settings and a `StepSampler`."""
+    # Epochs of packed rows differ in steps.
     epochs: Any = config.epochs
-    return config.max_steps or epochs * sampler.steps_per_epoch
+    return config.max_steps or sum(sampler.steps_in(epoch) for epoch in range(epochs))
 
 
 def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:

@@ -74,7 +74,7 @@ def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> N
     for one in [] if problem else saved["generators"]:
         problem = problem or _differs(one, of_all, "generators")
     problem = problem or _wrong_moments(saved["optimizer"], groups, state)
-    problem = problem or _wrong_numbers(saved)
+    problem = problem or _wrong_numbers(saved, expected["sampler"])
     if problem:
         raise UserError(damaged(path, problem))
 
@@ -125,11 +125,13 @@ def _wrong_moments(saved: Any, groups: list[list[int]], state: TrainState) -> st
     return ""
 
 
-def _wrong_numbers(saved: Any) -> str:
+def _wrong_numbers(saved: Any, form: Mapping[str, Any]) -> str:
     sampler, progress = saved["sampler"], saved["progress"]
-    if not all(sampler[name] > 0 for name in ("length", "rows_per_step")):
+    # Of an order of its own, an epoch may have more or fewer entries than the data has rows.
+    length = "entries" if "entries" in form else "length"
+    if not all(sampler[name] > 0 for name in (length, "length", "rows_per_step")):
         return "its data is of no length"
-    steps = -(-sampler["length"] // sampler["rows_per_step"])
+    steps = -(-sampler[length] // sampler["rows_per_step"])
     if not 0 <= sampler["step"] < steps or sampler["epoch"] < 0:
         return f"step {sampler['step']} of epoch {sampler['epoch']} is beyond the data"
     counts = (progress["step"], progress["window_steps"], *saved["schedule"].values())
