@@ -127,13 +127,13 @@ class WindowOrder:
 
     def rows(self, seed: int, epoch: int) -> Rows:
         """A permutation of all rows."""
-        drawn = np.random.default_rng((seed, epoch))
-        groups = drawn.permutation(len(self.starts) - 1)
+        generator = np.random.default_rng((seed, epoch))
+        groups = generator.permutation(len(self.starts) - 1)
         order, done = np.empty(self.count(seed, epoch), np.int64), 0
         for first in range(0, len(groups), self.window):
             taken = groups[first : first + self.window]
             ranges = [np.arange(self.starts[g], self.starts[g + 1]) for g in taken]
-            mixed = drawn.permutation(np.concatenate(ranges))
+            mixed = generator.permutation(np.concatenate(ranges))
             order[done : done + len(mixed)] = mixed
             done += len(mixed)
         return order if self.by_group is None else self.by_group[order]
@@ -173,14 +173,15 @@ class MixedOrder:
             done, end = epoch * count, (epoch + 1) * count
             while done < end:
                 passes, place = divmod(done, size)
-                taken = _drawn(seed, number, passes).permutation(size)[place : place + end - done]
+                taken = drawn(seed, number, passes).permutation(size)[place : place + end - done]
                 parts.append(first + taken)
                 done += len(taken)
             first += size
         return np.random.default_rng((seed, epoch)).permutation(np.concatenate(parts))
 
 
-def _drawn(seed: int, *key: int) -> np.random.Generator:
+def drawn(seed: int, *key: int) -> np.random.Generator:
+    """A generator of its own for a seed and some numbers."""
     # A spawn key and no longer tuple: numpy takes (1, 2) and (1, 2, 0) for the same seed.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
