@@ -112,8 +112,10 @@ class PackedOrder:
 
 
 def first_fit(lengths: NDArray[Any], pictures: NDArray[Any], tokens: int, images: int) -> Rows:
-    """The bin of each row (rows,), counted from 0: the longest row first, each into the first bin
-    that has room for it, for its tokens and for its pictures."""
+    """The bin of each row (rows,), counted from 0, by first-fit decreasing.
+
+    The longest row comes first, each into the first bin that has room for its tokens and pictures.
+    """
     place, used = np.empty(len(lengths), np.int64), 0
     free, free_images = np.full(len(lengths), tokens), np.full(len(lengths), images)
     for row in np.argsort(-lengths, kind="stable"):
@@ -190,7 +192,7 @@ class PackedCollator:
         # A row without pictures has none, or blank features, which no mark stands for.
         marks = [row["input_ids"].count(self.image_token_id) for row in rows]
         pairs = zip(rows, marks, strict=True)
-        seen = [row[name][:count] for row, count in pairs if count]
+        seen = [row[name][:count] for row, count in pairs if count and row[name] is not None]
         joined[name] = torch.cat(seen) if seen else rows[0][name]
         return joined
 
