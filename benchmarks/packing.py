@@ -33,7 +33,8 @@ def demo(count: int) -> list[Any]:
     """The first training records of the demonstration."""
     from tuninglab.embedded.scoring import EmbeddedTask
 
-    train = EmbeddedTask(-(-count // 3)).splits.train
+    # Each picture has one question at least.
+    train = EmbeddedTask(count).splits.train
     return [train[number] for number in range(count)]
 
 
@@ -41,7 +42,7 @@ def mixed(count: int) -> list[Any]:
     """Dialogues of the demonstration's questions: many short ones, few long ones."""
     from tuninglab.data.sample import Sample, content_parts
 
-    drawn, questions = np.random.default_rng(0), demo(256)
+    drawn, questions = np.random.default_rng(0), demo(64)
     found = []
     for number in range(count):
         turns = min(MOST_TURNS, int(drawn.geometric(0.35)))
@@ -122,7 +123,8 @@ def measure(samples: Sequence[Any], rounds: int) -> list[dict[str, Any]]:
     optimizer = torch.optim.AdamW(trained, lr=0.0)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for way, steps in ways.items():
+        # In turns, each round in the order of the last one reversed.
+        for way, steps in list(ways.items())[:: -1 if number % 2 else 1]:
             seconds = train_once(model, steps, optimizer, accelerator)
             if number:
                 times[way].append(seconds)
@@ -168,9 +170,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
 
-    import transformers
-
     from tuninglab.comparison.machine import describe_machine, load_average, now
+    from tuninglab.run_folder import versions
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = load_average()
@@ -184,7 +185,7 @@ def main() -> None:
         "rounds": options.rounds,
         "command": "python benchmarks/packing.py " + " ".join(sys.argv[1:]),
         "machine": describe_machine(device) | {"load_before": before, "load_after": load_average()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
         "date": now(),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
