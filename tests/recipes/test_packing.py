@@ -89,6 +89,12 @@ def test_loss_and_gradients_are_those_of_padded_rows_and_of_each_alone(
             assert (grad - expected[name]).abs().max() < 1e-5 * scale, (way, name)
 
 
+@pytest.fixture
+def config(config):
+    """Of the runs of this folder, without answers: they are asked row by row in any case."""
+    return replace(config, score_questions=0)
+
+
 def choices(config):
     with open(f"{config.output_dir}/{config.run_name}/environment.json") as file:
         return {one["choice"]: one for one in json.load(file)[-1]["choices"]}

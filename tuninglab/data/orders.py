@@ -117,7 +117,8 @@ class WindowOrder:
         # Rows of a file stand in its order: then a group is a range, and needs no list.
         self.by_group = None if ordered else np.argsort(groups, kind="stable")
         laid = groups if self.by_group is None else groups[self.by_group]
-        self.starts = np.concatenate([[0], np.flatnonzero(np.diff(laid)) + 1, [len(laid)]])
+        cuts = np.flatnonzero(np.diff(laid)) + 1
+        self.starts: Rows = np.array([0, *cuts, len(laid)], np.int64)
         self.window = window
         self.said = f"windows of {window} groups {digest_of(groups)}"
 
@@ -132,7 +133,7 @@ class WindowOrder:
         order, done = np.empty(self.count(seed, epoch), np.int64), 0
         for first in range(0, len(groups), self.window):
             taken = groups[first : first + self.window]
-            ranges = [np.arange(self.starts[g], self.starts[g + 1]) for g in taken]
+            ranges = [np.arange(*self.starts[g : g + 2].tolist()) for g in taken]
             mixed = generator.permutation(np.concatenate(ranges))
             order[done : done + len(mixed)] = mixed
             done += len(mixed)
