@@ -152,13 +152,13 @@ class MixedOrder:
         counts: rows of each source in an epoch; 0 leaves it out.
 
     Raises:
-        ValueError: sizes and counts do not belong together, or rows are wanted of an empty source.
+        ValueError: sizes and counts do not belong together, no row is wanted, or one of nothing.
     """
 
     def __init__(self, sizes: Sequence[int], counts: Sequence[int]):
-        if len(sizes) != len(counts) or any(
-            c < 0 or c and n < 1 for n, c in zip(sizes, counts, strict=True)
-        ):
+        pairs = list(zip(sizes, counts, strict=False))
+        wrong = any(count < 0 or (count and size < 1) for size, count in pairs)
+        if wrong or len(sizes) != len(counts) or not any(counts):
             raise ValueError(f"counts are {counts} of sources with {sizes} rows")
         self.sizes, self.counts = tuple(sizes), tuple(counts)
         self.said = f"{self.counts} rows an epoch of sources with {self.sizes}"
