@@ -39,8 +39,9 @@ class FinetuneConfig(TrainingConfig):
     group_by_length: bool = False
     """Records of like length in each step: less padding, with any model."""
     pack_tokens: int | None = None
-    """Pack records into rows of up to so many tokens, where each sees itself alone: no padding.
-    --batch_size then counts such rows."""
+    """Pack records into rows of up to so many tokens, where each sees itself alone: for records of
+    mixed lengths. --batch_size counts such rows. On a CPU at most 1024: attention costs the square.
+    """
     pack_images: int | None = None
     """With --pack_tokens: most pictures of a packed row. None: any number."""
     compare: bool = False
