@@ -1,6 +1,6 @@
 """What padding costs: padded batches, batches of like lengths (--group_by_length), packed rows.
 
-    python benchmarks/packing.py --rounds 7
+    python benchmarks/packing.py --rounds 5
 
 Two sets of records for the embedded Flamingo: the questions of the demonstration, which are nearly
 of one length, and dialogues of one to ten of these questions, one in five without a picture. Each
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--records", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
 
