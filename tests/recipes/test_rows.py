@@ -11,7 +11,7 @@ from PIL import Image
 from tuninglab.data.loading import make_loader
 from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sampler import MaskedRow, StepSampler
-from tuninglab.recipes.loaders import order_of
+from tuninglab.recipes.row_orders import order_of
 
 ROWS, BATCH = 23, 4
 

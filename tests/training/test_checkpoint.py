@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tuninglab.console import Choices
+from tuninglab.data.orders import MixedOrder
 from tuninglab.data.sampler import StepSampler
 from tuninglab.errors import UserError, WorkError
 from tuninglab.training import checkpoint
@@ -66,6 +67,25 @@ def test_everything_comes_back(tmp_path, accelerator):
     assert other.schedule.get_last_lr() == state.schedule.get_last_lr()
     assert other.sampler.state_dict() == state.sampler.state_dict()
     assert other.progress == state.progress
+
+
+def test_an_epoch_may_have_more_steps_than_the_data_has_rows_for(tmp_path, accelerator):
+    # Of 6 rows each is taken twice: 6 steps of 2.
+    sampler = StepSampler(6, 2, order=MixedOrder((6,), (12,)))
+    state = make_state()
+    state.sampler = sampler
+    for _ in range(4):
+        advance(state)
+    path = save_checkpoint(tmp_path, state, accelerator, 2)
+    other = make_state()
+    other.sampler = StepSampler(6, 1, 2, order=MixedOrder((6,), (12,)))
+    load_checkpoint(path, other, accelerator)
+    assert (other.sampler.epoch, other.sampler.step) == (0, 4)
+    saved = torch.load(path / "state.pt", weights_only=True)
+    saved["sampler"]["step"] = 6
+    torch.save(saved, path / "state.pt")
+    with pytest.raises(UserError, match="step 6 of epoch 0 is beyond the data"):
+        load_checkpoint(path, other, accelerator)
 
 
 def test_only_trained_weights_are_kept(tmp_path, accelerator):

@@ -39,6 +39,14 @@ class FinetuneConfig(ReadingConfig, TrainingConfig):
     cache_features: Annotated[str | None, Mark.BARE, Mark.CHANGEABLE] = None
     """Compute once what frozen parts make of each picture, and read it from this folder. Without
     a value or auto: a folder for each model and precision in features/ of --output_dir."""
+    group_by_length: bool = False
+    """Records of like length in each step: less padding, with any model."""
+    pack_tokens: int | None = None
+    """Pack records into rows of up to so many tokens, where each sees itself alone: for records of
+    mixed lengths. --batch_size counts such rows. On a CPU at most 1024: attention costs the square.
+    """
+    pack_images: int | None = None
+    """With --pack_tokens: most pictures of a packed row. None: any number."""
     compare: bool = False
     """Train nothing but measure: time, memory and loss of int8 against 16-bit and others, on a
     Flamingo with random weights."""
@@ -71,6 +79,7 @@ class FinetuneConfig(ReadingConfig, TrainingConfig):
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
         check_positive(self, "cross_attn_every_n_layers", "embedded_pictures", "rounds")
+        check_positive(self, "pack_tokens", "pack_images")
         # Taken for folders, these would do what nobody meant.
         folder = (self.cache_features or "").lower() not in ("true", "false", "none")
         check(folder, "cache_features", self.cache_features, "auto, a folder, or no such flag")
@@ -102,7 +111,20 @@ class FinetuneConfig(ReadingConfig, TrainingConfig):
             )
         if self.data is not None and self.embedded_pictures != EMBEDDED_PICTURES:
             raise UserError("--embedded_pictures is given with --data. Leave one of them out.")
+        self._check_packing()
         super()._check_combinations()
+
+    def _check_packing(self) -> None:
+        if self.group_by_length and self.pack_tokens is not None:
+            raise UserError(
+                "--group_by_length and --pack_tokens are both given: packed rows have no padding "
+                "to save. Give one of them."
+            )
+        if self.pack_images is not None and self.pack_tokens is None:
+            raise UserError(
+                "--pack_images is given without --pack_tokens. Add --pack_tokens 1024, or leave "
+                "it out."
+            )
 
     def _check_without_data(self) -> None:
         # The embedded data brings its own pictures.

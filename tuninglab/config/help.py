@@ -33,7 +33,8 @@ GROUPS = {
     ),
     "Memory and speed": (
         *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),
-        *("checkpoint_every", "cache_features", "products", "compare", "rounds"),
+        *("checkpoint_every", "cache_features", "group_by_length", "pack_tokens", "pack_images"),
+        *("products", "compare", "rounds"),
     ),
     "What it says": (
         "logging_steps",

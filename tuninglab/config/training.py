@@ -35,8 +35,11 @@ class TrainingConfig:
 
     # What --enable_int8 means where it is not given.
     INT8_BY_DEFAULT: ClassVar[bool] = False
-    # Only a Flamingo has pictures; its FinetuneConfig makes a setting of it.
+    # Of a Flamingo alone; its FinetuneConfig makes settings of them.
     cache_features: ClassVar[str | None] = None
+    group_by_length: ClassVar[bool] = False
+    pack_tokens: ClassVar[int | None] = None
+    pack_images: ClassVar[int | None] = None
 
     recipe: Suppress[str] = ""
     """Kept in config.yaml: which recipe the settings are for."""

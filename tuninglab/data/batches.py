@@ -215,20 +215,27 @@ class Collator:
         takes part in every step, so that DDP needs no search for unused ones. Where another row has
         a picture that is seen, the model does not encode the surplus.
         """
-        # Each row's are (M, F, 3, H, W), or None.
-        given = [row for row in rows if row["pixel_values"] is not None]
-        frames = {row["pixel_values"].shape[1]: row["sample_id"] for row in given} or {1: ""}
-        if len(frames) > 1:
-            # A still picture repeated, or a film cut short, would be another than was given.
-            found = ", ".join(f"{count} in {origin}" for count, origin in frames.items())
-            raise ValueError(
-                f"frames of a picture differ within a batch ({found}); make them equal"
-            )
+        frames = check_frames(rows)
         # Zero is the mean colour after a tower's normalisation.
-        blank = torch.zeros(1, *frames, 3, self.image_size, self.image_size)
+        blank = torch.zeros(1, frames, 3, self.image_size, self.image_size)
         pictures = [blank if row["pixel_values"] is None else row["pixel_values"] for row in rows]
         # At the end, because marks take a row's pictures in order: the surplus has no mark.
         return pad_sequence(pictures, batch_first=True)
+
+
+def check_frames(rows: Sequence[dict[str, Any]]) -> int:
+    """The frames of each picture of rows, whose pixel_values are (M, F, 3, H, W) or None.
+
+    Raises:
+        ValueError: they differ.
+    """
+    given = [row for row in rows if row["pixel_values"] is not None]
+    frames = {row["pixel_values"].shape[1]: row["sample_id"] for row in given} or {1: ""}
+    if len(frames) > 1:
+        # A still picture repeated, or a film cut short, would be another than was given.
+        found = ", ".join(f"{count} in {origin}" for count, origin in frames.items())
+        raise ValueError(f"frames of a picture differ within a batch ({found}); make them equal")
+    return next(iter(frames))
 
 
 def padded_texts(

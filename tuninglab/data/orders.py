@@ -117,7 +117,8 @@ class WindowOrder:
         # Rows of a file stand in its order: then a group is a range, and needs no list.
         self.by_group = None if ordered else np.argsort(groups, kind="stable")
         laid = groups if self.by_group is None else groups[self.by_group]
-        self.starts = np.concatenate([[0], np.flatnonzero(np.diff(laid)) + 1, [len(laid)]])
+        cuts = np.flatnonzero(np.diff(laid)) + 1
+        self.starts: Rows = np.array([0, *cuts, len(laid)], np.int64)
         self.window = window
         self.said = f"windows of {window} groups {digest_of(groups)}"
 
@@ -127,13 +128,13 @@ class WindowOrder:
 
     def rows(self, seed: int, epoch: int) -> Rows:
         """A permutation of all rows."""
-        drawn = np.random.default_rng((seed, epoch))
-        groups = drawn.permutation(len(self.starts) - 1)
+        generator = np.random.default_rng((seed, epoch))
+        groups = generator.permutation(len(self.starts) - 1)
         order, done = np.empty(self.count(seed, epoch), np.int64), 0
         for first in range(0, len(groups), self.window):
             taken = groups[first : first + self.window]
-            ranges = [np.arange(self.starts[g], self.starts[g + 1]) for g in taken]
-            mixed = drawn.permutation(np.concatenate(ranges))
+            ranges = [np.arange(*self.starts[g : g + 2].tolist()) for g in taken]
+            mixed = generator.permutation(np.concatenate(ranges))
             order[done : done + len(mixed)] = mixed
             done += len(mixed)
         return order if self.by_group is None else self.by_group[order]
@@ -151,13 +152,13 @@ class MixedOrder:
         counts: rows of each source in an epoch; 0 leaves it out.
 
     Raises:
-        ValueError: sizes and counts do not belong together, or rows are wanted of an empty source.
+        ValueError: sizes and counts do not belong together, no row is wanted, or one of nothing.
     """
 
     def __init__(self, sizes: Sequence[int], counts: Sequence[int]):
-        if len(sizes) != len(counts) or any(
-            c < 0 or c and n < 1 for n, c in zip(sizes, counts, strict=True)
-        ):
+        pairs = list(zip(sizes, counts, strict=False))
+        wrong = any(count < 0 or (count and size < 1) for size, count in pairs)
+        if wrong or len(sizes) != len(counts) or not any(counts):
             raise ValueError(f"counts are {counts} of sources with {sizes} rows")
         self.sizes, self.counts = tuple(sizes), tuple(counts)
         self.said = f"{self.counts} rows an epoch of sources with {self.sizes}"
@@ -173,14 +174,15 @@ class MixedOrder:
             done, end = epoch * count, (epoch + 1) * count
             while done < end:
                 passes, place = divmod(done, size)
-                taken = _drawn(seed, number, passes).permutation(size)[place : place + end - done]
+                taken = drawn(seed, number, passes).permutation(size)[place : place + end - done]
                 parts.append(first + taken)
                 done += len(taken)
             first += size
         return np.random.default_rng((seed, epoch)).permutation(np.concatenate(parts))
 
 
-def _drawn(seed: int, *key: int) -> np.random.Generator:
+def drawn(seed: int, *key: int) -> np.random.Generator:
+    """A generator of its own for a seed and some numbers."""
     # A spawn key and no longer tuple: numpy takes (1, 2) and (1, 2, 0) for the same seed.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 

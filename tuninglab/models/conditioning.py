@@ -13,18 +13,46 @@ from torch import Tensor
 BLOCK_TOKENS = (8, 64)
 
 
-def count_text_time(input_ids: Tensor, image_token_id: int, media_mode: str) -> Tensor:
+def count_text_time(
+    input_ids: Tensor, image_token_id: int, media_mode: str, documents: Tensor | None = None
+) -> Tensor:
     """(B, T) ids -> (B, T) number, from 1, of the image that each token sees; 0 is none.
 
     "previous" counts the marks up to and including the token. "next-v1" looks ahead: a mark sees
     its own image, text the image of the next mark, and text after the last mark none.
+
+    With documents (B, T), the number of the document that each token is of, a token sees images of
+    its own document alone; images are numbered through the row.
     """
     # From ids alone, without state, so that it holds for any slice of a growing text.
     marks = (input_ids == image_token_id).long()
+    counted = marks.cumsum(-1)
+    earlier: Tensor | int = 0  # marks of the row before the document, and up to its end
+    last = marks.sum(-1, keepdim=True)
+    if documents is not None:
+        numbers = _begins(documents).long().cumsum(-1) - 1  # from 0, whatever they were called
+        of_each = torch.zeros_like(marks).scatter_add(1, numbers, marks)
+        last = of_each.cumsum(-1).gather(1, numbers)
+        earlier = last - of_each.gather(1, numbers)
     if media_mode == "previous":
-        return marks.cumsum(-1)
-    following = marks.cumsum(-1) - marks + 1
-    return following.masked_fill(following > marks.sum(-1, keepdim=True), 0)
+        return counted.masked_fill(counted <= earlier, 0)
+    following = counted - marks + 1
+    return following.masked_fill(following > last, 0)
+
+
+def restarting_positions(documents: Tensor) -> Tensor:
+    """(B, T) numbers of documents, each in one piece -> (B, T) positions that restart with each."""
+    positions = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = positions.masked_fill(~_begins(documents), 0).cummax(-1).values
+    return positions - starts
+
+
+def _begins(documents: Tensor) -> Tensor:
+    """(B, T) bool: where another document than before stands, the first token included."""
+    before = documents.roll(1, -1)
+    begins = documents != before
+    begins[:, 0] = True
+    return begins
 
 
 def count_positions(attention_mask: Tensor) -> Tensor:

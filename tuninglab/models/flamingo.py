@@ -10,7 +10,12 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from tuninglab.models.conditioning import Conditioning, conditioned_on, count_positions
+from tuninglab.models.conditioning import (
+    Conditioning,
+    conditioned_on,
+    count_positions,
+    restarting_positions,
+)
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.decoding import Decoder
 from tuninglab.models.encoding import ImageEncodingMixin
@@ -39,7 +44,12 @@ class FlamingoForConditionalGeneration(
         media_key_values (B, G, M, L, 2 * width): from `encode_key_values`, instead of either.
         text_time (B, T): the number from 1 of the image each token sees, 0 for none. Needed only
             with a filled cache, when the marks are no longer in input_ids.
-        labels (B, T): -100 where there is no loss; they are shifted here.
+        documents (B, T): the number of the document that each token is of, several packed into a
+            row: attention, positions and images stay within each. Then there is no attention_mask
+            (padding is a document of its own), no position_ids and no cache. Whether a language
+            model can: `packing_problem`.
+        labels (B, T): -100 where there is no loss, and first in each document; they are shifted
+            here.
         num_items_in_batch: divides the summed loss, instead of the count of labels in the batch.
         labels_only_logits: compute the head only where there is a label. The logits are then
             (N, vocabulary), a row a label; it saves the most where prompts are long. None where
@@ -148,6 +158,7 @@ class FlamingoForConditionalGeneration(
         media_key_values: Tensor | None,
         text_time: Tensor | None,
         past_key_values: Any,
+        documents: Tensor | None,
     ) -> Conditioning | None:
         """What the gated blocks attend to, from whichever form the images were given in."""
         encoded = image_features if media_key_values is None else media_key_values[:, 0]
@@ -162,11 +173,37 @@ class FlamingoForConditionalGeneration(
             # Reading the counts would break a compiled graph.
             if not torch.compiler.is_compiling():
                 self.check_marks(input_ids, images)
-            text_time = self.text_time(input_ids)
+            text_time = self.text_time(input_ids, documents)
         # A batch without images may come as (B, 0, F, 3, H, W).
         if encoded is None and images is not None and images.shape[1]:
             image_features = self.encode_seen(text_time, pixel_values, patch_features)
         return Conditioning.of(text_time, image_features, media_key_values)
+
+    def _positions(
+        self,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        documents: Tensor | None,
+    ) -> Tensor | None:
+        """Positions (B, T) to give to the language model; None: it counts them itself."""
+        if documents is None:
+            masked = attention_mask is not None and attention_mask.ndim == 2
+            if position_ids is not None or past_key_values is not None or not masked:
+                return position_ids
+            return count_positions(attention_mask)  # pyright: ignore[reportArgumentType]
+        # transformers looks for documents, by positions that restart, only without mask and cache.
+        beside = {"attention_mask": attention_mask, "position_ids": position_ids}
+        beside["past_key_values"] = past_key_values
+        wrong = [name for name, value in beside.items() if value is not None]
+        if wrong:
+            raise ValueError(f"documents and {wrong[0]} are both given; leave {wrong[0]} out")
+        if "position_ids" not in self._lang_arguments:
+            kind = self.config.text_config.model_type
+            raise ValueError(
+                f"documents are given, but a {kind} takes no positions to tell them by"
+            )
+        return restarting_positions(documents)
 
     def _targets(
         self, labels: Tensor, only: bool, logits_to_keep: int | Tensor
@@ -216,6 +253,7 @@ class FlamingoForConditionalGeneration(
         loss_only: bool = False,
         patch_features: Tensor | None = None,
         decoder: Decoder | None = None,
+        documents: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next tokens, and the loss if labels are given; arguments: see the class.
@@ -228,9 +266,8 @@ class FlamingoForConditionalGeneration(
             if done := decoder(input_ids, attention_mask, position_ids, *seen, kwargs):
                 return done
         images = (pixel_values, patch_features, image_features, media_key_values)
-        conditioning = self._condition(input_ids, *images, text_time, past_key_values)
-        if position_ids is None and past_key_values is None and attention_mask is not None:
-            position_ids = count_positions(attention_mask) if attention_mask.ndim == 2 else None
+        conditioning = self._condition(input_ids, *images, text_time, past_key_values, documents)
+        position_ids = self._positions(position_ids, attention_mask, past_key_values, documents)
         targets, chunked = None, False
         if labels is not None:
             use_cache = bool(use_cache)  # a cache nobody asked for would only hold memory
@@ -245,7 +282,7 @@ class FlamingoForConditionalGeneration(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
-                use_cache=use_cache,
+                use_cache=use_cache if documents is None else False,
                 # MPT and BLOOM have no positions to give.
                 **{k: v for k, v in optional.items() if k in self._lang_arguments},
                 **kwargs,

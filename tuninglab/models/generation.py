@@ -51,9 +51,10 @@ class FlamingoGenerationMixin(GenerationMixin):
         pad = text.pad_token_id
         self.generation_config.pad_token_id = self.config.eoc_token_id if pad is None else pad
 
-    def text_time(self, input_ids: Tensor) -> Tensor:
+    def text_time(self, input_ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T) number of the image that each token sees, by this model's mode."""
-        return count_text_time(input_ids, self.config.image_token_id, self.config.media_mode)
+        how = (self.config.image_token_id, self.config.media_mode, documents)
+        return count_text_time(input_ids, *how)
 
     def key_values_of(
         self,

@@ -28,6 +28,7 @@ from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
 from tuninglab.recipes.recipe import Base, Recipe, keep_base
 from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
+from tuninglab.recipes.row_orders import fill_of
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
@@ -151,7 +152,7 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     trained = direct_modules(base.model, base.tuning, recipe.scope)
     pictured = [splits.train, splits.val, *task.shown()]
     base = read_features(config, base, trained, pictured, accelerator, choices)
-    loaders = open_loaders(config, splits, base, accelerator)
+    loaders = open_loaders(config, splits, base, accelerator, choices)
     answers = answer_rows(base, splits.train, config, recipe.scope, accelerator, choices)
     # With the decision in it: a resumed run trains the tensors that its checkpoints hold.
     config = as_decided(config, answers)
@@ -268,6 +269,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             "last_loss": progress.last_loss,
             "peak_memory_mib": round(progress.peak_memory_mib, 1),
             "trainable_parameters": sum(trained),
+            **fill_of(setup.train_loader),
         },
         "evaluation": evaluation,
         "adapter_bytes": setup.run.adapter_bytes(),

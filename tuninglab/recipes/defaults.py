@@ -41,7 +41,10 @@ def decide(config: Config, parameters: int, records: int, choices: Choices) -> C
     if config.learning_rate is None:
         decided["learning_rate"] = LEARNING_RATES[size]
         choices.add("learning rate", f"{LEARNING_RATES[size]:g}", base)
-    if config.batch_size is None:
+    if config.batch_size is None and config.pack_tokens:
+        decided["batch_size"] = 1
+        choices.add("batch size", "1", f"rows packed of up to {config.pack_tokens:,} tokens")
+    elif config.batch_size is None:
         decided["batch_size"] = BATCH_SIZES[size]
         choices.add("batch size", str(BATCH_SIZES[size]), base)
     if config.epochs is None:

@@ -8,14 +8,15 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from tuninglab.config import TrainingConfig
+from tuninglab.console import Choices
 from tuninglab.data.loading import make_loader
 from tuninglab.data.mixture import Joined
-from tuninglab.data.orders import MixedOrder, Order, WindowOrder
+from tuninglab.data.orders import FileOrder, Order, Permutation
 from tuninglab.data.reading.lengths import fit, lengths_of
-from tuninglab.data.reading.store import Chosen, table_of
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.sources import Splits
 from tuninglab.recipes.recipe import Base
+from tuninglab.recipes.row_orders import packing, train_order, val_order
 
 
 def make_base_loader(
@@ -25,7 +26,7 @@ def make_base_loader(
     accelerator: Accelerator,
     batch_size: int,
     accumulation: int = 1,
-    shuffle: bool = False,
+    order: Order | None = None,
 ) -> DataLoader:
     """A loader of samples as the inputs of the base.
 
@@ -36,8 +37,9 @@ def make_base_loader(
         accelerator: which process this is.
         batch_size: rows per process and forward pass.
         accumulation: forward passes a step.
-        shuffle: whether each epoch has an order of its own.
+        order: of the rows; None: as they stand.
     """
+    order = FileOrder(len(samples)) if order is None else order
     sampler = StepSampler(
         len(samples),
         batch_size,
@@ -45,8 +47,9 @@ def make_base_loader(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         seed=config.seed,
-        shuffle=shuffle,
-        order=order_of(samples) if shuffle else None,
+        shuffle=not isinstance(order, FileOrder),
+        # These two the sampler knows without being told, and checkpoints by a word of their own.
+        order=None if isinstance(order, (Permutation, FileOrder)) else order,
     )
     return make_loader(base.rows(samples), base.collator, sampler, config.workers)
 
@@ -69,29 +72,28 @@ def readable(config: TrainingConfig, splits: Splits, base: Base) -> Splits:
 
 
 def open_loaders(
-    config: TrainingConfig, splits: Splits, base: Base, accelerator: Accelerator
+    config: TrainingConfig,
+    splits: Splits,
+    base: Base,
+    accelerator: Accelerator,
+    choices: Choices,
 ) -> tuple[DataLoader, dict[str, DataLoader]]:
-    """Loaders of the samples for training, and for validation by the name of each set."""
-    size: Any = config.batch_size  # decided by now
-    accumulation = config.gradient_accumulation_steps
-    run = (base, config, accelerator, size)
-    train_loader = make_base_loader(splits.train, *run, accumulation, shuffle=True)
-    val = splits.val
-    parts = zip(val.names, val.sources, strict=True) if isinstance(val, Joined) else [("", val)]
-    val_loaders = {name: make_base_loader(part, *run) for name, part in parts if len(part)}
-    return train_loader, val_loaders
+    """Loaders of the samples for training, and for validation by the name of each set.
 
-
-def order_of(samples: Sequence[Any]) -> Order | None:
-    """The order that suits samples, where a plain permutation does not.
-
-    Those of several sets come in their shares; those of files that are read in groups of rows, one
-    window of groups after another.
+    Raises:
+        UserError: samples shall be packed, but the model cannot read them so.
     """
-    if isinstance(samples, Joined):
-        return MixedOrder(list(map(len, samples.sources)), samples.counts or [])
-    table = table_of(samples)
-    if table is None or not len(table.groups) or table.groups.max() < 0:
-        return None
-    stored: Any = samples.source if isinstance(samples, Chosen) else samples
-    return WindowOrder(table.row_groups(), stored.window)
+    size: Any = config.batch_size  # decided by now
+    train, val = splits.train, splits.val
+    order = train_order(train, config, base, accelerator.num_processes, choices)
+    made = packing(base) if config.pack_tokens else base
+    run = (made, config, accelerator, size)
+    accumulation = config.gradient_accumulation_steps
+    train_loader = make_base_loader(train, *run, accumulation, order)
+    parts = zip(val.names, val.sources, strict=True) if isinstance(val, Joined) else [("", val)]
+    val_loaders = {
+        name: make_base_loader(part, *run, order=val_order(part, config, base))
+        for name, part in parts
+        if len(part)
+    }
+    return train_loader, val_loaders
