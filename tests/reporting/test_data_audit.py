@@ -67,13 +67,13 @@ def look(capsys, model):
 BROKEN = {
     "missing picture": (record("q", "a", "nope.png"), "does not exist"),
     "corrupt picture": (record("q", "a", "cut.png"), "damaged"),
-    "picture elsewhere": (record("q", "a", "/etc/hostname"), "absolute path"),
+    "picture elsewhere": (record("q", "a", "/etc/hostname"), "leads out of the image root"),
     "broken line": ('{"messages": [}', "broken JSON at column 15"),
     "empty answer": (record("q", " "), "message 2: the answer is empty"),
     "marks disagree": (record("<image>q", "a"), "1 <image> marks in the messages but 0 images"),
     "too long": (record("q", "a" * 300), "tokens, at most 256 (what the language model can read"),
     "wrong roles": ({"messages": [{"role": "robot", "content": "x"}]}, "the role is 'robot'"),
-    "unknown key": ({"dialog": "x"}, "neither"),
+    "unknown key": ({"dialog": "x"}, "no known format has the keys 'dialog'"),
     "no object": ("3", "the record is 3; expected an object"),
 }
 

@@ -280,19 +280,16 @@ class TrainingConfig:
     def _check_comparison(self) -> None:
         """Refuse what --compare would pass over: it measures a fixed shape with random weights."""
         given, usual = leaves(self), leaves(type(self)())
-        about_the_call = set(marked(type(self), Mark.CALL)) - {"resume"}
+        measured = {*MEASURED, *marked(type(self), Mark.CALL)} - {"resume"}
         passed_over = [
             f"--{name}"
             for name, value in given.items()
-            if name.partition(".")[0] not in MEASURED
-            and name not in about_the_call
-            and value != usual[name]
+            if name.partition(".")[0] not in measured and value != usual[name]
         ]
         if passed_over:
             raise UserError(
-                "--compare measures a model of a fixed shape with random weights on random data; "
-                f"it has no use for {', '.join(passed_over)}. Leave that out, or leave --compare "
-                "out to tune."
+                "--compare measures a model of a fixed shape with random weights on random data; it "
+                f"has no use for {', '.join(passed_over)}. Leave that or --compare out."
             )
 
     def _check_without_data(self) -> None:

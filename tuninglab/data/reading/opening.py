@@ -13,6 +13,7 @@ import numpy as np
 from tuninglab.config.data import DataPart, split_path
 from tuninglab.console import say
 from tuninglab.data.reading.building import build
+from tuninglab.data.reading.containers import container_of
 from tuninglab.data.reading.entries import (
     Entry,
     entry_folder,
@@ -108,7 +109,7 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
         UserError: it cannot be read at all.
     """
     names, end = split_path(part.path)
-    split = next((word[1:] for word in (end.partition("#")[0],) if word), None)
+    split = split_of(end)
     label = shown(Path(part.path.removesuffix(end)))
     given = part.image_root or wishes.image_root
     form = part.format or wishes.format
@@ -149,13 +150,20 @@ def check_files(part: DataPart) -> None:
     Raises:
         UserError: one is missing, empty, no regular file or not readable.
     """
-    for name in split_path(part.path)[0]:
-        # A folder is looked into later, and a pattern is none yet.
-        if os.path.isdir(name) or any(mark in name for mark in "*{"):
+    names, end = split_path(part.path)
+    for name in names:
+        # A name with braces stands for files that are looked at later.
+        if os.path.isdir(name) or ("{" in name and not os.path.lexists(name)):
+            container_of(name, split_of(end))
             continue
         check_file(Path(name))
         if os.path.getsize(name) == 0:
             raise UserError(f"{shown(Path(name))} is empty; expected records")
+
+
+def split_of(end: str) -> str | None:
+    """The split that the end of a path names, `:train#500`."""
+    return end.partition("#")[0].removeprefix(":") or None
 
 
 def stored_of(entry: Entry, label: str) -> StoredSamples:
