@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,8 @@ from tuninglab.comparison.machine import describe_machine, load_average  # noqa:
 from tuninglab.run_folder import git_commit, versions  # noqa: E402
 
 RECORDS, PICTURES = 200_000, 20_000
+# Drawn; the others repeat these, in files of another content.
+DISTINCT = 200
 SETS = {"drawings": ("PNG", (64, 64)), "photographs": ("JPEG", (1024, 768))}
 QUESTIONS = (
     "what colour is the large shape in the middle",
@@ -62,7 +65,7 @@ def main() -> None:
     results[args.name] = {
         "command": f"python benchmarks/large_data.py --repeats {args.repeats}",
         "commit": git_commit() if args.checkout == ROOT else commit_of(args.checkout),
-        "machine": describe_machine(),
+        "machine": describe_machine(torch.device("cpu")),
         "load_average": load_average(),
         "versions": versions(),
         "records": RECORDS,
@@ -77,11 +80,16 @@ def write_set(folder: Path, kind: str, size: tuple[int, int]) -> Path:
     folder.mkdir()
     drawn = random.Random(0)
     for number in range(PICTURES):
-        # Small noise, enlarged: as large in bytes as pictures of that size are.
-        small = Image.frombytes(
-            "RGB", (size[0] // 8, size[1] // 8), drawn.randbytes(size[0] * size[1] // 64 * 3)
-        )
-        small.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.img", kind)
+        if number < DISTINCT:
+            pixels = drawn.randbytes(size[0] * size[1] // 64 * 3)
+            # Small noise, enlarged: as large in bytes as pictures of that size are.
+            picture = Image.frombytes("RGB", (size[0] // 8, size[1] // 8), pixels)
+            path = folder / f"{number}.img"
+            picture.resize(size, Image.Resampling.BICUBIC).save(path, kind)
+        else:
+            # Behind the end of a picture anything may stand: each file has a content of its own.
+            first = (folder / f"{number % DISTINCT}.img").read_bytes()
+            (folder / f"{number}.img").write_bytes(first + str(number).encode())
     for name, count in (("all", RECORDS), ("few", RECORDS // 100)):
         with (folder / f"{name}.jsonl").open("w") as file:
             for number in range(count):

@@ -492,7 +492,11 @@ def test_a_dialogue_that_a_prompt_has_no_place_for_is_named(tokenizer, name):
     prompt = make_prompt(choice, tokenizer)
     pictures = sum(part == IMAGE for m in messages for part in m["content"])
     sample = Sample(messages, [b""] * pictures, origin="my.json, record 3")
-    for look in (dialogue_tokens, answer_ids, lambda s, *more: count_tokens([s], *more)):
+    for look in (
+        dialogue_tokens,
+        lambda s, *more: answer_ids([s], *more),
+        lambda s, *more: count_tokens([s], *more),
+    ):
         with pytest.raises(UserError, match="^my.json, record 3: ") as told:
             look(sample, tokenizer, prompt)
         assert said in str(told.value)
@@ -531,3 +535,15 @@ def test_an_unknown_prompt_and_a_tokenizer_without_an_end_are_refused(tokenizer)
     bare.eos_token = None
     with pytest.raises(UserError, match="multimodal_gpt ends answers with the tokenizer's end"):
         make_prompt("multimodal_gpt", bare)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_answers_of_many_are_those_of_each_alone(tokenizer, name):
+    prompt = make_prompt(CHOICES[name], tokenizer)
+    turns = [[([IMAGE], "Yes.", True), ([IMAGE], "No.", number != 1)] for number in range(3)]
+    samples = [Sample(dialogue_of(name, of), [b""] * 2) for of in turns]
+    labels = (encode_dialogue(sample.messages, tokenizer, prompt).labels for sample in samples)
+    expected = [[label for label in row if label != -100] for row in labels]
+    assert answer_ids(samples, tokenizer, prompt) == expected
+    # In the second, the second answer is not learned.
+    assert expected[0] == expected[2] and len(expected[1]) < len(expected[0])

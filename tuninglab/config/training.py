@@ -288,7 +288,7 @@ class TrainingConfig:
         ]
         if passed_over:
             raise UserError(
-                "--compare measures random weights of a fixed shape on random data; it has no use for "
+                "--compare measures a fixed shape on random data; it has no use for "
                 f"{', '.join(passed_over)}. Leave that out, or leave --compare out to tune."
             )
 

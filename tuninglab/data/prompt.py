@@ -1,6 +1,6 @@
 """Dialogues to token ids with an exact label mask, for training and for generation alike."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -112,18 +112,30 @@ def count_tokens(
     """
     counts: list[int] = []
     start = len(_start(tokenizer, prompt))
+    for known, dialogues in _together(samples, prompt, lambda spans: spans):
+        lengths = [len(ids) for ids in _ids_of(known, tokenizer, prompt)]
+        counts += [start + sum(lengths[number] for number, _ in row) for row in dialogues]
+    return counts
+
+
+def _together(
+    samples: Iterable[Sample], prompt: Prompt, wanted: Callable[[list[Span]], list[Span]]
+) -> Iterator[tuple[dict[Piece, int], list[list[tuple[int, str]]]]]:
+    """Some thousand samples at a time: their texts, each once, and the wanted spans of each sample.
+
+    Of a span there is the number of its text, and its kind. The spans themselves are let go of at
+    once: held by the thousand, they keep the garbage collector busy.
+    """
     rest = iter(samples)
     while some := list(islice(rest, COUNTED_TOGETHER)):
-        # Spans are let go of at once: held by the thousand, they keep the garbage collector busy.
         known: dict[Piece, int] = {}
-        dialogues: list[list[int]] = []
+        dialogues: list[list[tuple[int, str]]] = []
         for sample in some:
             with named(sample):
-                spans = prompt.spans(sample.messages)
-            dialogues.append([known.setdefault(_piece(span), len(known)) for span in spans])
-        lengths = [len(ids) for ids in _ids_of(known, tokenizer, prompt)]
-        counts += [start + sum(lengths[number] for number in row) for row in dialogues]
-    return counts
+                spans = wanted(prompt.spans(sample.messages))
+            row = [(known.setdefault(_piece(span), len(known)), span.kind) for span in spans]
+            dialogues.append(row)
+        yield known, dialogues
 
 
 def counting_key(tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB) -> str | None:
@@ -136,16 +148,25 @@ def counting_key(tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB)
 
 
 def answer_ids(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
-) -> list[int]:
-    """The tokens of a dialogue that are learned: its answers, each with its end.
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+) -> list[list[int]]:
+    """The tokens of each dialogue that are learned: its answers, each with its end.
 
     Raises:
         UserError: as `dialogue_tokens`.
     """
-    with named(sample):
-        labels = encode_dialogue(sample.messages, tokenizer, prompt).labels
-    return [label for label in labels if label != IGNORED]
+    found: list[list[int]] = []
+    for known, dialogues in _together(samples, prompt, lambda s: [one for one in s if one.learned]):
+        ids = _ids_of(known, tokenizer, prompt)
+        found += [
+            [
+                token
+                for number, kind in row
+                for token in _learned(kind, ids[number], tokenizer, prompt)
+            ]
+            for row in dialogues
+        ]
+    return found
 
 
 def decode_answer(
@@ -205,12 +226,19 @@ def _encoded(spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, prompt: 
     for span in spans:
         own = known[_piece(span)]
         ids += own
-        length = len(own) if span.learned else 0
-        if span.learned and span.kind == "ending":
-            # Cut here and not in the text: a token may take in the blanks behind it (Phi-3's do).
-            length = own.index(special_id(prompt.end, tokenizer)) + 1
-        labels += own[:length] + [IGNORED] * (len(own) - length)
+        learned = _learned(span.kind, own, tokenizer, prompt) if span.learned else []
+        labels += learned + [IGNORED] * (len(own) - len(learned))
     return Encoded(ids, labels)
+
+
+def _learned(
+    kind: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: Prompt
+) -> list[int]:
+    """What is learned of a span that is: of an ending, up to the end token."""
+    if kind != "ending":
+        return ids
+    # Cut here and not in the text: a token may take in the blanks behind it (Phi-3's do).
+    return ids[: ids.index(special_id(prompt.end, tokenizer)) + 1]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

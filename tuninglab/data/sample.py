@@ -77,6 +77,13 @@ class Sample:
     id: str | None = None
     answers: Sequence[str] = ()
 
+    @classmethod
+    def known(cls, **fields: Any) -> "Sample":
+        """A sample of fields that were checked before, such as those of one that was kept."""
+        sample = object.__new__(cls)
+        sample.__dict__.update({"kind": None, "id": None, "answers": ()} | fields)
+        return sample
+
     def __post_init__(self):
         self.messages = normal_messages(self.messages)
         # One form, so that samples that say the same are equal.

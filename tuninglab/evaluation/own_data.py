@@ -58,6 +58,8 @@ class OwnTask(PictureTask):
             able = {count for count, records in pictures.items() if records > 1 and count}
             self.scored = [s for s in self.scored if number_of_pictures(s) in able]
             self.groups = [f"{number_of_pictures(s)} pictures" for s in self.scored]
+        if not self.scored:
+            return
         turns = [self.asked(sample) for sample in self.scored]
         last = [of_record[-1] for of_record in turns]
         self.truths = [turn.answer for turn in last]
@@ -68,7 +70,7 @@ class OwnTask(PictureTask):
         guesses = Guesses((turn.type, turn.answer) for turn in seen)
         self.guesses = [guesses.best(turn.type) for turn in last]
         nats = sum(guesses.nats(t.type, t.answer) for of_record in turns for t in of_record)
-        if tokens := sum(len(answer_ids(sample)) for sample in self.scored):
+        if tokens := sum(map(len, answer_ids(self.scored))):
             self.prior_loss = {"val_loss": nats / tokens}
         # No token is shorter than a byte, and one ends the answer.
         longest = max((len(truth.encode()) for truth in self.truths), default=0)

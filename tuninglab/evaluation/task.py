@@ -13,8 +13,8 @@ from tuninglab.evaluation.answers import exact_match
 # All processes must ask, for the same samples: each then answers a share of them.
 Answer = Callable[[Sequence[Any], int], list[str]]
 
-# The tokens of a sample's answers.
-AnswerIds = Callable[[Any], list[int]]
+# The tokens of the answers of each of some samples.
+AnswerIds = Callable[[Sequence[Any]], list[list[int]]]
 
 
 @dataclass

@@ -120,7 +120,7 @@ def load(config: FlanT5Config, run: RunFolder, choices: Choices) -> Base:
         rows,
         PairCollator(tokenizer.pad_token_id),
         lambda pairs: [pair_tokens(pair, tokenizer) for pair in pairs],
-        lambda pair: ended_ids(pair.target, tokenizer),
+        lambda pairs: [ended_ids(pair.target, tokenizer) for pair in pairs],
         # T5's positions are relative: any length can be read.
         None,
         answer,

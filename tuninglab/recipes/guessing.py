@@ -78,7 +78,8 @@ def answer_rows(
         why = "--tuning_config.train_answer_tokens"
     else:
         why = "worse than guessing" if worse else "the embedded base has a small vocabulary"
-    ids = {token for sample in evenly(samples, TOKENS_FROM) for token in base.answer_ids(sample)}
+    answers = base.answer_ids(evenly(samples, TOKENS_FROM))
+    ids = {token for answer in answers for token in answer}
     choices.add("rows of the answers' tokens", f"{len(ids):,} trained", why)
     return sorted(ids)
 

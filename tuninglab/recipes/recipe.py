@@ -29,7 +29,7 @@ class Base:
         rows: samples -> rows, each made when it is asked for; with `features`, a cache, of these.
         collator: rows -> a `Batch`.
         tokens: how many tokens each of some samples has.
-        answer_ids: the tokens of a sample's answers.
+        answer_ids: the tokens of the answers of each of some samples.
         longest_tokens: of what the model can read; None: it has no limit.
         answer: model, samples, most new tokens -> what the model answers to each; with `features`,
             as above.
@@ -44,7 +44,7 @@ class Base:
     rows: Callable[..., Dataset]
     collator: Callable[[Any], Any]
     tokens: Callable[[Sequence[Any]], list[int]]
-    answer_ids: Callable[[Any], list[int]]
+    answer_ids: Callable[[Sequence[Any]], list[list[int]]]
     longest_tokens: int | None
     answer: Callable[..., list[str]]
     tokens_key: str | None = None

@@ -132,7 +132,9 @@ class StoredSamples(Source):
 
     def _sample(self, origin: str, line: dict[str, Any]) -> Sample:
         images = [self._picture(image) for image in line.pop("images")]
-        return Sample(images=images, origin=self.label + origin, **line)
+        line["answers"] = tuple(line.get("answers", ()))
+        # The line was written of a sample, and by this program.
+        return Sample.known(images=images, origin=self.label + origin, **line)
 
     def _picture(self, image: Any) -> ImageSource:
         if isinstance(image, str):
