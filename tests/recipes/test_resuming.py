@@ -103,6 +103,19 @@ def test_a_run_of_an_earlier_version_goes_on_and_keeps_its_fingerprints(own, cap
     assert json.loads(path.read_text()) == first
 
 
+def test_a_run_of_a_version_that_saw_data_otherwise_compares_its_base(own, capsys):
+    finetune(own)
+    path = Path(own.output_dir) / own.run_name / "fingerprints.json"
+    first = json.loads(path.read_text())
+    path.write_text(json.dumps({"training data": "x", "base": first["base"]}))
+    go_on(own, max_steps=3)
+    assert "of an earlier version" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == first
+    path.write_text(json.dumps({"training data": "x", "base": "another"}))
+    with pytest.raises(UserError, match="--resume: base changed since"):
+        go_on(own, max_steps=4)
+
+
 def test_an_end_before_the_step_reached_is_refused_and_changes_nothing(own):
     finetune(own)
     with pytest.raises(UserError, match="has made 2 steps, .* ends it after 1. Give --max_steps 2"):

@@ -24,6 +24,8 @@ from tuninglab.training.checkpoint import step_of
 from tuninglab.untrusted import MIB, read_json, shown
 
 FINGERPRINTS = "fingerprints.json"
+# Of how data is told by content; another where the same data comes to another sha256.
+FORM = "2"
 DOT = re.compile(r"\.")
 
 
@@ -77,6 +79,7 @@ def fingerprints(run: RunFolder, splits: Splits, model: nn.Module) -> dict[str, 
             "training data": content_of(splits.train),
             "validation data": content_of(splits.val),
             "base": weights_digest(model),
+            "form": FORM,
         }
     path = run.path / FINGERPRINTS
     if not run.resumed:
@@ -86,7 +89,11 @@ def fingerprints(run: RunFolder, splits: Splits, model: nn.Module) -> dict[str, 
         return found
     saved = read_json(path, MIB, "fingerprints of the run")
     saved = saved if isinstance(saved, dict) else {}
-    others = [name for name, value in found.items() if saved.get(name) != value]
+    compared = found
+    if "form" not in saved:
+        say(f"{path} is of an earlier version, which saw data otherwise: this is taken as it is.")
+        compared = {"base": found["base"]}
+    others = [name for name, value in compared.items() if saved.get(name) != value]
     if others:
         raise UserError(
             f"--resume: {' and '.join(others)} changed since {run.path} was started; it would go "
