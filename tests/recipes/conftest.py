@@ -1,5 +1,6 @@
 """The settings of a short run on the tiny Flamingo and its data, and one run made in two ways."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,3 +49,12 @@ def stopped_and_whole():
         return report, resumed
 
     return train_twice
+
+
+@pytest.fixture
+def own(config, tiny_data, tiny_bases, tmp_path) -> FinetuneConfig:
+    """The settings, with data and base that may be changed."""
+    shutil.copytree(tiny_data.parent, tmp_path / "data")
+    shutil.copytree(tiny_bases["plain"], tmp_path / "base")
+    data, model = str(tmp_path / "data" / tiny_data.name), str(tmp_path / "base")
+    return replace(config, data=data, model=model, max_steps=2)

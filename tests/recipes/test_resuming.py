@@ -15,15 +15,6 @@ from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
 
 
-@pytest.fixture
-def own(config, tiny_data, tiny_bases, tmp_path) -> FinetuneConfig:
-    """The settings, with data and base that may be changed."""
-    shutil.copytree(tiny_data.parent, tmp_path / "data")
-    shutil.copytree(tiny_bases["plain"], tmp_path / "base")
-    data, model = str(tmp_path / "data" / tiny_data.name), str(tmp_path / "base")
-    return replace(config, data=data, model=model, max_steps=2)
-
-
 def go_on(config: FinetuneConfig, **changes):
     place = {"run_name": config.run_name, "output_dir": config.output_dir}
     return finetune(FinetuneConfig(**place, resume=True, **changes))

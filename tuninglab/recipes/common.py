@@ -22,7 +22,7 @@ from tuninglab.evaluation.task import Answer, Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
-from tuninglab.recipes.ending import print_scores, tell_validation
+from tuninglab.recipes.ending import print_scores, tell_training, tell_validation
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
@@ -284,10 +284,7 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
 
         with working("writing the report"):
             page, figures = write_report(setup.run.path), report["train"]
-        say(
-            f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
-            f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."
-        )
+        tell_training(figures)
         if setup.config.data and "exact_match" in report["evaluation"]["after"]:
             print_scores(report, "Exact match on held-out records", "question", "questions")
         tell_validation(report["evaluation"])

@@ -9,6 +9,19 @@ from tuninglab.console import say
 from tuninglab.reporting.tables import looking, percent
 
 
+def tell_training(figures: dict[str, Any]) -> None:
+    """Say what the training came to: losses, time, and rows that taught nothing."""
+    say(
+        f"Loss {figures['first_loss']:.4f} in the first step, {figures['last_loss']:.4f} in "
+        f"the last of {figures['steps']}; {figures['wall_s']:.0f} s."
+    )
+    if figures["left_out"]:
+        say(
+            f"{figures['left_out']:,} rows taught nothing: their pictures could not be read "
+            "(--on_bad_picture skip). Replace those that were named."
+        )
+
+
 def tell_validation(evaluation: dict[str, Any]) -> None:
     """Say what the validation records showed: losses, and whether the tuned model looks."""
     before, after = (evaluation[when].get("val_loss") for when in ("before", "after"))
