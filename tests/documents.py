@@ -108,3 +108,9 @@ def put_stand_ins(folder: Path, model: Path, take_apart) -> None:
         Image.new("RGB", (32, 32), (20 * number, 90, 40)).save(folder / "pics" / name)
         records.append(json.loads(shown.code) | {"images": [name]})
     (folder / "my.json").write_text(json.dumps(records), encoding="utf-8")
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "my.jsonl").write_text(lines, encoding="utf-8")
+    odd = {"Q": "What is on the table?", "A": "Two cups.", "photo": "pics/one.jpg"}
+    (folder / "odd.jsonl").write_text(json.dumps(odd), encoding="utf-8")
+    pair = json.dumps({"source": "the third of May 2021", "target": "2021-05-03"})
+    (folder / "pairs.jsonl").write_text(f"{pair}\n" * 4, encoding="utf-8")

@@ -185,7 +185,7 @@ def limit_of(part: DataPart) -> int | None:
 def tell(stored: StoredSamples, about: Mapping[str, Any]) -> None:
     """Say in one line what was found, and in one each what was done to records."""
     pictures = Counter(stored.table.counts.tolist())
-    words = [f"{about['records']:,} records"]
+    words = [_records(about["records"])]
     for count, samples in sorted(pictures.items()):
         plural = "pictures" if count > 1 else "picture"
         words.append(f"{samples:,} with {count} {plural}" if count else f"{samples:,} without")
@@ -194,7 +194,11 @@ def tell(stored: StoredSamples, about: Mapping[str, Any]) -> None:
     said = what if about["what"] in ("", what) else f"{about['what']}, {what}".rstrip(", ")
     say(f"{stored.label}: {said}: {', '.join(words[:6])}.")
     for note, count in about["notes"].items():
-        say(f"  {note}: {count:,} records")
+        say(f"  {note}: {_records(count)}")
+
+
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count:,} records"
 
 
 def settle(name: str, problems: list[str], skip: bool, bad: int, total: int) -> None:
