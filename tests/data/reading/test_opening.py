@@ -274,3 +274,36 @@ def test_the_stamp_is_taken_before_reading(data, builds, monkeypatch):
     assert len(read_samples(data)) == 4
     monkeypatch.setattr(opening, "build", build)
     assert len(read_samples(data)) == 5
+
+
+def test_a_split_of_a_file_that_holds_several_is_read_by_its_name(tmp_path):
+    sentences = [{"raw": "A cat.", "sentid": 1}]
+    images = [
+        {"filename": f"{split}.jpg", "split": split, "sentences": sentences, "cocoid": number}
+        for number, split in enumerate(["train", "val", "restval"])
+    ]
+    for image in images:
+        Image.new("RGB", (9, 7)).save(tmp_path / image["filename"])
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    found = {split: read_samples(f"{path}{split}") for split in ("", ":val", ":train#1")}
+    shown = {split: [s.images[0].name for s in samples] for split, samples in found.items()}
+    assert shown == {
+        "": ["train.jpg", "restval.jpg"],
+        ":val": ["val.jpg"],
+        ":train#1": shown[":train#1"],
+    }
+    assert len(shown[":train#1"]) == 1
+    with pytest.raises(UserError, match="has no split 'test'; it has 'train', 'val'"):
+        read_samples(f"{path}:test")
+
+
+def test_a_split_of_what_has_none_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="my.jsonl has no splits; leave out :val"):
+        read_samples(f"{data}:val")
+    questions = {"questions": [{"question_id": 1, "image_id": 1, "question": "Q?"}]}
+    answers = {"annotations": [{"question_id": 1, "image_id": 1, "answers": [{"answer": "a"}]}]}
+    for name, value in (("q.json", questions), ("a.json", answers)):
+        (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match="has no splits; leave out :val"):
+        read_samples(f"{tmp_path}/q.json+{tmp_path}/a.json:val")

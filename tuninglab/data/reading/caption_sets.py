@@ -136,6 +136,6 @@ def _laion(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample
 
 
 COCO = Document("coco_captions", "COCO captions", _is_coco, _coco)
-KARPATHY = Document("karpathy", "Karpathy's splits of captions", _is_karpathy, _karpathy)
+KARPATHY = Document("karpathy", "Karpathy's splits of captions", _is_karpathy, _karpathy, True)
 CAPTIONS = Format("blip_captions", "pictures with captions (BLIP)", _is_captions, _captioned)
 LAION = Format("laion", "addresses of pictures (LAION)", _is_laion, _laion)

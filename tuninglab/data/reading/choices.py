@@ -205,5 +205,5 @@ AI2D_ROWS = Format(
     _is_choice,
     partial(_choices, numbered=True),
 )
-SCIENCEQA = Document("scienceqa", "ScienceQA problems", _is_scienceqa, _scienceqa)
+SCIENCEQA = Document("scienceqa", "ScienceQA problems", _is_scienceqa, _scienceqa, True)
 AI2D = Document("ai2d", "AI2D questions", _is_ai2d, _ai2d)

@@ -33,7 +33,7 @@ def find(paths: Sequence[str], split: str | None, form: str | None) -> Found:
     document = next((one for one in DOCUMENTS if one.name == form), None)
     format = None if form is None or document else format_named(form)
     if len(paths) > 1:
-        return _together([Path(path) for path in paths], document)
+        return _without_splits(_together([Path(path) for path in paths], document), split)
     container = container_of(paths[0], split)
     if container is not None:
         if document:
@@ -42,9 +42,18 @@ def find(paths: Sequence[str], split: str | None, form: str | None) -> Found:
             )
         container.format = format or container.format
         return container
-    if split is not None:
-        raise UserError(f"{paths[0]} is a file, which has no splits; leave out :{split}")
-    return _json(Path(paths[0]), document, format)
+    return _without_splits(_json(Path(paths[0]), document, format), split)
+
+
+def _without_splits(found: Found, split: str | None) -> Found:
+    """What JSON files hold, if a split is asked for of those alone that may have several.
+
+    Raises:
+        UserError: of others.
+    """
+    if split is not None and not found.splits:
+        raise UserError(f"{shown(found.files[0])} has no splits; leave out :{split}")
+    return found
 
 
 def _json(path: Path, document: Document | None, format: Format | None) -> Found:
@@ -107,4 +116,5 @@ def _of_document(document: Document, values: list[Any], paths: list[Path]) -> Fo
         paths,
         lambda reading: document.records(values, label, reading),
         paths[0].parent,
+        splits=document.splits,
     )

@@ -77,12 +77,14 @@ class Document:
         fits: whether documents given together (`questions.json+annotations.json`) look like it.
         records: the documents, what to call their file in messages, how they are read -> records
             of some `Format`. Raises UserError where the documents do not fit each other.
+        splits: whether one file may hold several splits, of which `Reading.split` is read.
     """
 
     name: str
     what: str
     fits: Callable[[Sequence[Any]], bool]
     records: Callable[[Sequence[Any], str, Reading], Iterator[RawRecord]]
+    splits: bool = False
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Found:
         records: goes through them once, in order, in little memory.
         root: the folder that names of pictures start from, where none is given.
         format: of the records, where the container says so; None: by the keys of each.
+        splits: whether it may hold several splits, of which `Reading.split` is read.
     """
 
     what: str
@@ -102,3 +105,4 @@ class Found:
     records: Callable[[Reading], Iterator[RawRecord]]
     root: Path
     format: Format | None = None
+    splits: bool = False

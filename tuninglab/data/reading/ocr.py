@@ -121,5 +121,5 @@ def _chartqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
 
 TEXTVQA = Document("textvqa", "TextVQA", _is_textvqa, _textvqa)
 DOCVQA = Document("docvqa", "DocVQA", _is_docvqa, _docvqa)
-OCRVQA = Document("ocrvqa", "OCR-VQA", _is_ocrvqa, _ocrvqa)
+OCRVQA = Document("ocrvqa", "OCR-VQA", _is_ocrvqa, _ocrvqa, True)
 CHARTQA = Format("chartqa", "ChartQA", _is_chartqa, _chartqa)

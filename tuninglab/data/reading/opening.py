@@ -132,7 +132,8 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
             check_columns(wishes.columns)
             found = find(names, split, form)
             root = root or checked_root(found.root)
-            reading = Reading(root, wishes.keep_marks, wishes.columns, wishes.seed)
+            how = (wishes.keep_marks, wishes.columns, wishes.seed)
+            reading = Reading(root, *how, split=split)
             known, files = known_pictures(folder), stamps(found.files)
             with new_entry(folder) as beside:
                 built = build(found, reading, beside, label, wishes.check, known)
