@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.reading.shards import write_tar
 from tuninglab.config.data import DataPart
 from tuninglab.data.reading import entries, opening
-from tuninglab.data.reading.opening import Wishes, open_part, read_samples
+from tuninglab.data.reading.opening import Wishes, open_part, open_stored, read_samples
 from tuninglab.errors import DataError, UserError
 
 
@@ -274,3 +275,24 @@ def test_the_stamp_is_taken_before_reading(data, builds, monkeypatch):
     assert len(read_samples(data)) == 4
     monkeypatch.setattr(opening, "build", build)
     assert len(read_samples(data)) == 5
+
+
+def test_where_a_record_stands_is_said_whole_however_the_data_was_named(tmp_path, monkeypatch):
+    text = json.dumps({"messages": record(1)["messages"]}).encode()
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [("a.json", text), ("b.json", b"{")])
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "2.tar").write_bytes((tmp_path / "0.tar").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for data, first, other in (
+        ("{0..1}.tar", "0.tar", "1.tar"),
+        ("rows", "rows/2.tar", None),
+        (str(tmp_path / "rows"), f"{tmp_path}/rows/2.tar", None),
+    ):
+        # Built, and as it was kept.
+        for _ in range(2):
+            stored, _ = open_stored(DataPart(data), Wishes())
+            files = [name for name in (first, other) if name]
+            assert [sample.origin for sample in stored] == [f"{name}: a" for name in files]
+            told = [problem.partition(": broken")[0] for problem in stored.problems]
+            assert told == [f"{name}: b" for name in files]

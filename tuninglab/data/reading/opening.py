@@ -29,7 +29,7 @@ from tuninglab.data.reading.finding import find
 from tuninglab.data.reading.formats import check_columns, check_columns_found
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.json_files import check_file, shown
-from tuninglab.data.reading.store import Chosen, StoredSamples
+from tuninglab.data.reading.store import Chosen, StoredSamples, with_label
 from tuninglab.data.sample import reason
 from tuninglab.data.sources import Source
 from tuninglab.errors import DataError, UserError, WorkError
@@ -169,7 +169,7 @@ def split_of(end: str) -> str | None:
 def stored_of(entry: Entry, label: str) -> StoredSamples:
     """The samples of an entry."""
     about = entry.about
-    problems = [f"{label}{text}" if text[:1] in ",:" else text for text in about["problems"]]
+    problems = [with_label(text, label) for text in about["problems"]]
     kept = (entry.table, entry.moved, about["digest"])
     more = (problems, about["bad"], about["files"], about["window"])
     return StoredSamples(entry.folder, Path(about["root"]), label, *kept, *more)
