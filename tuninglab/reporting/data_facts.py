@@ -14,7 +14,9 @@ def headline(figures: Figures) -> str:
     """In one line: what it is, how much of it there is, and how much can be used."""
     kinds = dict.fromkeys(s["what"] for s in figures["sets"] if s["what"])
     what = ", ".join([*kinds, *([figures["format"]] if figures["samples"] else [])])
-    words = [f"{what or 'data'}: {_many(figures['records'], 'record')}, {figures['usable']:,} usable"]
+    words = [
+        f"{what or 'data'}: {_many(figures['records'], 'record')}, {figures['usable']:,} usable"
+    ]
     if figures["bad"]:
         words.append(f"{figures['bad']:,} with problems")
     return ", ".join(words)

@@ -94,9 +94,7 @@ class Tally:
         self.contents.append(_number(json.dumps(messages), shown))
         # A picture that nothing is asked about may have many captions, none of them wrong.
         captioned = not any(map(plain_text, asked))
-        self.prompts.append(
-            self.contents[-1] if captioned else _number(json.dumps(asked), shown)
-        )
+        self.prompts.append(self.contents[-1] if captioned else _number(json.dumps(asked), shown))
         self.systems += messages[0]["role"] == "system"
         said = [message for message in messages if message["role"] != "system"]
         texts = [plain_text(message).strip() for message in said]

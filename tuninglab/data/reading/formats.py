@@ -125,7 +125,9 @@ def _nearest(keys: list[str]) -> list[str]:
     named = (format for format in FORMATS if format.keys)
     wanted = {f"{format.name} ({', '.join(format.keys)})": format.keys for format in named}
     likeness = {
-        text: sum(max((_likeness(key, other) for other in keys), default=0.0) ** 4 for key in needed)
+        text: sum(
+            max((_likeness(key, other) for other in keys), default=0.0) ** 4 for key in needed
+        )
         / max(len(needed), 1)
         for text, needed in wanted.items()
     }
