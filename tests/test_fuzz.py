@@ -413,7 +413,12 @@ def container_kinds(folder: Path) -> dict[str, Kind]:
     (folder / "mix" / "mix.yaml").write_text(yaml.safe_dump(settings))
 
     def audited(copied: Path) -> None:
-        command("data", "--config", copied / "mix.yaml", "--json")
+        try:
+            command("data", "--config", copied / "mix.yaml", "--json")
+        except Refused as error:
+            # Of a mixture, the set that is wrong is named: "data: ..." or its file.
+            where = "data", "csv", "tsv"
+            raise Refused(f"{copied if any(n in str(error) for n in where) else ''}{error}") from error
 
     damaged = [
         ("tar/a.tar", in_tar, "", 0.9),
