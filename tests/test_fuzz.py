@@ -416,9 +416,9 @@ def container_kinds(folder: Path) -> dict[str, Kind]:
         try:
             command("data", "--config", copied / "mix.yaml", "--json")
         except Refused as error:
-            # Of a mixture, the set that is wrong is named: "data: ..." or its file.
-            where = "data", "csv", "tsv"
-            raise Refused(f"{copied if any(n in str(error) for n in where) else ''}{error}") from error
+            # Of a mixture, the set that is wrong is named, by its key or by a path.
+            named = any(word in str(error) for word in ("data", "mix", "/"))
+            raise Refused(f"{copied if named else ''}{error}") from error
 
     damaged = [
         ("tar/a.tar", in_tar, "", 0.9),

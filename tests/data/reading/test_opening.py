@@ -296,3 +296,19 @@ def test_where_a_record_stands_is_said_whole_however_the_data_was_named(tmp_path
             assert [sample.origin for sample in stored] == [f"{name}: a" for name in files]
             told = [problem.partition(": broken")[0] for problem in stored.problems]
             assert told == [f"{name}: b" for name in files]
+
+
+def test_a_bad_picture_that_a_record_shows_often_is_told_once(tmp_path, capsys):
+    path = tmp_path / "my.jsonl"
+    path.write_text(
+        json.dumps(record(1) | {"images": ["no.png"] * 3}).replace("is it", "<image>" * 3)
+    )
+    with pytest.raises(DataError) as raised:
+        read_samples(path)
+    assert str(raised.value).count("does not exist") == 1
+    assert capsys.readouterr().err.startswith(f"{path}: messages")
+    path.write_text('{"a": "b"}')
+    with pytest.raises(DataError, match="no known format"):
+        read_samples(path)
+    # Of no format, nothing is said in its place.
+    assert capsys.readouterr().err == f"{path}: 1 record.\n"

@@ -179,7 +179,9 @@ class _Building:
         if wrong:
             bad_records = set()
             for row, pictures in enumerate(table.pictures_of()):
-                found = [looked[n].problem for n in pictures.tolist() if n in wrong]
+                # Each once, however often the record shows it.
+                numbers = dict.fromkeys(pictures.tolist())
+                found = [looked[n].problem for n in numbers if n in wrong]
                 if not found:
                     continue
                 keep[row] = False

@@ -185,14 +185,14 @@ def limit_of(part: DataPart) -> int | None:
 def tell(stored: StoredSamples, about: Mapping[str, Any]) -> None:
     """Say in one line what was found, and in one each what was done to records."""
     pictures = Counter(stored.table.counts.tolist())
-    words = [f"{about['records']:,} records"]
+    words = [f"{about['records']:,} record{'' if about['records'] == 1 else 's'}"]
     for count, samples in sorted(pictures.items()):
         plural = "pictures" if count > 1 else "picture"
         words.append(f"{samples:,} with {count} {plural}" if count else f"{samples:,} without")
     kinds = sorted(about["formats"].items(), key=lambda item: -item[1])
     what = ", ".join(kind if len(kinds) == 1 else f"{number:,} {kind}" for kind, number in kinds)
     said = what if about["what"] in ("", what) else f"{about['what']}, {what}".rstrip(", ")
-    say(f"{stored.label}: {said}: {', '.join(words[:6])}.")
+    say(": ".join(filter(None, (stored.label, said, ", ".join(words[:6])))) + ".")
     for note, count in about["notes"].items():
         say(f"  {note}: {count:,} records")
 
