@@ -177,6 +177,6 @@ def test_a_class_that_is_a_link_is_not_left_out_in_silence(tmp_path):
     # One that stays inside is there already.
     (tmp_path / "data" / "red").unlink()
     (tmp_path / "data" / "azure").symlink_to(tmp_path / "data" / "blue")
-    assert records(class_folder(tmp_path / "data", None)) == [
-        {"image": "blue/b.png", "text": "blue"}
+    assert [one["image"] for one in records(class_folder(tmp_path / "data", None))] == [
+        "blue/b.png"
     ]

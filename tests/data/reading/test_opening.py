@@ -312,3 +312,28 @@ def test_a_bad_picture_that_a_record_shows_often_is_told_once(tmp_path, capsys):
         read_samples(path)
     # Of no format, nothing is said in its place.
     assert capsys.readouterr().err == f"{path}: 1 record.\n"
+
+
+def test_what_was_read_is_kept_in_no_folder_of_everybody(
+    data, builds, tmp_path, monkeypatch, capsys
+):
+    place = tmp_path / "shared"
+    place.mkdir()
+    place.chmod(0o777)
+    monkeypatch.setenv(entries.PLACE, str(place))
+    entries._place.cache_clear()
+    try:
+        read_samples(data)
+        assert not list(place.iterdir())
+        assert "can be written by everybody" in capsys.readouterr().err
+        place.chmod(0o700)
+        entries._place.cache_clear()
+        first = read_samples(data)
+        # A link in the place of the lock empties nothing.
+        other, lock = tmp_path / "other", first.folder.with_name(f"{first.folder.name}.lock")
+        other.write_text("mine")
+        lock.unlink()
+        lock.symlink_to(other)
+        assert read_samples(data).content == first.content and other.read_text() == "mine"
+    finally:
+        entries._place.cache_clear()

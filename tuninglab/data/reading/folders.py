@@ -84,7 +84,7 @@ def inside(path: Path, folder: Path) -> Path:
     # Downloads from the hub are folders of links into their neighbour `blobs`.
     if root.parent.name == "snapshots":
         root = root.parent.parent
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if os.path.islink(path) and not path.resolve().is_relative_to(root):
         raise UserError(f"{shown(path)} is a link out of its folder; copy what it leads to there")
     return path
 
