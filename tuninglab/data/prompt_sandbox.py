@@ -42,8 +42,12 @@ class Bounded(ImmutableSandboxedEnvironment):
                 raise SecurityError("loops that call themselves are not run")
             loop.iter = _filtered(loop.iter, COUNTED)
         for joined in list(tree.find_all(nodes.Concat)):
-            joined.nodes = [_filtered(nodes.Concat(joined.nodes, lineno=joined.lineno), MEASURED)]
-        return tree.set_environment(self)
+            whole = nodes.Concat(joined.nodes)
+            whole.lineno = joined.lineno
+            joined.nodes = [_filtered(whole, MEASURED)]
+        # What is new in the tree has to know, as the parser sees to it for all else.
+        tree.set_environment(self)
+        return tree
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call, which is a step."""
@@ -144,7 +148,9 @@ def _within(filter: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filtered(of: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(of, name, [], [], None, None, lineno=of.lineno)
+    made = nodes.Filter(of, name, [], [], None, None)
+    made.lineno = of.lineno
+    return made
 
 
 def _take(context: Context, *things: Any) -> None:

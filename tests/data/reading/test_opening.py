@@ -17,7 +17,7 @@ from tests.data.reading.shards import write_tar
 from tuninglab.config.data import DataPart
 from tuninglab.data.reading import entries, opening
 from tuninglab.data.reading.opening import Wishes, open_part, open_stored, read_samples
-from tuninglab.errors import DataError, UserError
+from tuninglab.errors import DataError, UserError, WorkError
 
 
 def record(number, picture=None, answer="yes"):
@@ -337,3 +337,12 @@ def test_what_was_read_is_kept_in_no_folder_of_everybody(
         assert read_samples(data).content == first.content and other.read_text() == "mine"
     finally:
         entries._place.cache_clear()
+
+
+def test_a_full_disk_says_how_to_keep_data_elsewhere(data, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(opening, "keep", full)
+    with pytest.raises(WorkError, match="No space left .*TUNINGLAB_DATA_CACHE names a folder"):
+        read_samples(data)

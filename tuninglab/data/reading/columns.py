@@ -171,7 +171,8 @@ def _light(array: Any, kind: Kind | None) -> Any:
     if kind is None and (_is_text(array.type) or kinds.is_dictionary(array.type)):
         texts = array.dictionary if kinds.is_dictionary(array.type) else array
         # One gigabyte of one letter takes a few kilobytes on the disk.
-        longest = pc.max(pc.binary_length(texts)).as_py() if _is_text(texts.type) else 0
+        call: Any = pc.call_function  # its functions by name are made as it is imported
+        longest = _is_text(texts.type) and call("max", [call("binary_length", [texts])]).as_py()
         if (longest or 0) > MOST_RECORD:
             raise ValueError(f"a text of {longest:,} bytes, more than {MOST_RECORD // MIB} MiB")
     if kind is not None and kind.what == "bytes":
