@@ -417,7 +417,7 @@ def container_kinds(folder: Path) -> dict[str, Kind]:
             command("data", "--config", copied / "mix.yaml", "--json")
         except Refused as error:
             # Of a mixture, the set that is wrong is named, by its key or by a path.
-            named = any(word in str(error) for word in ("data", "mix", "/"))
+            named = any(word in str(error) for word in ("data", "mix", "/", "exist"))
             raise Refused(f"{copied if named else ''}{error}") from error
 
     damaged = [

@@ -147,7 +147,7 @@ def _within(filter: Callable[..., Any]) -> Callable[..., Any]:
     return pass_context(checked)
 
 
-def _filtered(of: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(of: Any, name: str) -> nodes.Filter:
     made = nodes.Filter(of, name, [], [], None, None)
     made.lineno = of.lineno
     return made
