@@ -422,10 +422,10 @@ def container_kinds(folder: Path) -> dict[str, Kind]:
 
     damaged = [
         ("tar/a.tar", in_tar, "", 0.9),
-        ("parquet/a.parquet", in_parquet, "", 0.7),
+        ("parquet/a.parquet", in_parquet, "", 0.6),
         ("csv/a.csv", in_rows, "a.csv", 0.5),
         ("tsv/a.tsv", in_rows, "a.tsv", 0.3),
-        ("parts/a.jsonl", in_json_lines, "a.jsonl", 0.6),
+        ("parts/a.jsonl", in_json_lines, "a.jsonl", 0.4),
         ("saved/a.arrow", in_bytes, "", 0.4),
         ("saved/state.json", in_json, "", 0.2),
         ("saved/dataset_info.json", in_json, "", 0.2),
@@ -496,7 +496,7 @@ def prompt_kinds(folder: Path, model: Path) -> dict[str, Kind]:
             # The record is named by who reads it.
             raise UserError(f"--prompt: {error}") from error
 
-    return {"a.jinja": Kind(folder, "a.jinja", read, in_template)}
+    return {"a.jinja": Kind(folder, "a.jinja", read, in_template, 0.5)}
 
 
 def picture_kinds(folder: Path) -> dict[str, Kind]:
