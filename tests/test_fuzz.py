@@ -4,6 +4,7 @@ Each case has a number, and the same number makes the same case. `FUZZ_SEED=7 py
 others.
 """
 
+import base64
 import copy
 import io
 import json
@@ -14,25 +15,35 @@ import shutil
 import signal
 import socket
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import ByT5Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
+from tests.data.reading.released import DOCUMENTS_RELEASED, RECORDS_RELEASED
+from tests.data.reading.shards import write_tar
 from tests.tiny import t5
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
+from tuninglab.config.prompts import kept_prompt
 from tuninglab.data.images import load_image
+from tuninglab.data.prompt import encode_dialogue, make_prompt
+from tuninglab.data.reading.finding import find
+from tuninglab.data.reading.formats import samples_of
+from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.opening import read_samples
 from tuninglab.data.reading.pairs import read_pairs
 from tuninglab.errors import UserError, WorkError
@@ -180,6 +191,99 @@ def in_pickle(data: bytes, draw: random.Random) -> bytes:
     return changed.getvalue()
 
 
+def in_rows(data: bytes, draw: random.Random) -> bytes:
+    """In a table as text: a cell, the cells of a row, or bytes."""
+    if draw.random() < 0.4:
+        return in_bytes(data, draw)
+    comma = b"\t" if b"\t" in data else b","
+    lines = data.splitlines()
+    number = draw.randrange(len(lines))
+    cells = lines[number].split(comma)
+    odd = json.dumps(draw.choice(VALUES)).encode()
+    odd = draw.choice((odd, b'"' + odd.replace(b'"', b'""') + b'"', b'"', b"\0", b"\r", b"=1+1"))
+    cells[draw.randrange(len(cells))] = odd * draw.choice((1, 1, 3))
+    lines[number] = comma.join(cells * draw.choice((1, 1, 2)))
+    return b"\n".join(lines)
+
+
+def in_tar(data: bytes, draw: random.Random) -> bytes:
+    """In a tar: bytes; a member's name, kind or content; or a size that it does not have."""
+    if draw.random() < 0.3:
+        return in_bytes(data, draw)
+    changed = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(data)) as old,
+        tarfile.open(
+            fileobj=changed, mode="w", format=draw.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+        ) as new,
+    ):
+        members = old.getmembers()
+        chosen, way = draw.randrange(len(members)), draw.randrange(5)
+        for number, member in enumerate(members):
+            content = old.extractfile(member).read()
+            if number == chosen and way == 0:
+                member.name = draw.choice(("../../etc/passwd", "/etc/passwd", ".jpg", "a" * 300))
+            elif number == chosen and way == 1:
+                member.type = draw.choice((b"1", b"2", b"3", b"5", b"6", b"S", b"x", b"g", b"?"))
+                member.linkname = draw.choice(("/etc/passwd", "..", "0.json", ""))
+            elif number == chosen and way == 2:
+                member.pax_headers = {"size": draw.choice(("9" * 19, "-1", "x")), "path": "a.jpg"}
+            elif number == chosen and member.name.endswith(".json"):
+                content = in_json(content, draw)
+            elif number == chosen:
+                content = in_bytes(content, draw)
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    changed = bytearray(changed.getvalue())
+    if way == 3:
+        # 2^60 bytes, or as many as the whole, in the first header, which is correct otherwise.
+        size = draw.choice((2**60, len(changed), 2**40))
+        changed[124:136] = b"\x80" + size.to_bytes(11, "big")
+        changed[148:156] = b"%06o\0 " % (sum(changed[:148]) + 8 * 32 + sum(changed[156:512]))
+    return bytes(changed)
+
+
+def in_parquet(data: bytes, draw: random.Random) -> bytes:
+    """In a parquet file: bytes, or a value of a column whose others stay."""
+    if draw.random() < 0.6:
+        return in_bytes(data, draw)
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    name = draw.choice(list(rows[0]))
+    for number in draw.choice((range(len(rows)), [draw.randrange(len(rows))])):
+        rows[number] = rows[number] | {name: in_value(rows[number][name], draw)}
+    changed = io.BytesIO()
+    try:
+        pq.write_table(pa.Table.from_pylist(rows), changed)
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError):
+        # No column can hold both.
+        return in_bytes(data, draw)
+    return changed.getvalue()
+
+
+def in_template(data: bytes, draw: random.Random) -> bytes:
+    if draw.random() < 0.3:
+        return in_bytes(data, draw)
+    place = draw.choice([n for n, byte in enumerate(data) if byte == 10])
+    odd = draw.choice(
+        (
+            "{{ ''.__class__.__mro__ }}",
+            "{% for m in messages %}",
+            "{{ messages | tojson }}",
+            "{% include '/etc/passwd' %}",
+            "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+            "{% set messages = messages[::-1] %}",
+            "{{ 'a' * 10 ** 6 }}",
+            "{{ lipsum.__globals__ }}",
+            "{{ raise_exception(messages) }}",
+            "{{ messages[7].content }}",
+            "<image>",
+            "{{ '\ue0f00\ue0f1' }}",
+            "{% for i in range(10 ** 9) %}a{% endfor %}",
+        )
+    )
+    return data[:place] + odd.encode() + data[place:]
+
+
 # What there is to damage.
 
 
@@ -199,6 +303,9 @@ def kinds(tiny_bases, tiny_data, run_folder, model_directory, whole_run, tmp_pat
     place = tmp_path_factory.mktemp("fuzz")
     return {
         "data": data_kinds(place, tiny_data),
+        "containers": container_kinds(place / "containers"),
+        "sets": set_kinds(place / "sets"),
+        "prompts": prompt_kinds(place / "prompts", tiny_bases["plain"]),
         "pictures": picture_kinds(place / "pictures"),
         "models": model_kinds(place, tiny_bases["plain"]),
         "checkpoints": checkpoint_kinds(place / "checkpoints", tiny_bases["plain"]),
@@ -207,7 +314,17 @@ def kinds(tiny_bases, tiny_data, run_folder, model_directory, whole_run, tmp_pat
     }
 
 
-BELONGING = ("data", "pictures", "models", "checkpoints", "adapters", "runs")
+BELONGING = (
+    "data",
+    "containers",
+    "sets",
+    "prompts",
+    "pictures",
+    "models",
+    "checkpoints",
+    "adapters",
+    "runs",
+)
 
 
 def data_kinds(place: Path, tiny_data: Path) -> dict[str, Kind]:
@@ -243,6 +360,143 @@ def data_kinds(place: Path, tiny_data: Path) -> dict[str, Kind]:
         ),
         "settings": Kind(folder, "config.yaml", settings, in_yaml, 2),
     }
+
+
+def looked_at(path: str | Path, **wishes: Any) -> None:
+    """Every sample of data, with its pictures."""
+    for sample in read_samples(path, **wishes):
+        for image in sample.images:
+            load_image(image)
+
+
+def container_kinds(folder: Path) -> dict[str, Kind]:
+    """What holds many records and their pictures: a folder of each kind, and what is damaged."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(file, "PNG")
+    picture = file.getvalue()
+    url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    said = [{"role": "user", "content": "<image>colour?"}, {"role": "assistant", "content": "red"}]
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "colour?"}]
+    asked = {"messages": [{"role": "user", "content": parts}, said[1]]}
+    whole = [{"image": {"bytes": picture, "path": None}, "messages": said, "id": 3}] * 4
+    table = pa.Table.from_pylist(whole)
+    instruction = {"instruction": "colour?", "answer": "red", "image_ids": ["a"]}
+    instruction |= {"rel_ins_ids": ["one"]}
+    for name in ("tar", "parquet", "csv", "tsv", "parts", "saved", "pictures", "mimic", "mix"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.png").write_bytes(picture)
+    members = {"0.png": picture, "0.json": json.dumps({"messages": said}).encode()}
+    members |= {"1.png": picture, "1.txt": b"a red one", "1.json": b'{"width": 9}'}
+    write_tar(folder / "tar" / "a.tar", members.items())
+    pq.write_table(table, folder / "parquet" / "a.parquet", row_group_size=2)
+    for name, separator in (("csv", ","), ("tsv", "\t")):
+        rows = [("image", "question", "answers"), *[("a.png", "colour?", '"[""red""]"')] * 5]
+        lines = "\n".join(map(separator.join, rows))
+        (folder / name / f"a.{name}").write_text(lines)
+    (folder / "parts" / "a.jsonl").write_text("\n".join([json.dumps(asked)] * 3))
+    with pa.OSFile(str(folder / "saved" / "a.arrow"), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    state = {"_data_files": [{"filename": "a.arrow"}], "_split": None}
+    features = {"image": {"_type": "Image"}, "id": {"dtype": "int64", "_type": "Value"}}
+    (folder / "saved" / "state.json").write_text(json.dumps(state))
+    (folder / "saved" / "dataset_info.json").write_text(json.dumps({"features": features}))
+    row = json.dumps({"file_name": "a.png", "text": "red"})
+    (folder / "pictures" / "metadata.jsonl").write_text("\n".join([row] * 3))
+    named = {"meta": {}, "data": {"one": instruction | {"rel_ins_ids": []}, "two": instruction}}
+    (folder / "mimic" / "X_instructions.json").write_text(json.dumps(named))
+    (folder / "mimic" / "X.json").write_text(json.dumps({"a": url.partition(",")[2]}))
+    (folder / "mimic" / "a.png").unlink()
+    mixed = [{"path": str(folder / "csv" / "a.csv"), "weight": 3.0, "limit": 2}]
+    mixed += [{"path": str(folder / "tsv" / "a.tsv"), "weight": 1}]
+    settings = {"data": mixed, "mix": {"epoch_rows": 10, "strategy": "weights"}}
+    (folder / "mix" / "mix.yaml").write_text(yaml.safe_dump(settings))
+
+    def audited(copied: Path) -> None:
+        try:
+            command("data", "--config", copied / "mix.yaml", "--json")
+        except Refused as error:
+            # Of a mixture, the set that is wrong is named, by its key or by a path.
+            named = any(word in str(error) for word in ("data", "mix", "/", "exist"))
+            raise Refused(f"{copied if named else ''}{error}") from error
+
+    damaged = [
+        ("tar/a.tar", in_tar, "", 0.9),
+        ("parquet/a.parquet", in_parquet, "", 0.6),
+        ("csv/a.csv", in_rows, "a.csv", 0.5),
+        ("tsv/a.tsv", in_rows, "a.tsv", 0.3),
+        ("parts/a.jsonl", in_json_lines, "a.jsonl", 0.4),
+        ("saved/a.arrow", in_bytes, "", 0.4),
+        ("saved/state.json", in_json, "", 0.2),
+        ("saved/dataset_info.json", in_json, "", 0.2),
+        ("pictures/metadata.jsonl", in_json_lines, "", 0.3),
+        ("mimic/X_instructions.json", in_json, "", 0.3),
+        ("mimic/X.json", in_json, "", 0.2),
+    ]
+    kinds = {
+        name: Kind(
+            folder / Path(name).parent,
+            Path(name).name,
+            lambda f, end=end: looked_at(f / end),
+            damage,
+            share,
+        )
+        for name, damage, end, share in damaged
+    }
+    return kinds | {"mix/mix.yaml": Kind(folder / "mix", "mix.yaml", audited, in_yaml, 0.6)}
+
+
+def set_kinds(folder: Path) -> dict[str, Kind]:
+    """Each set that is read as it is released, with its pictures."""
+    kinds = {}
+    released = {name: list(documents) for name, documents in DOCUMENTS_RELEASED.items()}
+    released |= {f"{name} row": [[row] * 3] for name, row in RECORDS_RELEASED.items()}
+    for name, documents in released.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        files = [f"{number}.json" for number in range(len(documents))]
+        for file, document in zip(files, documents, strict=True):
+            (place / file).write_text(json.dumps(document, default=lambda _: "a.png"))
+        for picture in pictures_of([place / file for file in files], place):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 7), "red").save(picture, "PNG")
+
+        def read(copied: Path, files: list[str] = files) -> None:
+            looked_at("+".join(str(copied / file) for file in files))
+
+        kinds[name] = Kind(place, files[-1], read, in_json, 0.15)
+    return kinds
+
+
+def pictures_of(files: list[Path], root: Path) -> list[Path]:
+    """The pictures that a set names."""
+    found, reading, named = find([str(file) for file in files], None, None), Reading(root), []
+    for origin, row in found.records(reading):
+        # Of rows that look like those of two sets, --format decides.
+        with suppress(ValueError):
+            named += [image for one in samples_of(row, origin, reading) for image in one.images]
+    return [root / image for image in named if isinstance(image, str)]
+
+
+def prompt_kinds(folder: Path, model: Path) -> dict[str, Kind]:
+    """A template as --prompt takes it."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    asked = [{"role": "user", "content": "colour?"}, {"role": "assistant", "content": "red"}]
+    folder.mkdir()
+    (folder / "a.jinja").write_text(
+        "{% for m in messages %}\n{{ m['role'] }}:\n{% for part in m['content'] %}\n"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}\n{% endfor %}\n"
+    )
+
+    def read(copied: Path) -> None:
+        try:
+            prompt = make_prompt(kept_prompt(str(copied / "a.jinja")), tokenizer)
+            encode_dialogue(asked, tokenizer, prompt)
+        except ValueError as error:
+            # The record is named by who reads it.
+            raise UserError(f"--prompt: {error}") from error
+
+    return {"a.jinja": Kind(folder, "a.jinja", read, in_template, 0.5)}
 
 
 def picture_kinds(folder: Path) -> dict[str, Kind]:

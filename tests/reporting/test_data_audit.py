@@ -114,7 +114,7 @@ def test_without_a_usable_record_nothing_can_be_left_out(write, look):
     figures = look(path, "--json", "--skip_bad_records", code=2)
     assert (figures["records"], figures["usable"], figures["samples"]) == (1, 0, 0)
     assert "No usable record is left" in look.said
-    assert "0 usable" in look(path, "--show", 2, code=2)
+    assert look(path, "--show", 2, code=2).strip() == "data: 1 record, 0 usable, 1 with problems"
 
 
 def test_the_first_twenty_mistakes_are_said_and_all_are_in_the_figures(write, look):

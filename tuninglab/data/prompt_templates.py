@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import chat_template_utils
 
 from tuninglab.data.prompt_formats import Prompt, Span, is_learned
+from tuninglab.data.prompt_sandbox import STEPS, Steps, compiled
 from tuninglab.data.sample import Message, Part, content_parts
 from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.errors import UserError
@@ -37,7 +37,7 @@ class Template(Prompt):
 
     It is rendered twice: with stand-ins, which show where the contents are, and with the contents
     themselves, which must come out as they went in, in their order. It runs in the sandbox of
-    transformers. Made by `of`.
+    transformers, within bounds. Made by `of`.
 
     Args:
         chat_template: its text.
@@ -144,11 +144,11 @@ class Template(Prompt):
         """
         messages = [{"role": role, "content": self._content(parts)} for role, parts in contents]
         known: dict[str, Any] = {**dict(self.names), "strftime_now": A_DAY.strftime}
+        known[STEPS] = Steps(self.chat_template)
         blocks, length = [], 0
         try:
-            # In transformers' own sandbox; piece by piece, so that an endless one ends.
-            compiled = chat_template_utils._compile_jinja_template(self.chat_template)
-            for block in compiled.generate(
+            # Piece by piece, so that one that writes without end ends.
+            for block in compiled(self.chat_template).generate(
                 messages=messages, tools=None, documents=None, add_generation_prompt=False, **known
             ):
                 blocks.append(block)

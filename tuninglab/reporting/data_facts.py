@@ -13,8 +13,10 @@ Figures = Mapping[str, Any]
 def headline(figures: Figures) -> str:
     """In one line: what it is, how much of it there is, and how much can be used."""
     kinds = dict.fromkeys(s["what"] for s in figures["sets"] if s["what"])
-    what = ", ".join([*kinds, figures["format"]])
-    words = [f"{what}: {_many(figures['records'], 'record')}, {figures['usable']:,} usable"]
+    what = ", ".join([*kinds, *([figures["format"]] if figures["samples"] else [])])
+    words = [
+        f"{what or 'data'}: {_many(figures['records'], 'record')}, {figures['usable']:,} usable"
+    ]
     if figures["bad"]:
         words.append(f"{figures['bad']:,} with problems")
     return ", ".join(words)
@@ -22,6 +24,9 @@ def headline(figures: Figures) -> str:
 
 def facts(figures: Figures) -> list[tuple[str, str]]:
     """All that is not a table, as (name, in words)."""
+    notes = [("note", f"{note['text']}: {note['records']:,} records") for note in figures["notes"]]
+    if not figures["samples"]:
+        return notes
     rows = [("for example", _example(figures["example"]))] if figures["example"] else []
     rows.append(("pictures", _pictures(figures["pictures"])))
     if sizes := _sizes(figures["pictures"]):
@@ -33,8 +38,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     rows += _repetitions(figures)
     if figures["validation"]:
         rows += _validation(figures["validation"])
-    rows += [("note", f"{note['text']}: {note['records']:,} records") for note in figures["notes"]]
-    return rows
+    return [*rows, *notes]
 
 
 def answer_rows(figures: Figures, most: int) -> list[tuple[str, str, str]]:
@@ -57,7 +61,7 @@ def length_rows(figures: Figures) -> list[tuple[str, str, float]]:
 
 def set_rows(figures: Figures) -> list[dict[str, str]]:
     """The sets of a mixture, and how much of each an epoch takes; nothing of a single one."""
-    if len(figures["sets"]) == 1 and figures["sets"][0]["passes"] == 1:
+    if not figures["samples"] or (len(figures["sets"]) == 1 and figures["sets"][0]["passes"] == 1):
         return []
     return [
         {

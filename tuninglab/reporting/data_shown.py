@@ -76,7 +76,9 @@ def shown(sample: Sample, tokenizer: Any) -> Shown:
 def picture_name(picture: ImageSource) -> str:
     """What to call a picture."""
     if isinstance(picture, StoredPicture):
-        return picture.name
+        # In a larger file, whose folder is that of the data.
+        folder = os.path.dirname(getattr(picture, "file", ""))
+        return picture.name.removeprefix(os.path.join(folder, ""))
     return os.path.basename(picture) if isinstance(picture, str | os.PathLike) else "a picture"
 
 

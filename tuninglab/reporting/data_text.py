@@ -38,7 +38,9 @@ def text_of(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
         lines += ["", f"Records as the model reads them; what is learned stands {key}:"]
     for record in records:
         lines += ["", record_text(record, coloured)]
-    return "\n".join([*lines, "", "To train on it:", f"  {figures['command']}"])
+    if figures["samples"]:
+        lines += ["", "To train on it:", f"  {figures['command']}"]
+    return "\n".join(lines)
 
 
 def record_text(record: Shown, coloured: bool) -> str:
@@ -88,7 +90,7 @@ def _tables(figures: Mapping[str, Any]) -> list[str]:
 
 def _beside(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Names, and beside them what is to be said, in the width of the terminal."""
-    indent = max(len(name) for name, _ in rows) + 2
+    indent = max((len(name) for name, _ in rows), default=0) + 2
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
     wrapper = textwrap.TextWrapper(
         max(width, 2 * indent), break_long_words=False, break_on_hyphens=False

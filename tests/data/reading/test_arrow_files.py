@@ -168,3 +168,9 @@ def test_damage_is_a_message_or_nothing(tmp_path, stream):
             assert path.name in str(error)
             told += 1
     assert told > 40
+
+
+def test_a_file_of_a_name_that_no_file_can_have(tmp_path):
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a" * 300}]}))
+    with pytest.raises(UserError, match="longer than file names can be"):
+        saved_folder(tmp_path, None)

@@ -267,3 +267,12 @@ def test_pictures_of_both_sides(opened):
     assert [origin[-6:] for origin in shared["examples"]] == ["line 2", "line 3"]
     assert len(contents_of([train, val])) == 3
     assert shared_pictures([train], [])["samples"] == 0
+
+
+def test_captions_of_a_picture_do_not_contradict_each_other():
+    tally = Tally()
+    for caption in ("a cat", "a dog", "a cat"):
+        shown = [{"role": "user", "content": [{"type": "image"}]}]
+        said = {"role": "assistant", "content": caption}
+        tally.take(Sample([*shown, said], ["a.png"]), [b"1"], 4, 2, 0)
+    assert contradicting(tally).tolist() == [] and repeated(tally.contents).tolist() == [2]

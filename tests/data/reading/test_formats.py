@@ -602,6 +602,21 @@ def test_a_format_that_is_named_is_used_whatever_the_keys():
         format_named("conversation")
 
 
+def test_a_format_may_be_looked_for_by_what_it_is_for():
+    for name, found in (
+        ("llava", "conversations"),
+        ("OpenAI", "messages"),
+        ("vqa_row", "vqa_rows"),
+    ):
+        with pytest.raises(UserError, match=f"nearest: {found}, .*others: .*documents: .*karpathy"):
+            format_named(name)
+
+
+def test_the_nearest_formats_have_a_key_of_the_record():
+    with pytest.raises(ValueError, match=r"nearest: captions \(image, caption\); "):
+        format_of({"image": "a.png", "label": "red"})
+
+
 def test_an_unknown_record_is_told_its_keys_and_the_nearest_formats():
     with pytest.raises(ValueError) as raised:
         format_of({"Message": [], "imag": 1, "capton": 2})

@@ -167,3 +167,16 @@ def test_pictures_without_texts_beside_them_are_no_such_folder(tmp_path):
     assert found is not None
     with pytest.raises(UserError, match="link out of its folder"):
         records(found)
+
+
+def test_a_class_that_is_a_link_is_not_left_out_in_silence(tmp_path):
+    lay(tmp_path, "elsewhere/red/a.png", "data/blue/b.png")
+    (tmp_path / "data" / "red").symlink_to(tmp_path / "elsewhere" / "red")
+    with pytest.raises(UserError, match="data/red is a link out of its folder"):
+        class_folder(tmp_path / "data", None)
+    # One that stays inside is there already.
+    (tmp_path / "data" / "red").unlink()
+    (tmp_path / "data" / "azure").symlink_to(tmp_path / "data" / "blue")
+    assert [one["image"] for one in records(class_folder(tmp_path / "data", None))] == [
+        "blue/b.png"
+    ]

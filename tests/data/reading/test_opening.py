@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.reading.shards import write_tar
 from tuninglab.config.data import DataPart
 from tuninglab.data.reading import entries, opening
-from tuninglab.data.reading.opening import Wishes, open_part, read_samples
-from tuninglab.errors import DataError, UserError
+from tuninglab.data.reading.opening import Wishes, open_part, open_stored, read_samples
+from tuninglab.errors import DataError, UserError, WorkError
 
 
 def record(number, picture=None, answer="yes"):
@@ -307,3 +308,74 @@ def test_a_split_of_what_has_none_is_refused(data, tmp_path):
         (tmp_path / name).write_text(json.dumps(value))
     with pytest.raises(UserError, match="has no splits; leave out :val"):
         read_samples(f"{tmp_path}/q.json+{tmp_path}/a.json:val")
+
+
+def test_where_a_record_stands_is_said_whole_however_the_data_was_named(tmp_path, monkeypatch):
+    text = json.dumps({"messages": record(1)["messages"]}).encode()
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / name, [("a.json", text), ("b.json", b"{")])
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "2.tar").write_bytes((tmp_path / "0.tar").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for data, first, other in (
+        ("{0..1}.tar", "0.tar", "1.tar"),
+        ("rows", "rows/2.tar", None),
+        (str(tmp_path / "rows"), f"{tmp_path}/rows/2.tar", None),
+    ):
+        # Built, and as it was kept.
+        for _ in range(2):
+            stored, _ = open_stored(DataPart(data), Wishes())
+            files = [name for name in (first, other) if name]
+            assert [sample.origin for sample in stored] == [f"{name}: a" for name in files]
+            told = [problem.partition(": broken")[0] for problem in stored.problems]
+            assert told == [f"{name}: b" for name in files]
+
+
+def test_a_bad_picture_that_a_record_shows_often_is_told_once(tmp_path, capsys):
+    path = tmp_path / "my.jsonl"
+    path.write_text(
+        json.dumps(record(1) | {"images": ["no.png"] * 3}).replace("is it", "<image>" * 3)
+    )
+    with pytest.raises(DataError) as raised:
+        read_samples(path)
+    assert str(raised.value).count("does not exist") == 1
+    assert capsys.readouterr().err.startswith(f"{path}: messages")
+    path.write_text('{"a": "b"}')
+    with pytest.raises(DataError, match="no known format"):
+        read_samples(path)
+    # Of no format, nothing is said in its place.
+    assert capsys.readouterr().err == f"{path}: 1 record.\n"
+
+
+def test_what_was_read_is_kept_in_no_folder_of_everybody(
+    data, builds, tmp_path, monkeypatch, capsys
+):
+    place = tmp_path / "shared"
+    place.mkdir()
+    place.chmod(0o777)
+    monkeypatch.setenv(entries.PLACE, str(place))
+    entries._place.cache_clear()
+    try:
+        read_samples(data)
+        assert not list(place.iterdir())
+        assert "can be written by everybody" in capsys.readouterr().err
+        place.chmod(0o700)
+        entries._place.cache_clear()
+        first = read_samples(data)
+        # A link in the place of the lock empties nothing.
+        other, lock = tmp_path / "other", first.folder.with_name(f"{first.folder.name}.lock")
+        other.write_text("mine")
+        lock.unlink()
+        lock.symlink_to(other)
+        assert read_samples(data).content == first.content and other.read_text() == "mine"
+    finally:
+        entries._place.cache_clear()
+
+
+def test_a_full_disk_says_how_to_keep_data_elsewhere(data, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(opening, "keep", full)
+    with pytest.raises(WorkError, match="No space left .*TUNINGLAB_DATA_CACHE names a folder"):
+        read_samples(data)

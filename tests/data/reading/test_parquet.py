@@ -323,3 +323,13 @@ def test_groups_beyond_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "MOST_GROUP", 50)
     with pytest.raises(UserError, match="write the file with smaller ones"):
         record["image"].read()
+
+
+def test_a_text_that_is_too_long_for_one_becomes_no_value_of_python(tmp_path):
+    texts = pa.array(["a" * (32 * 2**20 + 1)])
+    columns = [texts, pa.DictionaryArray.from_arrays(pa.array([0]), texts)]
+    for number, column in enumerate(columns):
+        file = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image": ["a.png"], "text": column}), file)
+        with pytest.raises(UserError, match=f"{number}.parquet .*a text of 33,554,433 bytes"):
+            list(parquet_files([file], tmp_path).records(Reading()))

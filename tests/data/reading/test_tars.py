@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tests.data.reading.shards import picture, records, with_bytes, write_tar
 from tuninglab.data.reading import tar_members, tars
 from tuninglab.data.reading.found import Reading
+from tuninglab.data.reading.opening import read_samples
 from tuninglab.data.reading.tar_members import members, opened
 from tuninglab.data.reading.tars import expanded, tar_shards
-from tuninglab.errors import UserError
+from tuninglab.errors import DataError, UserError
 
 
 def read(path, reading=None):
@@ -348,3 +349,18 @@ def test_a_header_may_have_signed_sums(tmp_path):
     path.write_bytes(content)
     assert len(read(path)) == 1
     assert tar_members._number(b"\x80" + bytes(10) + b"\x07") == 7
+
+
+def test_a_member_that_claims_more_than_a_picture_has_is_not_read(tmp_path):
+    # A tar with a hole: it takes no room on the disk.
+    file, size = tmp_path / "a.tar", 2**34
+    about = tarfile.TarInfo("a.jpg")
+    about.size = size
+    with file.open("wb") as opened:
+        opened.write(about.tobuf(tarfile.GNU_FORMAT))
+        opened.truncate(512 + size)
+    write_tar(tmp_path / "rest.tar", [("a.txt", b"red")])
+    with file.open("ab") as opened:
+        opened.write((tmp_path / "rest.tar").read_bytes())
+    with pytest.raises(DataError, match=r"a.tar: a.jpg is larger than 512 MiB"):
+        read_samples(file)

@@ -54,7 +54,7 @@ class Tally:
         tokens: that are read, of each sample.
         trained: tokens that are learned, of each sample.
         contents: a number for all that a sample says, equal where texts and pictures are.
-        prompts: the same without its answers.
+        prompts: the same without its answers; with them where nothing is asked.
         turns: how many samples have how many answers.
         systems: samples with a system message.
         answers: as (beginning, number of the whole text).
@@ -92,7 +92,9 @@ class Tally:
         asked = [message for message in messages if message["role"] != "assistant"]
         shown = b"".join(pictures)
         self.contents.append(_number(json.dumps(messages), shown))
-        self.prompts.append(_number(json.dumps(asked), shown))
+        # A picture that nothing is asked about may have many captions, none of them wrong.
+        captioned = not any(map(plain_text, asked))
+        self.prompts.append(self.contents[-1] if captioned else _number(json.dumps(asked), shown))
         self.systems += messages[0]["role"] == "system"
         said = [message for message in messages if message["role"] != "system"]
         texts = [plain_text(message).strip() for message in said]

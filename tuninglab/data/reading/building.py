@@ -16,7 +16,7 @@ from tuninglab.data.reading.checking import Checker, Looked, checker
 from tuninglab.data.reading.formats import samples_of
 from tuninglab.data.reading.found import Format, Found, Reading
 from tuninglab.data.reading.slices import OwnPicture
-from tuninglab.data.reading.store import OWN_PICTURES, SAMPLES, Table, to_line
+from tuninglab.data.reading.store import OWN_PICTURES, SAMPLES, Table, to_line, without_label
 from tuninglab.data.sample import StoredPicture
 from tuninglab.progress import working
 
@@ -31,7 +31,7 @@ class Built:
     Args:
         records: of the set.
         bad: how many of them are wrong.
-        problems: the first mistakes, in the order of the file, without the label of the data.
+        problems: the first mistakes, in the order of the file, as `without_label` has them.
         notes: what was done to how many records.
         formats: how many records were of which format.
         digest: sha256 of the texts of all samples.
@@ -131,7 +131,7 @@ class _Building:
         except ValueError as error:
             self.bad += 1
             if len(self.problems) < MOST_TOLD:
-                self.problems.append((number, f"{origin}: {error}".removeprefix(self.label)))
+                self.problems.append((number, without_label(f"{origin}: {error}", self.label)))
             return
         for sample in made:
             sample.images = [self._kept(image, own) for image in sample.images]
@@ -179,7 +179,9 @@ class _Building:
         if wrong:
             bad_records = set()
             for row, pictures in enumerate(table.pictures_of()):
-                found = [looked[n].problem for n in pictures.tolist() if n in wrong]
+                # Each once, however often the record shows it.
+                numbers = dict.fromkeys(pictures.tolist())
+                found = [looked[n].problem for n in numbers if n in wrong]
                 if not found:
                     continue
                 keep[row] = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as kinds
 
 from tuninglab.data.reading.found import Reading
@@ -21,8 +22,10 @@ from tuninglab.data.reading.picture_keys import (
     about_fetched,
     gathered,
 )
+from tuninglab.data.reading.tables import MOST_RECORD
 from tuninglab.data.sample import StoredPicture
 from tuninglab.errors import UserError
+from tuninglab.untrusted import MIB
 
 # Columns of text that may hold pictures in base64; a shorter text is a name.
 TEXT_PICTURES = {*IMAGE_KEYS, "img", "picture", "photo", "base64", "image_base64", "jpg", "png"}
@@ -160,7 +163,18 @@ def without_bytes(batch: pa.RecordBatch, columns: Mapping[str, Kind]) -> pa.Reco
 
 
 def _light(array: Any, kind: Kind | None) -> Any:
-    """A column with empty bytes in the place of pictures, so that those are not even looked at."""
+    """A column with empty bytes in the place of pictures, so that those are not even looked at.
+
+    Raises:
+        ValueError: a text is so long that it is none.
+    """
+    if kind is None and (_is_text(array.type) or kinds.is_dictionary(array.type)):
+        texts = array.dictionary if kinds.is_dictionary(array.type) else array
+        # One gigabyte of one letter takes a few kilobytes on the disk.
+        call: Any = pc.call_function  # its functions by name are made as it is imported
+        longest = _is_text(texts.type) and call("max", [call("binary_length", [texts])]).as_py()
+        if (longest or 0) > MOST_RECORD:
+            raise ValueError(f"a text of {longest:,} bytes, more than {MOST_RECORD // MIB} MiB")
     if kind is not None and kind.what == "bytes":
         return _emptied(array)
     if kind is not None and kind.what == "struct":

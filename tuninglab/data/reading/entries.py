@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +24,12 @@ from tuninglab.data.reading.building import Built
 from tuninglab.data.reading.checking import Looked, changed
 from tuninglab.data.reading.store import SAMPLES, Table
 from tuninglab.disk import whole_folder
+from tuninglab.errors import WorkError
 from tuninglab.kernels.cache import cache_folder
 from tuninglab.progress import working
 
 # One higher where samples come to be made otherwise of the same files.
-FORM = 1
+FORM = 2
 # Another place for what was read, e.g. on a disk with more room.
 PLACE = "TUNINGLAB_DATA_CACHE"
 ABOUT, TABLE, PICTURES, NAMES = "about.json", "table.npz", "pictures.npz", "pictures.json"
@@ -59,7 +61,8 @@ def entry_folder(identity: Mapping[str, Any]) -> Path:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Within, no other process writes this entry: ranks of one run read the same data at once."""
-    with open(folder.with_name(f"{folder.name}.lock"), "wb") as lock:
+    # Nothing is written into it, and nothing that may be there is emptied.
+    with open(folder.with_name(f"{folder.name}.lock"), "ab") as lock:
         with suppress(OSError):  # some file systems have no locks: then each may write the same
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,8 +100,11 @@ def new_entry(folder: Path) -> Iterator[Path]:
     Raises:
         WorkError: the disk is full.
     """
-    with whole_folder(folder) as beside:
-        yield beside
+    try:
+        with whole_folder(folder) as beside:
+            yield beside
+    except WorkError as error:
+        raise WorkError(f"{error} For what is read of data, {PLACE} names a folder.") from error
 
 
 def stamps(files: Iterable[Path]) -> dict[str, list[int] | None]:
@@ -187,9 +193,14 @@ def _place() -> Path:
     if not why:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.stat(folder).st_uid == os.geteuid() and os.access(folder, os.W_OK):
+            found = os.stat(folder)
+            if found.st_uid != os.geteuid() or not os.access(folder, os.W_OK):
+                why = f"{folder} is another user's, or cannot be written"
+            # What others put there would be learned, and could be pictures from anywhere.
+            elif found.st_mode & stat.S_IWOTH:
+                why = f"{folder} can be written by everybody"
+            else:
                 return folder
-            why = f"{folder} is another user's, or cannot be written"
         except OSError as error:
             why = f"{folder} cannot be used: {error.strerror}"
     own = tempfile.mkdtemp(prefix="tuninglab-data-")

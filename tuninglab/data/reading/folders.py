@@ -47,8 +47,16 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, in the order of names; links are not followed."""
-    return [Path(one.path) for one in entries(folder) if one.is_dir(follow_symlinks=False)]
+    """The folders in a folder, in the order of names.
+
+    Raises:
+        UserError: it cannot be listed, or one is a link that leads out of it; others are left out,
+            for what they lead to is there twice.
+    """
+    found = [one for one in entries(folder) if os.path.isdir(one)]
+    for one in found:
+        inside(Path(one.path), folder)
+    return [Path(one.path) for one in found if not one.is_symlink()]
 
 
 def ending(name: str) -> str:
@@ -76,8 +84,8 @@ def inside(path: Path, folder: Path) -> Path:
     # Downloads from the hub are folders of links into their neighbour `blobs`.
     if root.parent.name == "snapshots":
         root = root.parent.parent
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise UserError(f"{shown(path)} is a link out of its folder; copy the file there")
+    if os.path.islink(path) and not path.resolve().is_relative_to(root):
+        raise UserError(f"{shown(path)} is a link out of its folder; copy what it leads to there")
     return path
 
 

@@ -11,6 +11,7 @@ from tuninglab.data.reading.instructions import ALPACA, DOLLY
 from tuninglab.data.reading.messages import MESSAGES
 from tuninglab.data.reading.questions import QUESTIONS
 from tuninglab.data.reading.records import checked_object
+from tuninglab.data.reading.sets import DOCUMENTS
 from tuninglab.data.reading.sets import FORMATS as SETS
 from tuninglab.data.sample import Sample, brief
 from tuninglab.errors import UserError
@@ -78,8 +79,14 @@ def format_named(name: str) -> Format:
     found = next((format for format in FORMATS if format.name == name), None)
     if found is not None:
         return found
-    near = _by_likeness((format.name for format in FORMATS), name[:LONGEST_KEY])[:NEAREST]
-    raise UserError(f"--format {brief(name)}: there is no such format; nearest: {', '.join(near)}")
+    near = _by_likeness((format.name for format in FORMATS), name[:LONGEST_KEY])
+    # Sets that have no format of their own are in what the formats are for ("LLaVA ...").
+    near.sort(key=lambda one: name.lower() not in format_named(one).what.lower())
+    rest = ", ".join(sorted(near[NEAREST:]))
+    raise UserError(
+        f"--format {brief(name)}: there is no such format; nearest: {', '.join(near[:NEAREST])} "
+        f"(others: {rest}; documents: {', '.join(one.name for one in DOCUMENTS)})"
+    )
 
 
 def renamed(record: dict[str, Any], reading: Reading) -> dict[str, Any]:
@@ -125,7 +132,9 @@ def _nearest(keys: list[str]) -> list[str]:
     named = (format for format in FORMATS if format.keys)
     wanted = {f"{format.name} ({', '.join(format.keys)})": format.keys for format in named}
     likeness = {
-        text: sum(max((_likeness(key, other) for other in keys), default=0.0) for key in needed)
+        text: sum(
+            max((_likeness(key, other) for other in keys), default=0.0) ** 4 for key in needed
+        )
         / max(len(needed), 1)
         for text, needed in wanted.items()
     }

@@ -61,8 +61,10 @@ def record_of(key: str, files: Sequence[KeyedFile], reading: Reading) -> dict[st
     fields = [file.field for file in files]
     # A name need not be UTF-8, what is written of it must.
     name = key.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(files) > MOST_FILES or len(set(fields)) < len(fields):
-        twice = next((one for one in fields if fields.count(one) > 1), f"{len(files)} files")
+    if len(files) > MOST_FILES:
+        raise ValueError(f"{name!r} has more than {MOST_FILES:,} files; a sample has a few")
+    if len(set(fields)) < len(fields):
+        twice = next(one for one in fields if fields.count(one) > 1)
         raise ValueError(f"{name!r} has {twice} more than once; keep one")
     kinds = {file.kind: file for file in files}
     if moving := MOVING & kinds.keys():

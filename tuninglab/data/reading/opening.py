@@ -29,7 +29,7 @@ from tuninglab.data.reading.finding import find
 from tuninglab.data.reading.formats import check_columns, check_columns_found
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.json_files import check_file, shown
-from tuninglab.data.reading.store import Chosen, StoredSamples
+from tuninglab.data.reading.store import Chosen, StoredSamples, with_label
 from tuninglab.data.sample import reason
 from tuninglab.data.sources import Source
 from tuninglab.errors import DataError, UserError, WorkError
@@ -170,7 +170,7 @@ def split_of(end: str) -> str | None:
 def stored_of(entry: Entry, label: str) -> StoredSamples:
     """The samples of an entry."""
     about = entry.about
-    problems = [f"{label}{text}" if text[:1] in ",:" else text for text in about["problems"]]
+    problems = [with_label(text, label) for text in about["problems"]]
     kept = (entry.table, entry.moved, about["digest"])
     more = (problems, about["bad"], about["files"], about["window"])
     return StoredSamples(entry.folder, Path(about["root"]), label, *kept, *more)
@@ -193,9 +193,9 @@ def tell(stored: StoredSamples, about: Mapping[str, Any]) -> None:
     kinds = sorted(about["formats"].items(), key=lambda item: -item[1])
     what = ", ".join(kind if len(kinds) == 1 else f"{number:,} {kind}" for kind, number in kinds)
     said = what if about["what"] in ("", what) else f"{about['what']}, {what}".rstrip(", ")
-    say(f"{stored.label}: {said}: {', '.join(words[:6])}.")
+    say(": ".join(filter(None, (stored.label, said, ", ".join(words[:6])))) + ".")
     for note, count in about["notes"].items():
-        say(f"  {note}: {_records(count)}")
+        say(f"  {note}: {count:,}")
 
 
 def _records(count: int) -> str:

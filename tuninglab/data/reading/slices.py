@@ -37,8 +37,12 @@ class Slice(StoredPicture):
         """The bytes of the picture's file.
 
         Raises:
-            UserError: the larger file is gone, cannot be read or has become shorter.
+            UserError: it is too large; the larger file is gone, cannot be read or has become
+                shorter.
         """
+        # Tars with holes claim any size, and take no room on a disk.
+        if self.size > MAX_BYTES:
+            raise UserError(f"{self.name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
         descriptor = open_regular(self.file, "data")
         try:
             data = os.pread(descriptor, self.size, self.offset)

@@ -19,6 +19,8 @@ from tuninglab.errors import UserError
 SAMPLES, OWN_PICTURES = "samples.jsonl", "own-pictures.bin"
 # What tells the state of a larger file is known of the file; the samples are the same in another.
 STATE = ("size", "changed")
+# In the place of the label of the data, which no text that begins with a path has.
+MARK = "\0"
 
 
 @dataclass
@@ -134,7 +136,7 @@ class StoredSamples(Source):
         images = [self._picture(image) for image in line.pop("images")]
         line["answers"] = tuple(line.get("answers", ()))
         # The line was written of a sample, and by this program.
-        return Sample.known(images=images, origin=self.label + origin, **line)
+        return Sample.known(images=images, origin=with_label(origin, self.label), **line)
 
     def _picture(self, image: Any) -> ImageSource:
         if isinstance(image, str):
@@ -162,7 +164,17 @@ def to_line(sample: Sample, label: str, *roots: Path) -> tuple[bytes, bytes]:
     for name in ("kind", "id", "answers"):
         if (value := getattr(sample, name)) not in (None, ()):
             line[name] = value
-    return _json(sample.origin.removeprefix(label)), _json(line)
+    return _json(without_label(sample.origin, label)), _json(line)
+
+
+def without_label(text: str, label: str) -> str:
+    """What is said of data, with a mark in the place of its label, if it begins with that."""
+    return MARK + text.removeprefix(label) if text.startswith(label) else text
+
+
+def with_label(text: str, label: str) -> str:
+    """The same as said of the data when it is named by a label."""
+    return label + text.removeprefix(MARK) if text.startswith(MARK) else text
 
 
 def saved_picture(image: Any, roots: Sequence[Path]) -> Any:
