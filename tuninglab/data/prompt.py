@@ -32,6 +32,14 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
+class Counted(NamedTuple):
+    """How many tokens a dialogue has, how many of these are learned, and how many are `unknown`."""
+
+    tokens: int
+    learned: int
+    unknown: int
+
+
 def make_prompt(choice: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """The prompt that a name or the text of a Jinja template stands for.
 
@@ -103,26 +111,54 @@ def dialogue_tokens(
 def count_tokens(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
 ) -> list[int]:
-    """`dialogue_tokens` of many samples, in one call of the tokenizer for thousands of them.
-
-    A text that stands in several, as an answer may, is tokenized once.
+    """`dialogue_tokens` of many samples, as `count_kinds` counts them.
 
     Raises:
         UserError: as `dialogue_tokens`.
     """
-    counts: list[int] = []
+    return [counted.tokens for counted in count_kinds(samples, tokenizer, prompt)]
+
+
+def count_kinds(
+    samples: Iterable[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt = TUNINGLAB,
+    unknown: int | None = None,
+) -> list[Counted]:
+    """The tokens of many samples, in one call of the tokenizer for thousands of them.
+
+    A text that stands in several, as an answer may, is tokenized once.
+
+    Args:
+        samples: dialogues.
+        tokenizer: of the model.
+        prompt: in use.
+        unknown: the id of what the tokenizer does not know; None: nothing is.
+
+    Raises:
+        UserError: as `dialogue_tokens`.
+    """
+    counts: list[Counted] = []
     start = len(_start(tokenizer, prompt))
     rest = iter(samples)
     while some := list(islice(rest, COUNTED_TOGETHER)):
         # Spans are let go of at once: held by the thousand, they keep the garbage collector busy.
         known: dict[Piece, int] = {}
-        dialogues: list[list[int]] = []
+        dialogues: list[tuple[list[int], list[tuple[int, bool]]]] = []
         for sample in some:
             with named(sample):
                 spans = prompt.spans(sample.messages)
-            dialogues.append([known.setdefault(_piece(span), len(known)) for span in spans])
-        lengths = [len(ids) for ids in _ids_of(known, tokenizer, prompt)]
-        counts += [start + sum(lengths[number] for number in row) for row in dialogues]
+            row = [known.setdefault(_piece(span), len(known)) for span in spans]
+            pairs = zip(row, spans, strict=True)
+            learned = [(number, span.kind == "ending") for number, span in pairs if span.learned]
+            dialogues.append((row, learned))
+        made = _ids_of(known, tokenizer, prompt)
+        lengths = [len(ids) for ids in made]
+        strange = [0 if unknown is None else ids.count(unknown) for ids in made]
+        for row, learned in dialogues:
+            tokens = start + sum(lengths[n] for n in row)
+            own = sum(_end(made[n], tokenizer, prompt) if end else lengths[n] for n, end in learned)
+            counts.append(Counted(tokens, own, sum(strange[n] for n in row)))
     return counts
 
 
@@ -207,10 +243,15 @@ def _encoded(spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, prompt: 
         ids += own
         length = len(own) if span.learned else 0
         if span.learned and span.kind == "ending":
-            # Cut here and not in the text: a token may take in the blanks behind it (Phi-3's do).
-            length = own.index(special_id(prompt.end, tokenizer)) + 1
+            length = _end(own, tokenizer, prompt)
         labels += own[:length] + [IGNORED] * (len(own) - length)
     return Encoded(ids, labels)
+
+
+def _end(ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """Of an ending, the ids up to the end token."""
+    # Cut here and not in the text: a token may take in the blanks behind it (Phi-3's do).
+    return ids.index(special_id(prompt.end, tokenizer)) + 1
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
