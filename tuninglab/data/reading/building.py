@@ -39,6 +39,7 @@ class Built:
         pictures: what was found of each picture, by number.
         names: of the pictures that are files of their own, by number; "" for others.
         window: groups of rows that one process holds, where there are such.
+        unfound: whether a picture was in none of the places where it was looked for.
     """
 
     records: int
@@ -51,6 +52,7 @@ class Built:
     pictures: list[Looked]
     names: list[str]
     window: int = 1
+    unfound: bool = False
 
 
 @dataclass
@@ -173,7 +175,9 @@ class _Building:
             name: np.frombuffer(getattr(self.lines, name), np.int64) for name in vars(self.lines)
         }
         digests = np.array([look.digest or bytes(32) for look in looked], "V32")
-        table = Table(**arrays, digests=digests, groups=np.array(self.groups, np.int64))
+        heads = np.array([look.head or bytes(32) for look in looked], "V32")
+        groups = np.array(self.groups, np.int64)
+        table = Table(**arrays, digests=digests, heads=heads, groups=groups)
         wrong = {number for number, look in enumerate(looked) if look.problem}
         keep = np.ones(len(table.starts), bool)
         if wrong:
@@ -195,7 +199,8 @@ class _Building:
         notes, formats = self.reading.notes, self.reading.formats
         digest = _digest_of(folder, table)
         counts = (self.total, self.bad, problems, notes, formats)
-        return Built(*counts, digest, table, looked, self.names)
+        made = (digest, table, looked, self.names)
+        return Built(*counts, *made, unfound=self.reading.unfound)
 
 
 def _origin(folder: Path, table: Table, row: int) -> str:

@@ -226,6 +226,7 @@ def of_split(
     Raises:
         UserError: nothing belongs to that split.
     """
+    reading.has_splits = True
     items = list(items)
     splits = [split_of(item) if isinstance(item, dict) else None for _, item in items]
     sizes = Counter(split for split in splits if isinstance(split, str))

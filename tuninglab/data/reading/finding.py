@@ -1,12 +1,12 @@
 """What lies at a path, and of which format it is: found out, or as the user says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuninglab.data.reading.containers import container_of
 from tuninglab.data.reading.formats import FORMATS, format_named
-from tuninglab.data.reading.found import Document, Format, Found
+from tuninglab.data.reading.found import Document, Format, Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import (
     LINES,
     described,
@@ -42,9 +42,11 @@ def find(paths: Sequence[str], split: str | None, form: str | None) -> Found:
             )
         container.format = format or container.format
         return container
-    if split is not None:
+    found = _json(Path(paths[0]), document, format)
+    # What is only a list of records cannot tell; a document says it when it is read.
+    if split is not None and not found.what:
         raise UserError(f"{paths[0]} is a file, which has no splits; leave out :{split}")
-    return _json(Path(paths[0]), document, format)
+    return found
 
 
 def _json(path: Path, document: Document | None, format: Format | None) -> Found:
@@ -102,9 +104,10 @@ def _together(paths: list[Path], document: Document | None) -> Found:
 
 def _of_document(document: Document, values: list[Any], paths: list[Path]) -> Found:
     label = "+".join(shown(path) for path in paths)
-    return Found(
-        document.what,
-        paths,
-        lambda reading: document.records(values, label, reading),
-        paths[0].parent,
-    )
+
+    def records(reading: Reading) -> Iterator[RawRecord]:
+        yield from document.records(values, label, reading)
+        if reading.split is not None and not reading.has_splits:
+            raise UserError(f"{label} has no splits; leave out :{reading.split}")
+
+    return Found(document.what, paths, records, paths[0].parent)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuninglab.data.mixture import Joined
+from tuninglab.data.reading.entries import held
 from tuninglab.data.reading.opening import settle
 from tuninglab.data.reading.splits import chosen
 from tuninglab.data.reading.store import Chosen, StoredSamples
@@ -39,20 +40,26 @@ def lengths_of(samples: Source | Sequence[Any], count: Count, key: str | None) -
         return np.concatenate([lengths_of(source, count, key) for source in samples.sources])
     if isinstance(samples, Chosen) and key is not None and _is_known(samples, key):
         return lengths_of(samples.source, count, key)[samples.numbers]
-    stored = isinstance(samples, StoredSamples) and key is not None
-    if stored and (known := _kept(samples, key)) is not None:
-        return known
+    if not isinstance(samples, StoredSamples) or key is None:
+        return _counted(samples, count)
+    # Of the processes of a run one counts, and the others read what it found.
+    with held(samples.folder):
+        if (known := _kept(samples, key)) is not None:
+            return known
+        lengths = _counted(samples, count)
+        # What cannot be kept is counted again at the next start.
+        with suppress(WorkError), whole_file(_place(samples, key)) as file, file.open("wb") as out:
+            np.save(out, lengths)
+    return lengths
+
+
+def _counted(samples: Sequence[Any], count: Count) -> np.ndarray:
     parts = [np.empty(0, np.int32)] if not len(samples) else []
     with working("counting tokens", len(samples)) as note:
         for start in range(0, len(samples), AT_A_TIME):
             parts.append(np.array(count(samples[start : start + AT_A_TIME]), np.int32))
             note(start + len(parts[-1]))
-    lengths = np.concatenate(parts)
-    if stored:
-        # What cannot be kept is counted again at the next start.
-        with suppress(WorkError), whole_file(_place(samples, key)) as file, file.open("wb") as out:
-            np.save(out, lengths)
-    return lengths
+    return np.concatenate(parts)
 
 
 def _is_known(samples: Chosen, key: str) -> bool:
@@ -91,7 +98,7 @@ def fit(
     def part(samples: Source) -> Source:
         """The samples of one split that are short enough."""
         if isinstance(samples, Joined):
-            return replace(samples, sources=[part(source) for source in samples.sources])
+            return samples.of([part(source) for source in samples.sources])
         tokens = lengths(samples)
         long = np.flatnonzero(tokens > longest).tolist()
         # Cutting would take the answer, or its end, away from the question: never silently.
