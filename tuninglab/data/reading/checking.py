@@ -98,9 +98,9 @@ class Checker:
         with open_picture(path) as file:
             stat = os.fstat(file.fileno())
             known = self.known.get(name)
-            same = known is not None and (stat.st_size, stat.st_mtime_ns) == known[:2]
+            stamp = (stat.st_size, stat.st_mtime_ns)
             # Decoded once is more than a header read now.
-            if same and known.whole >= whole and not known.problem:
+            if known and known[:2] == stamp and known.whole >= whole and not known.problem:
                 return known._replace(place=place)
             check_picture(file, f"picture {brief(os.fspath(path), 200)}", whole)
             file.seek(0)

@@ -90,7 +90,8 @@ def load_entry(folder: Path, files: Iterable[Path]) -> Entry | None:
         if _stamp(Path(name)) != stamp:
             return None
     names, looked = _pictures(folder)
-    sizes, times = (array("q", [look[k] for look in looked]) for k in (0, 1))
+    sizes = array("q", [look.size for look in looked])
+    times = array("q", [look.mtime_ns for look in looked])
     return None if changed(names, Path(entry.about["root"]), sizes, times) else entry
 
 

@@ -21,7 +21,7 @@ from tuninglab.data.reading.fields import (
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
 from tuninglab.data.reading.records import listed_pictures, majority, name_of
 from tuninglab.data.reading.single_turns import single_turn
-from tuninglab.data.sample import Sample, brief
+from tuninglab.data.sample import ImageSource, Sample, brief
 
 # OCR-VQA writes its splits as numbers.
 OCR_SPLITS = {1: "train", 2: "val", 3: "test"}
@@ -99,7 +99,7 @@ def _is_chartqa(record: Mapping[str, Any]) -> bool:
 
 
 def _chartqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
-    images = listed_pictures(record)
+    images: list[ImageSource] = listed_pictures(record)
     if not images and record.get("imgname") is not None:
         name = text_of(record, "imgname")
         images = [reading.existing([name, f"png/{name}"])]

@@ -118,7 +118,7 @@ def _snli_ve(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
         raise ValueError(f"the gold_label is {brief(label)}; expected one of {', '.join(LABELS)}")
     name = f"{identity(record.get('Flickr30K_ID'), 'the Flickr30K_ID')}.jpg"
     named = reading.existing([name, f"flickr30k_images/{name}", f"flickr30k-images/{name}"])
-    images = listed_pictures(record) or [named]
+    images: list[ImageSource] = listed_pictures(record) or [named]
     record = record | {"id": record.get("pairID")}
     return [single_turn(record, text_of(record, "sentence2"), label, origin, images, [label])]
 
