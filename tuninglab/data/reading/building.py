@@ -144,7 +144,8 @@ class _Building:
             self.lines.sizes.append(samples.write(origin_part + b"\t" + rest + b"\n"))
             self.lines.records.append(number)
             self.lines.counts.append(len(sample.images))
-            self.lines.pictures.extend(self._number(image, pictures) for image in sample.images)
+            images: list[Any] = sample.images
+            self.lines.pictures.extend(self._number(image, pictures) for image in images)
 
     def _kept(self, image: Any, own: BinaryIO) -> Any:
         """A picture as the line names it; one that stands in its record is written beside."""
