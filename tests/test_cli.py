@@ -127,10 +127,7 @@ def test_help_and_flags_load_nothing_heavy(start):
     [
         (["finetune", "--data", "nope.jsonl"], "nope.jsonl does not exist"),
         (["finetune", "--data", "empty.jsonl"], "empty.jsonl is empty"),
-        (
-            ["finetune", "--data", "some.jsonl", "--val_data", "."],
-            ". is no folder of data",
-        ),
+        (["finetune", "--data", "some.jsonl", "--val_data", "."], ". is no folder of data that is"),
         (["finetune", "--data", "some.jsonl", "--image_root", "pics"], "root pics is no folder"),
         (["finetune", "--model", "nope"], "there is no directory nope"),
         (["finetune", "--model", "some.jsonl"], "some.jsonl is a file; give the directory"),

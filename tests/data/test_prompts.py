@@ -12,7 +12,9 @@ from tokenizers import AddedToken
 from tests.data.conftest import byte_level, llama_like, unigram, wrapped
 from tests.tiny import byte_tokenizer
 from tuninglab.data.prompt import (
+    IGNORED,
     answer_ids,
+    count_kinds,
     count_tokens,
     decode_answer,
     dialogue_tokens,
@@ -383,6 +385,13 @@ def test_many_are_counted_as_each_alone(tokenizer, name, dialogues):
         len(encode_dialogue(sample.messages, tokenizer, prompt).input_ids) for sample in samples
     ]
     assert counts == [dialogue_tokens(sample, tokenizer, prompt) for sample in samples]
+    # Any id may stand for what is unknown.
+    odd = tokenizer.convert_tokens_to_ids("a")
+    rows = [encode_dialogue(sample.messages, tokenizer, prompt) for sample in samples]
+    assert count_kinds(samples, tokenizer, prompt, odd) == [
+        (len(ids), sum(label != IGNORED for label in labels), ids.count(odd))
+        for ids, labels in rows
+    ]
 
 
 def test_more_than_are_held_together_are_counted_in_their_order(tokenizer, monkeypatch):

@@ -9,7 +9,7 @@ from PIL import Image
 from tuninglab import cli
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.flags import parse
-from tuninglab.data.prompt import IGNORED, encode_dialogue
+from tuninglab.data.prompt import IGNORED, encode_dialogue, make_prompt
 from tuninglab.data.reading.opening import read_samples
 from tuninglab.models.build import add_flamingo_tokens, load_flamingo
 from tuninglab.reporting import data_text
@@ -156,6 +156,28 @@ def test_tokens_are_those_of_training(write, look, model):
     assert figures["longest_origin"] == f"{path}, line 3"
     assert (figures["tokenizer"], figures["most"]) == (model, 256)
     assert look(path, "--max_tokens", 5, "--json", code=2)["tokens"]["most"] == 5
+
+
+def test_the_prompt_of_the_training_reads_the_records(write, look, model, tmp_path):
+    path = write([*GOOD, record("Hm?", "猫 a longer one")])
+    tokenizer = load_flamingo(model)[1].tokenizer
+    otter = make_prompt("otter", tokenizer)
+    rows = [encode_dialogue(s.messages, tokenizer, otter) for s in read_samples(path)]
+    for _ in range(2):  # counted, and then remembered
+        figures = look(path, "--prompt", "otter", "--show", 1, "--json")
+        tokens = figures["tokens"]
+        assert tokens["total"] == sum(len(row.input_ids) for row in rows)
+        assert tokens["trained"] == sum(label != IGNORED for row in rows for label in row.labels)
+    assert "".join(span["text"] for span in figures["shown"][0]["spans"]) == tokenizer.decode(
+        rows[0].input_ids
+    )
+    words = shlex.split(figures["command"])
+    assert words[words.index("--prompt") + 1] == "otter"
+    bad = write([{**GOOD[0], "system": "Be brief."}], "bad.jsonl")
+    assert look(bad, "--prompt", "multimodal_gpt", code=2) == ""
+    assert f"{bad}, line 1: " in look.said and "system message" in look.said
+    look(path, "--prompt", "ottr", code=2)
+    assert "Did you mean otter?" in look.said
 
 
 def test_validation_data_is_compared(write, look):

@@ -11,6 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from tuninglab.config.checks import MOST, check
 from tuninglab.config.marks import Mark
+from tuninglab.config.prompts import TUNINGLAB, kept_prompt
 from tuninglab.errors import UserError
 from tuninglab.untrusted import check_path, shown
 
@@ -87,6 +88,9 @@ class ReadingConfig:
     """Keys of the records by what they hold, e.g. query=Q,response=A,image=file."""
     keep_marks: bool = False
     """Leave <image> where a LLaVA file has it. Else a single one moves to the front of its turn."""
+    prompt: str = TUNINGLAB
+    """How a dialogue becomes text: tuninglab, multimodal_gpt, otter, openflamingo-vqa,
+    openflamingo-caption, chat_template (the tokenizer's own) or the path of a Jinja file."""
     check: str = str(CHECKED)
     """Pictures decoded before the start: all, headers (none whole), or how many; of the others the
     headers are read."""
@@ -107,6 +111,7 @@ class ReadingConfig:
             "all, headers or a number",
         )
         columns_of(self.columns)
+        kept_prompt(self.prompt)
         check_mix(self.mix)
         super().validate()  # pyright: ignore[reportAttributeAccessIssue]
 

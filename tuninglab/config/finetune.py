@@ -9,7 +9,7 @@ from tyro.conf import Suppress
 from tuninglab.config.checks import check, check_paths, check_positive
 from tuninglab.config.data import DataFlag, ReadingConfig
 from tuninglab.config.marks import Mark
-from tuninglab.config.prompts import TUNINGLAB, kept_prompt
+from tuninglab.config.prompts import kept_prompt
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -25,9 +25,6 @@ class FinetuneConfig(ReadingConfig, TrainingConfig):
     recipe: Suppress[Literal["finetune"]] = "finetune"
     data: DataFlag = None
     """Training data, of any format in docs/data.md: files or folders. None: the embedded data."""
-    prompt: str = TUNINGLAB
-    """How a dialogue becomes text: tuninglab, multimodal_gpt, otter, openflamingo-vqa,
-    openflamingo-caption, chat_template (the tokenizer's own) or the path of a Jinja file."""
     embedded_pictures: int = EMBEDDED_PICTURES
     """Without --data: training pictures of the embedded data, each with three questions."""
     lang_encoder: Annotated[str | None, Mark.PATH] = None
@@ -84,7 +81,6 @@ class FinetuneConfig(ReadingConfig, TrainingConfig):
         folder = (self.cache_features or "").lower() not in ("true", "false", "none")
         check(folder, "cache_features", self.cache_features, "auto, a folder, or no such flag")
         check_paths(self, "cache_features")
-        kept_prompt(self.prompt)
         super().validate()
 
     def _check_combinations(self) -> None:

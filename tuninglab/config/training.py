@@ -288,8 +288,8 @@ class TrainingConfig:
         ]
         if passed_over:
             raise UserError(
-                "--compare measures a fixed shape on random data; it has no use for "
-                f"{', '.join(passed_over)}. Leave that out, or leave --compare out to tune."
+                "--compare measures random weights of a fixed shape on random data; it has no use "
+                f"for {', '.join(passed_over)}. Leave that out, or leave --compare out to tune."
             )
 
     def _check_without_data(self) -> None:

@@ -19,11 +19,13 @@ class Joined(Source):
         names: what to call each, for messages and figures.
         sources: of samples of one kind.
         counts: rows of each in an epoch of training; None: all of each, once.
+        repeats: how often an epoch goes through each, where `counts` follow from that.
     """
 
     names: list[str]
     sources: list[Source]
     counts: list[int] | None = None
+    repeats: list[float] | None = None
 
     def __post_init__(self):
         self.starts = [0, *accumulate(map(len, self.sources))]
@@ -37,6 +39,13 @@ class Joined(Source):
         number = range(len(self))[index]
         which = next(k for k, start in enumerate(self.starts[1:]) if number < start)
         return self.sources[which][number - self.starts[which]]
+
+    def of(self, sources: list[Source]) -> "Joined":
+        """The same of other sources, such as these with some samples less."""
+        counts = self.counts
+        if self.repeats is not None:
+            counts = rows_by_size(list(map(len, sources)), self.repeats)
+        return Joined(self.names, sources, counts, self.repeats)
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """Dialogues to token ids with an exact label mask, for training and for generation alike."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -30,6 +30,14 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+
+
+class Counted(NamedTuple):
+    """How many tokens a dialogue has, how many of these are learned, and how many are `unknown`."""
+
+    tokens: int
+    learned: int
+    unknown: int
 
 
 def make_prompt(choice: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -103,38 +111,70 @@ def dialogue_tokens(
 def count_tokens(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
 ) -> list[int]:
-    """`dialogue_tokens` of many samples, in one call of the tokenizer for thousands of them.
-
-    A text that stands in several, as an answer may, is tokenized once.
+    """`dialogue_tokens` of many samples, as `count_kinds` counts them.
 
     Raises:
         UserError: as `dialogue_tokens`.
     """
-    counts: list[int] = []
+    return [counted.tokens for counted in count_kinds(samples, tokenizer, prompt)]
+
+
+def count_kinds(
+    samples: Iterable[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt = TUNINGLAB,
+    unknown: int | None = None,
+) -> list[Counted]:
+    """The tokens of many samples, in one call of the tokenizer for thousands of them.
+
+    A text that stands in several, as an answer may, is tokenized once.
+
+    Args:
+        samples: dialogues.
+        tokenizer: of the model.
+        prompt: in use.
+        unknown: the id of what the tokenizer does not know; None: nothing is.
+
+    Raises:
+        UserError: as `dialogue_tokens`.
+    """
+    counts: list[Counted] = []
     start = len(_start(tokenizer, prompt))
-    for known, dialogues in _together(samples, prompt, lambda spans: spans):
-        lengths = [len(ids) for ids in _ids_of(known, tokenizer, prompt)]
-        counts += [start + sum(lengths[number] for number, _ in row) for row in dialogues]
+    for known, dialogues in _together(samples, prompt):
+        made = _ids_of(known, tokenizer, prompt)
+        lengths = [len(ids) for ids in made]
+        strange = [0 if unknown is None else ids.count(unknown) for ids in made]
+        for row in dialogues:
+            tokens = start + sum(lengths[number] for number, _, _ in row)
+            learned = sum(
+                len(_learned(kind, made[number], tokenizer, prompt))
+                if kind == "ending"
+                else lengths[number]
+                for number, kind, learns in row
+                if learns
+            )
+            counts.append(Counted(tokens, learned, sum(strange[n] for n, _, _ in row)))
     return counts
 
 
 def _together(
-    samples: Iterable[Sample], prompt: Prompt, wanted: Callable[[list[Span]], list[Span]]
-) -> Iterator[tuple[dict[Piece, int], list[list[tuple[int, str]]]]]:
-    """Some thousand samples at a time: their texts, each once, and the wanted spans of each sample.
+    samples: Iterable[Sample], prompt: Prompt
+) -> Iterator[tuple[dict[Piece, int], list[list[tuple[int, str, bool]]]]]:
+    """Some thousand samples at a time: their texts, each once, and the spans of each sample.
 
-    Of a span there is the number of its text, and its kind. The spans themselves are let go of at
-    once: held by the thousand, they keep the garbage collector busy.
+    Of a span there is the number of its text, its kind, and whether it is learned. The spans
+    themselves are let go of at once: held by the thousand, they keep the garbage collector busy.
     """
     rest = iter(samples)
     while some := list(islice(rest, COUNTED_TOGETHER)):
         known: dict[Piece, int] = {}
-        dialogues: list[list[tuple[int, str]]] = []
+        dialogues: list[list[tuple[int, str, bool]]] = []
         for sample in some:
             with named(sample):
-                spans = wanted(prompt.spans(sample.messages))
-            row = [(known.setdefault(_piece(span), len(known)), span.kind) for span in spans]
-            dialogues.append(row)
+                spans = prompt.spans(sample.messages)
+            dialogues.append(
+                [(known.setdefault(_piece(s), len(known)), s.kind, s.learned) for s in spans]
+            )
         yield known, dialogues
 
 
@@ -156,15 +196,12 @@ def answer_ids(
         UserError: as `dialogue_tokens`.
     """
     found: list[list[int]] = []
-    for known, dialogues in _together(samples, prompt, lambda s: [one for one in s if one.learned]):
+    for known, dialogues in _together(samples, prompt):
         ids = _ids_of(known, tokenizer, prompt)
+        learned = ([(number, kind) for number, kind, learns in row if learns] for row in dialogues)
         found += [
-            [
-                token
-                for number, kind in row
-                for token in _learned(kind, ids[number], tokenizer, prompt)
-            ]
-            for row in dialogues
+            [token for n, kind in row for token in _learned(kind, ids[n], tokenizer, prompt)]
+            for row in learned
         ]
     return found
 

@@ -11,7 +11,6 @@ import numpy as np
 from tuninglab.config import DataConfig
 from tuninglab.config.data import DataPart, columns_of, parts_of, pictures_checked
 from tuninglab.data.mixture import Joined
-from tuninglab.data.prompt import IGNORED, encode_dialogue
 from tuninglab.data.reading.audit import (
     SHOWN_LETTERS,
     Tally,
@@ -32,7 +31,7 @@ from tuninglab.data.reading.audited_pictures import (
     wrong_pictures,
 )
 from tuninglab.data.reading.building import MOST_TOLD
-from tuninglab.data.reading.lengths import too_long
+from tuninglab.data.reading.lengths import lengths_of, too_long
 from tuninglab.data.reading.opening import Wishes, limited, open_stored, settle
 from tuninglab.data.reading.splits import joined
 from tuninglab.data.reading.store import StoredSamples, table_of
@@ -112,7 +111,7 @@ def look_at_data(config: DataConfig) -> Audited:
     """
     train = [read_part(part, config) for part in parts_of(config.data) or []]
     val = [read_part(part, config) for part in parts_of(config.val_data, "val_data") or []]
-    reader = open_reader(config.model, config.max_tokens)
+    reader = open_reader(config.model, config.max_tokens, config.prompt)
     tallies = [tally_of(parts, reader) for parts in (train, val)]
     figures = set_figures(train, config) | sample_figures(train, tallies[0], reader)
     figures["validation"] = compared(train, val, *tallies) if val else None
@@ -123,7 +122,7 @@ def look_at_data(config: DataConfig) -> Audited:
     chosen = some_of(
         [part.samples for part in train], usual if config.show is None else config.show
     )
-    records = [shown(sample, reader.tokenizer) for sample in chosen]
+    records = [shown(sample, reader.tokenizer, reader.prompt) for sample in chosen]
     if config.html is not None:
         write_whole(Path(config.html), page(figures, records))
     printed = records if config.show else []
@@ -148,19 +147,21 @@ def read_part(part: DataPart, config: DataConfig) -> Part:
 
 
 def tally_of(parts: Sequence[Part], reader: Reader) -> Tally:
-    """Count all samples of some sets, and find those that are too long."""
-    tally, tokenizer = Tally(), reader.tokenizer
-    total, done = sum(len(part.samples) for part in parts), 0
-    with working("reading the records as the model does", total) as note:
-        for part in parts:
-            pairs = zip(part.samples, digests_of(part.samples), strict=True)
-            for number, (sample, digests) in enumerate(pairs):
-                ids, labels = encode_dialogue(sample.messages, tokenizer)
-                trained = len(labels) - labels.count(IGNORED)
-                unknown = 0 if reader.unknown is None else ids.count(reader.unknown)
-                tally.take(sample, digests, len(ids), trained, unknown)
-                part.fits[number] = reader.longest is None or len(ids) <= reader.longest
-                note(done := done + 1)
+    """Count all samples of some sets, and find those that are too long.
+
+    Raises:
+        UserError: the prompt has no place for something in a record.
+    """
+    tally = Tally()
+    for part in parts:
+        counted = lengths_of(part.samples, reader.counted, reader.counting_key)
+        if reader.longest is not None and len(counted):
+            part.fits = counted[:, 0] <= reader.longest
+        rows = zip(part.samples, digests_of(part.samples), counted.tolist(), strict=True)
+        with working("reading the records", len(part.samples)) as note:
+            for done, (sample, digests, counts) in enumerate(rows, 1):
+                tally.take(sample, digests, *counts)
+                note(done)
     return tally
 
 

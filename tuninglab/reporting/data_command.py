@@ -49,7 +49,7 @@ def fitting_command(
 
 def can_be_split(train: Sequence[Source]) -> bool:
     """Whether records can be held out of each source: not all share their pictures."""
-    return all(len(groups_of(keys_of(source))) > 1 for source in train)
+    return all(len(groups_of(keys)) > 1 for keys in keys_of(train))
 
 
 def _word(value: object) -> str:

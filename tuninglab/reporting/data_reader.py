@@ -1,9 +1,12 @@
 """Who reads the data: the tokenizer of a model, without its weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuninglab.data.prompt import dialogue_tokens
+from tuninglab.config.prompts import TUNINGLAB, kept_prompt
+from tuninglab.data.prompt import Counted, count_kinds, counting_key, dialogue_tokens, make_prompt
+from tuninglab.data.prompt_formats import Prompt
 from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 from tuninglab.models.build import add_flamingo_tokens
@@ -21,7 +24,9 @@ class Reader:
         name: of the model, as the user gave it.
         base: the Flamingo or language model that it is, or was tuned on.
         flamingo: whether the base is one; else it is a language model, to become one.
+        tokenizer: of the model.
         longest: tokens of a record; None: no matter how many.
+        prompt: how a dialogue becomes a text.
     """
 
     name: str
@@ -29,6 +34,7 @@ class Reader:
     flamingo: bool
     tokenizer: Any
     longest: int | None
+    prompt: Prompt
 
     @property
     def unknown(self) -> int | None:
@@ -39,10 +45,20 @@ class Reader:
 
     def tokens(self, sample: Sample) -> int:
         """The tokens of a whole dialogue."""
-        return dialogue_tokens(sample, self.tokenizer)
+        return dialogue_tokens(sample, self.tokenizer, self.prompt)
+
+    def counted(self, samples: Sequence[Sample]) -> list[Counted]:
+        """The tokens of some dialogues, by kind."""
+        return count_kinds(samples, self.tokenizer, self.prompt, self.unknown)
+
+    @property
+    def counting_key(self) -> str | None:
+        """All that `counted` depends on beside the samples; None where that cannot be told."""
+        key = counting_key(self.tokenizer, self.prompt)
+        return None if key is None else f"{key} by kind {self.unknown}"
 
 
-def open_reader(name: str, max_tokens: int | None = None) -> Reader:
+def open_reader(name: str, max_tokens: int | None = None, prompt: str = TUNINGLAB) -> Reader:
     """The tokenizer of a run folder, an adapter, a model directory, a hub id, or `embedded`.
 
     A plain language model is read with the tokens that a Flamingo adds to it.
@@ -50,9 +66,11 @@ def open_reader(name: str, max_tokens: int | None = None) -> Reader:
     Args:
         name: the model.
         max_tokens: of a record, where that is less than the model can read.
+        prompt: as --prompt names it.
 
     Raises:
-        UserError: there is no such model, it is damaged, or of a kind that finetune cannot take.
+        UserError: there is no such model, it is damaged, of a kind that finetune cannot take, or
+            does not fit the prompt.
     """
     named = find_model(name)
     base = str(named.base)
@@ -71,4 +89,5 @@ def open_reader(name: str, max_tokens: int | None = None) -> Reader:
         add_flamingo_tokens(tokenizer)
     limits = (max_tokens, getattr(text, "max_position_embeddings", None))
     longest = min((limit for limit in limits if limit), default=None)
-    return Reader(name, base, flamingo, tokenizer, longest)
+    asked = make_prompt(kept_prompt(prompt), tokenizer)
+    return Reader(name, base, flamingo, tokenizer, longest, asked)

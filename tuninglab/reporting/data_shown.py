@@ -9,6 +9,7 @@ import numpy as np
 
 from tuninglab.data.mixture import Joined
 from tuninglab.data.prompt import IGNORED, encode_dialogue
+from tuninglab.data.prompt_formats import TUNINGLAB, Prompt
 from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source
 from tuninglab.data.special_tokens import IMAGE_TOKEN
@@ -54,9 +55,9 @@ class Shown(NamedTuple):
         return {"origin": self.sample.origin, **figures, "spans": spans}
 
 
-def shown(sample: Sample, tokenizer: Any) -> Shown:
+def shown(sample: Sample, tokenizer: Any, prompt: Prompt = TUNINGLAB) -> Shown:
     """A sample as the model reads it: runs of tokens that are learned or not, and its pictures."""
-    encoded = encode_dialogue(sample.messages, tokenizer)
+    encoded = encode_dialogue(sample.messages, tokenizer, prompt)
     mark = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     names = iter([picture_name(picture) for picture in sample.images])
     pairs = zip(encoded.input_ids, encoded.labels, strict=True)

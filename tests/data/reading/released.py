@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from tuninglab.data.reading.formats import FORMATS
 from tuninglab.data.reading.found import Reading
-from tuninglab.data.reading.sets import DOCUMENTS, FORMATS
+from tuninglab.data.reading.sets import DOCUMENTS
 from tuninglab.data.sample import Sample
 
 
@@ -406,10 +407,10 @@ RECORDS_RELEASED = {
     "nlvr2 ": NLVR2_BLIP,
     "snli_ve": SNLI_VE,
     "chartqa": CHARTQA,
-    "vqa_rows": BLIP_VQA,
-    "vqa_rows ": VIZWIZ,
-    "blip_captions": BLIP_CAPTION,
-    "blip_captions ": BLIP_CAPTIONS | {"image_id": "coco_522418"},
+    "query-response": BLIP_VQA,
+    "query-response ": VIZWIZ,
+    "captions": BLIP_CAPTION,
+    "captions ": BLIP_CAPTIONS,
     "mmc4": MMC4,
     "laion": LAION,
 }

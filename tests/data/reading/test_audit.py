@@ -27,11 +27,11 @@ from tuninglab.data.reading.audit import (
     turn_figures,
 )
 from tuninglab.data.reading.audited_pictures import (
-    contents_of,
     first_uses,
     middle,
     picture_figures,
     shared_pictures,
+    used_contents,
     wrong_pictures,
 )
 from tuninglab.data.reading.opening import Wishes, open_stored
@@ -265,7 +265,7 @@ def test_pictures_of_both_sides(opened):
     shared = shared_pictures([train], [val])
     assert (shared["pictures"], shared["samples"]) == (1, 2)
     assert [origin[-6:] for origin in shared["examples"]] == ["line 2", "line 3"]
-    assert len(contents_of([train, val])) == 3
+    assert len(used_contents([[train, val]])[0]) == 3
     assert shared_pictures([train], [])["samples"] == 0
 
 

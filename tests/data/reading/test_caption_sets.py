@@ -11,7 +11,7 @@ from tests.data.reading.released import (
     read_records,
     sample,
 )
-from tuninglab.data.reading.caption_sets import CAPTIONS
+from tuninglab.data.reading.captions import CAPTIONS
 from tuninglab.data.reading.found import Reading
 from tuninglab.errors import UserError
 
@@ -103,7 +103,7 @@ def test_another_split_of_karpathy_is_read_on_request():
         ({"filename": None}, "the filename is missing; expected a text"),
         ({"split": ["train"]}, "the split is a list of 1; expected a text"),
         ({"sentences": "A shoe."}, "the sentences are 'A shoe.'; expected a list of objects"),
-        ({"sentences": [{"raw": ""}]}, "the caption is empty; write one or drop the record"),
+        ({"sentences": [{"raw": ""}]}, '"caption" is empty; write one or drop the record'),
     ],
 )
 def test_a_broken_image_of_karpathy_is_named(change, problem):
@@ -121,9 +121,9 @@ def test_a_list_of_captions_is_as_many_samples():
     assert samples == [
         sample(images, "", cake, "set.json, record 1", answers=(cake, knife)),
         sample(images, "", knife, "set.json, record 1", answers=(cake, knife)),
-        sample(images, "", cake, "set.json, record 2", answers=(cake,)),
-        sample(images, "", cake, "set.json, record 3", answers=(cake, knife), id="4-1"),
-        sample(images, "", knife, "set.json, record 3", answers=(cake, knife), id="4-2"),
+        sample(images, "", cake, "set.json, record 2"),
+        sample(images, "", cake, "set.json, record 3", answers=(cake, knife), id="4"),
+        sample(images, "", knife, "set.json, record 3", answers=(cake, knife), id="4"),
     ]
     assert problems == []
 
@@ -131,13 +131,14 @@ def test_a_list_of_captions_is_as_many_samples():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"caption": []}, '"caption" is empty; expected a list of texts'),
-        ({"caption": None}, "the caption is missing; expected a text"),
-        ({"caption": ["a", 3]}, 'number 2 of "caption" is 3, not a text'),
-        ({"image": None}, "the record has a caption but no picture; name the picture"),
-        ({"image": 7}, "picture 1 is 7; expected the name of a file"),
+        ({"caption": []}, "the list of captions is empty; write one"),
+        ({"caption": None}, '"caption" is empty; write one or drop the record'),
+        ({"caption": ["a", ["b"]]}, "an answer is a list of 1; expected a text"),
+        ({"image": []}, "the list of pictures is empty; name one"),
+        ({"image": 7}, "a picture is named by 7; expected a path as text"),
         ({"image": "\ud800"}, "the text holds '\\ud800', half of a surrogate pair"),
-        ({"rejected_response": "no"}, "the record has 'rejected_response', which is not read"),
+        ({"rejected_response": "no"}, 'the record has "rejected_response", but learning from'),
+        ({"loss": False}, 'the record has "loss" False, but every record counts alike'),
     ],
 )
 def test_a_broken_caption_is_named(change, problem):
@@ -145,10 +146,11 @@ def test_a_broken_caption_is_named(change, problem):
     assert samples == [] and line.startswith(f"set.json, record 1: {problem}")
 
 
-def test_what_says_more_than_a_caption_is_none():
-    assert format_of(BLIP_CAPTION | {"system": "Be brief."}) is None
-    assert format_of(BLIP_CAPTION | {"loss": False}) is None
-    assert format_of(BLIP_CAPTIONS) is None
+def test_what_is_said_before_a_caption_is_kept():
+    ((found,), _) = read_records(BLIP_CAPTION | {"system": "Be brief."})
+    said = [{"type": "text", "text": "Be brief."}]
+    assert found.messages[0] == {"role": "system", "content": said} and len(found.messages) == 3
+    assert format_of(BLIP_CAPTION | {"image": None}) is None
 
 
 def test_rows_of_addresses_are_refused_with_the_remedy():

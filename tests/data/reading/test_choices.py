@@ -79,7 +79,7 @@ def test_pictures_of_aokvqa_lie_in_a_folder_or_in_the_record(tmp_path):
         ({"choices": ["a", "b", "c", " "]}, "the text of the right option is empty"),
         ({"image_id": "299207"}, "the image_id is '299207'; expected a whole number"),
         ({"question": None}, "the question is missing; expected a text"),
-        ({"tools": [{}]}, "the record has 'tools', which is not read from this format"),
+        ({"tools": [{}]}, 'the record has "tools", but calls of tools cannot be learned'),
     ],
 )
 def test_a_broken_record_of_aokvqa_is_named(change, problem):

@@ -328,7 +328,7 @@ def test_pictures_written_out_in_the_record_are_read(tmp_path, pics, capsys):
     assert samples[1].images == [pics / "a.png"]
     # What was done to the records is said, once.
     said = capsys.readouterr().err
-    assert said.count("moved to the front") == 1 and ": 3 records" in said
+    assert said.count("moved to the front") == 1 and "(--keep_marks leaves it): 3" in said
 
 
 def test_an_absolute_path_below_the_image_root_is_read(tmp_path, pics):

@@ -429,7 +429,7 @@ BAD = {
         {"query": "<image>Q", "response": "A"},
         {"conversations": [turn("human", "Q<image>"), SAY]},
     ],
-    '"question_id or id" is a list of 1': [{"messages": [USER, ASSISTANT], "id": [1]}],
+    '"id" is a list of 1': [{"messages": [USER, ASSISTANT], "id": [1]}],
     '"kind" is True': [{"messages": [USER, ASSISTANT], "kind": True}],
     "an answer is True": [{"question": "Q", "answer": True}],
     # Single turns.

@@ -118,9 +118,10 @@ def test_without_matches_each_picture_gets_a_sentence_of_its_own():
         (page() | {"image_info": {}}, "image_info is an object of 0; expected a list"),
         (page() | {"image_info": [4]}, "the record is 4; expected an object"),
         (page() | {"image_info": [{}]}, "the image_name is missing; expected a text"),
-        (page() | {"image_info": [{"image_base64": "+*"}]}, "a picture is no base64: "),
+        (page() | {"image_info": [{"image_base64": "+*"}]}, "a picture is given as '+*', which"),
         (page((0, 0.3)) | {"text_list": [" "]}, "message 2: the answer is empty"),
-        (page((0, 0.3), weight=2), "the record has 'weight', which is not read"),
+        (page((0, 0.3), weight=2), 'the record has "weight" 2, but every record counts alike'),
+        (page((0, 0.3), history=[["a", "b"]]), 'the record has "history", but nothing is said'),
     ],
 )
 def test_a_broken_page_is_named(record, problem):

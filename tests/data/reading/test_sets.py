@@ -12,8 +12,10 @@ from tests.data.reading.released import (
     read_rows,
 )
 from tests.json_values import FORTY, JSON_VALUES
+from tuninglab.data.reading.formats import FORMATS
 from tuninglab.data.reading.found import Reading
-from tuninglab.data.reading.sets import DOCUMENTS, FORMATS
+from tuninglab.data.reading.sets import DOCUMENTS
+from tuninglab.data.reading.sets import FORMATS as SETS
 from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 
@@ -35,9 +37,15 @@ def test_each_record_is_found_by_its_keys(name, record):
 def test_what_documents_yield_is_a_record_of_a_format():
     for name, documents in DOCUMENTS_RELEASED.items():
         rows = kind_of_document(documents).records(documents, "set.json", Reading())
-        wanted = {"scienceqa": "choices", "ai2d": "choices", "coco_captions": "blip_captions"}
-        wanted |= {"karpathy": "blip_captions"}
-        assert {format_of(row).name for _, row in rows} == {wanted.get(name, "vqa_rows")}
+        wanted = {"scienceqa": "choices", "ai2d": "choices", "coco_captions": "captions"}
+        wanted |= {"karpathy": "captions"}
+        assert {format_of(row).name for _, row in rows} == {wanted.get(name, "query-response")}
+
+
+@pytest.mark.parametrize("format", SETS, ids=lambda format: format.name)
+def test_formats_of_sets_say_their_keys(format):
+    own = next((one for one in RECORDS_RELEASED.values() if format.fits(one)), None)
+    assert format.keys and (own is None or own.keys() & set(format.keys))
 
 
 def test_names_are_unique():

@@ -6,7 +6,6 @@ from tests.data.reading.released import (
     VQA_ANNOTATIONS,
     VQA_QUESTIONS,
     answers,
-    format_of,
     kind_of_document,
     read_documents,
     read_records,
@@ -140,9 +139,9 @@ def test_files_that_do_not_belong_together_are_refused_with_counts():
         ({"image_id": 2**64}, {}, "the image_id is a huge number; expected a whole number"),
         ({}, {"image_id": 6}, "its picture is '5', that of its annotation 6"),
         ({}, {"answers": []}, "there is no answer; questions of a test split have none"),
-        ({}, {"answers": [{"answer": 3}]}, "answer 1 is 3; expected a text"),
-        ({}, {"answers": answers("", " ")}, "all answers are empty; write one"),
-        ({}, {"question_type": 8}, "the kind is 8; expected a text"),
+        ({}, {"answers": [{"answer": [3]}]}, "an answer is a list of 1; expected a text"),
+        ({}, {"answers": answers("", " ")}, "the answer is empty; write one"),
+        ({}, {"question_type": [8]}, '"kind" is a list of 1'),
     ],
 )
 def test_a_broken_question_is_named(question, annotation, problem):
@@ -205,21 +204,21 @@ def test_flat_lists_hold_all_answers_in_the_record():
     assert problems == []
 
 
-def test_what_says_more_than_a_set_does_is_no_row_of_one():
-    for more in ({"system": "Be brief."}, {"history": [["a", "b"]]}, {"videos": ["a.mp4"]}):
-        assert format_of(BLIP_VQA | more) is None
-    assert format_of({"image": "a.png", "question": "What?", "answer": "it"}) is None
+def test_what_is_said_before_a_question_is_kept():
+    ((found,), _) = read_records(BLIP_VQA | {"system": "Be brief.", "history": [["a", "b"]]})
+    assert [message["role"] for message in found.messages] == ["system", *["user", "assistant"] * 2]
+    assert found.images == [BLIP_VQA["image"]]
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"answer": None}, "there is no answer; questions of a test split have none"),
-        ({"question_id": 1.5}, "the id is 1.5; expected a whole number"),
-        ({"image": {"url": "x"}}, "picture 1 is null; expected the name of a file"),
+        ({"answer": None}, '"answer" is empty; write one or drop the record'),
+        ({"question_id": [1]}, '"question_id" is a list of 1'),
+        ({"image": {"url": "x"}}, "a picture is named by an object of 1; expected a path"),
         ({"images": ["a.jpg"]}, 'the record has both "image" and "images"'),
-        ({"rejected_answer": "up"}, "the record has 'rejected_answer', which is not read from"),
-        ({"question": "<image> Where?"}, "the question holds an <image> mark, but in this format"),
+        ({"rejected_answer": "up"}, 'the record has "rejected_answer", but learning from'),
+        ({"question": "<image> Where? <image>"}, "2 <image> marks in the messages but 1 images"),
     ],
 )
 def test_a_broken_row_is_named(change, problem):

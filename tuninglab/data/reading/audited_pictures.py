@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from tuninglab.data.images import check_picture
 from tuninglab.data.picture_files import confined_path, open_picture
 from tuninglab.data.reading.entries import looked_pictures
+from tuninglab.data.reading.groups import contents_of, keys_of
 from tuninglab.data.reading.store import StoredSamples, table_of
 from tuninglab.data.sample import ImageSource, StoredPicture
 from tuninglab.data.sources import Source
@@ -36,7 +37,7 @@ def picture_figures(sources: Sequence[Source], most: int = MEASURED) -> dict[str
     names = zip(("bytes", "width", "height"), sizes.T, strict=True)
     return {
         "uses": sum(int(table.counts.sum()) for source in sources if (table := table_of(source))),
-        "unique": len(contents_of(sources)),
+        "unique": len(used_contents([sources])[0]),
         "measured": len(step),
         **{name: middle(column) for name, column in names},
     }
@@ -77,12 +78,14 @@ def first_uses(source: Source) -> list[tuple[int, int]]:
     return list(zip(samples.tolist(), which.tolist(), strict=True))
 
 
-def contents_of(sources: Iterable[Source]) -> set[bytes]:
-    """Digests of all pictures that samples of some sources have."""
-    tables = [table for source in sources if (table := table_of(source))]
-    return {
-        digest.tobytes() for table in tables for digest in table.digests[np.unique(table.pictures)]
-    }
+def used_contents(sides: Sequence[Sequence[Source]]) -> list[set[bytes]]:
+    """The contents of all pictures that samples have, on each side of a comparison."""
+    tables = [[table for source in side if (table := table_of(source))] for side in sides]
+    contents = iter(contents_of([table for side in tables for table in side]))
+    return [
+        {own[n] for table in side for own in [next(contents)] for n in np.unique(table.pictures)}
+        for side in tables
+    ]
 
 
 def digests_of(source: Source) -> Iterator[list[bytes]]:
@@ -94,12 +97,12 @@ def digests_of(source: Source) -> Iterator[list[bytes]]:
 
 def shared_pictures(train: Sequence[Source], val: Sequence[Source]) -> dict[str, Any]:
     """Pictures that are in training and validation data, and the validation samples with them."""
-    shared = contents_of(train) & contents_of(val)
+    shared = set.intersection(*used_contents([train, val]))
     rows = [
         (source, number)
-        for source in val
-        for number, digests in enumerate(digests_of(source))
-        if not shared.isdisjoint(digests)
+        for source, keys in zip(val, keys_of([*train, *val])[len(train) :], strict=True)
+        for number, row in enumerate(keys)
+        if not shared.isdisjoint(row)
     ]
     examples = [source[number].origin for source, number in rows[:5]]
     return {"pictures": len(shared), "samples": len(rows), "examples": examples}

@@ -39,6 +39,7 @@ class Built:
         pictures: what was found of each picture, by number.
         names: of the pictures that are files of their own, by number; "" for others.
         window: groups of rows that one process holds, where there are such.
+        unfound: whether a picture was in none of the places where it was looked for.
     """
 
     records: int
@@ -51,6 +52,7 @@ class Built:
     pictures: list[Looked]
     names: list[str]
     window: int = 1
+    unfound: bool = False
 
 
 @dataclass
@@ -142,7 +144,8 @@ class _Building:
             self.lines.sizes.append(samples.write(origin_part + b"\t" + rest + b"\n"))
             self.lines.records.append(number)
             self.lines.counts.append(len(sample.images))
-            self.lines.pictures.extend(self._number(image, pictures) for image in sample.images)
+            images: list[Any] = sample.images
+            self.lines.pictures.extend(self._number(image, pictures) for image in images)
 
     def _kept(self, image: Any, own: BinaryIO) -> Any:
         """A picture as the line names it; one that stands in its record is written beside."""
@@ -173,7 +176,9 @@ class _Building:
             name: np.frombuffer(getattr(self.lines, name), np.int64) for name in vars(self.lines)
         }
         digests = np.array([look.digest or bytes(32) for look in looked], "V32")
-        table = Table(**arrays, digests=digests, groups=np.array(self.groups, np.int64))
+        heads = np.array([look.head or bytes(32) for look in looked], "V32")
+        groups = np.array(self.groups, np.int64)
+        table = Table(**arrays, digests=digests, heads=heads, groups=groups)
         wrong = {number for number, look in enumerate(looked) if look.problem}
         keep = np.ones(len(table.starts), bool)
         if wrong:
@@ -197,7 +202,8 @@ class _Building:
         notes, formats = self.reading.notes, self.reading.formats
         digest = _digest_of(folder, table)
         counts = (self.total, self.bad, problems, notes, formats)
-        return Built(*counts, digest, table, looked, self.names)
+        made = (digest, table, looked, self.names)
+        return Built(*counts, *made, unfound=self.reading.unfound)
 
 
 def _origin(folder: Path, table: Table, row: int) -> str:

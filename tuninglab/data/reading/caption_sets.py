@@ -1,4 +1,4 @@
-"""Sets of captions: COCO's own file, Karpathy's splits, BLIP's lists, LAION's rows.
+"""Sets of captions: COCO's own file, Karpathy's splits, LAION's rows.
 
 Each caption is a sample of its own whose question is the picture alone; all captions of the picture
 are its answers, for scores that compare with every one of them.
@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from tuninglab.data.reading.asking import answers_of, asked, id_of, pictures_of
 from tuninglab.data.reading.fields import (
-    MEANING,
     alone,
     base_names,
     each,
@@ -23,9 +21,7 @@ from tuninglab.data.reading.fields import (
     named_split,
     numbered,
     of_split,
-    refuse_more,
     text_of,
-    texts_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
 from tuninglab.data.sample import Sample, brief
@@ -99,31 +95,6 @@ def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator
     return each(of_split(items, split_of, file, reading), convert)
 
 
-def _is_captions(record: Mapping[str, Any]) -> bool:
-    keys = record.keys()
-    # Without a set's own names, or with more to say, it is anybody's picture with a caption.
-    own = bool(keys & {"answers", "image_id"}) and not keys & {"question", "query", *MEANING}
-    return own and {"image", "caption"} <= keys
-
-
-def _captioned(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
-    """A list of captions is as many samples, a single caption one."""
-    refuse_more(record)
-    pictures = pictures_of(record)
-    if not pictures:
-        raise ValueError("the record has a caption but no picture; name the picture")
-    several = isinstance(record.get("caption"), list)
-    captions = texts_of(record, "caption") if several else [text_of(record, "caption")]
-    # Beside a single caption stand the others of the same picture.
-    every = captions if given(record, "answers") is None else answers_of(record, "answers")
-    own = id_of(record)
-    ids = [f"{own}-{number}" if several and own else own for number in range(1, len(captions) + 1)]
-    return [
-        asked("", every, pictures, origin, id=name, learned=caption)
-        for caption, name in zip(captions, ids, strict=True)
-    ]
-
-
 def _is_laion(record: Mapping[str, Any]) -> bool:
     return {"URL", "TEXT"} <= record.keys()
 
@@ -136,6 +107,5 @@ def _laion(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample
 
 
 COCO = Document("coco_captions", "COCO captions", _is_coco, _coco)
-KARPATHY = Document("karpathy", "Karpathy's splits of captions", _is_karpathy, _karpathy, True)
-CAPTIONS = Format("blip_captions", "pictures with captions (BLIP)", _is_captions, _captioned)
-LAION = Format("laion", "addresses of pictures (LAION)", _is_laion, _laion)
+KARPATHY = Document("karpathy", "Karpathy's splits of captions", _is_karpathy, _karpathy)
+LAION = Format("laion", "addresses of pictures (LAION)", _is_laion, _laion, ("URL", "TEXT"))

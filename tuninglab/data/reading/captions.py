@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuninglab.data.reading.found import Format, Reading
-from tuninglab.data.reading.records import answer_texts, listed_pictures
+from tuninglab.data.reading.records import answer_texts, listed_pictures, right_answers
 from tuninglab.data.reading.single_turns import given_key, single_turn
 from tuninglab.data.sample import Sample
 
@@ -19,7 +19,7 @@ def fits(record: Mapping[str, Any]) -> bool:
 
 
 def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
-    """One sample for each caption; of several, all are right answers of each.
+    """One sample for each caption; of several, and of those in `answers`, all are right.
 
     Raises:
         ValueError: what is wrong with the record.
@@ -30,7 +30,7 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
     pictures = listed_pictures(record, PICTURE_KEYS)
     if not pictures:
         raise ValueError("the list of pictures is empty; name one or drop the record")
-    right = captions if len(captions) > 1 else []
+    right = right_answers(record) or (captions if len(captions) > 1 else [])
     return [single_turn(record, "", text, origin, pictures, right) for text in captions]
 
 

@@ -33,6 +33,7 @@ class Looked(NamedTuple):
         place: where the file lies below the root, if a link on its way makes it another than its
             name says; else "".
         problem: what is wrong with it; "" if nothing is.
+        head: sha256 of the file's size and first bytes, which there is of every picture.
     """
 
     size: int
@@ -41,6 +42,7 @@ class Looked(NamedTuple):
     whole: bool
     place: str = ""
     problem: str = ""
+    head: bytes = b""
 
 
 class Checker:
@@ -82,7 +84,8 @@ class Checker:
             if isinstance(picture, StoredPicture):
                 data = picture.read()
                 check_picture(BytesIO(data), f"picture {brief(picture.name, 200)}", whole)
-                return Looked(len(data), 0, hashlib.sha256(data).digest(), whole)
+                head = head_digest(len(data), data[:HEAD_BYTES])
+                return Looked(len(data), 0, hashlib.sha256(data).digest(), whole, head=head)
             return self._look_at_file(picture, whole)
         except UserError as error:
             # With its stamp: what is wrong with it holds for as long as the file stays as it is.
@@ -95,17 +98,17 @@ class Checker:
         with open_picture(path) as file:
             stat = os.fstat(file.fileno())
             known = self.known.get(name)
-            same = known is not None and (stat.st_size, stat.st_mtime_ns) == known[:2]
+            stamp = (stat.st_size, stat.st_mtime_ns)
             # Decoded once is more than a header read now.
-            if same and known.whole >= whole and not known.problem:
+            if known and known[:2] == stamp and known.whole >= whole and not known.problem:
                 return known._replace(place=place)
             check_picture(file, f"picture {brief(os.fspath(path), 200)}", whole)
             file.seek(0)
+            digest = head = head_digest(stat.st_size, file.read(HEAD_BYTES))
             if whole:
+                file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").digest()
-            else:
-                digest = hashlib.sha256(b"%d " % stat.st_size + file.read(HEAD_BYTES)).digest()
-        return Looked(stat.st_size, stat.st_mtime_ns, digest, whole, place)
+        return Looked(stat.st_size, stat.st_mtime_ns, digest, whole, place, head=head)
 
 
 @contextmanager
@@ -116,6 +119,11 @@ def checker(root: Path, whole: float, known: Mapping[str, Looked]) -> Iterator[C
         yield own
     finally:
         own.close()
+
+
+def head_digest(size: int, beginning: bytes) -> bytes:
+    """A sha256 of the size of a file and its first HEAD_BYTES."""
+    return hashlib.sha256(b"%d " % size + beginning).digest()
 
 
 def changed(names: list[str], root: Path, sizes: array, times: array) -> bool:

@@ -10,7 +10,6 @@ from functools import partial
 from string import ascii_uppercase
 from typing import Any
 
-from tuninglab.data.reading.asking import KIND_KEYS, asked, id_of, kind_of, pictures_of
 from tuninglab.data.reading.fields import (
     alone,
     as_text,
@@ -19,12 +18,14 @@ from tuninglab.data.reading.fields import (
     given,
     named,
     of_split,
-    refuse_more,
     text_of,
     texts_of,
     whole,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
+from tuninglab.data.reading.questions import KIND_KEYS
+from tuninglab.data.reading.records import listed_pictures, majority, name_of
+from tuninglab.data.reading.single_turns import single_turn
 from tuninglab.data.sample import ImageSource, Sample, brief
 
 NO_ANSWER = "there is no answer; questions of a test split have none: use a split with answers"
@@ -34,7 +35,7 @@ def multiple_choice(
     record: Mapping[str, Any],
     options: list[str],
     right: int,
-    images: Sequence[ImageSource],
+    images: list[ImageSource],
     origin: str,
     kind: str | None = None,
 ) -> Sample:
@@ -60,7 +61,7 @@ def multiple_choice(
     context = [] if hint in (None, "") else [f"Context: {text_of(record, 'hint')}"]
     lines = [*context, text_of(record, "question"), *lines]
     answers = [ascii_uppercase[right], as_text(options[right], "the text of the right option")]
-    return asked("\n".join(lines), answers, images, origin, kind, id_of(record))
+    return single_turn(record, "\n".join(lines), answers[0], origin, images, answers, kind)
 
 
 def _is_choice(record: Mapping[str, Any]) -> bool:
@@ -70,11 +71,10 @@ def _is_choice(record: Mapping[str, Any]) -> bool:
 def _choices(
     record: dict[str, Any], origin: str, reading: Reading, numbered: bool = False
 ) -> list[Sample]:
-    refuse_more(record)
     options = texts_of(record, "choices", "options")
     right = _right_option(given(record, "answer"), options, numbered)
-    kind = kind_of(record, *KIND_KEYS, "subject")
-    return [multiple_choice(record, options, right, pictures_of(record), origin, kind)]
+    kind = name_of(record, (*KIND_KEYS, "subject"))
+    return [multiple_choice(record, options, right, listed_pictures(record), origin, kind)]
 
 
 def _right_option(answer: Any, options: list[str], numbered: bool) -> int:
@@ -112,7 +112,6 @@ def _is_aokvqa(record: Mapping[str, Any]) -> bool:
 
 
 def _aokvqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
-    refuse_more(record)
     right = record.get("correct_choice_idx")
     if right is None:
         raise ValueError(NO_ANSWER)
@@ -123,19 +122,19 @@ def _aokvqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
 
 def _aokvqa_direct(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
     """Without options, the usual one of ten answers learned, as the set's second task has it."""
-    refuse_more(record)
     if record.get("difficult_direct_answer") is True:  # the official score leaves them out, too
         reading.notes["A-OKVQA questions without a usual direct answer, left out"] += 1
         return []
     if record.get("direct_answers") is None:
         raise ValueError(NO_ANSWER)
     answers, images = texts_of(record, "direct_answers"), _aokvqa_pictures(record, reading)
-    return [asked(text_of(record, "question"), answers, images, origin, id=id_of(record))]
+    question = text_of(record, "question")
+    return [single_turn(record, question, majority(answers), origin, images, answers)]
 
 
 def _aokvqa_pictures(record: Mapping[str, Any], reading: Reading) -> list[ImageSource]:
     """Its own, in a table; else the one of COCO 2017 that the record names."""
-    if pictures := pictures_of(record):
+    if pictures := listed_pictures(record):
         return pictures
     name = f"{whole(record.get('image_id'), 'the image_id'):012d}.jpg"
     split = record.get("split")
@@ -196,14 +195,21 @@ def _ai2d(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
     return each(items, convert)
 
 
-AOKVQA = Format("aokvqa", "A-OKVQA, multiple choice", _is_aokvqa, _aokvqa)
-AOKVQA_DIRECT = Format("aokvqa_direct", "A-OKVQA, direct answers", _is_aokvqa, _aokvqa_direct)
-CHOICES = Format("choices", "questions with options (ScienceQA, AI2D)", _is_choice, _choices)
+AOKVQA_KEYS = ("image_id", "question", "choices", "correct_choice_idx", "direct_answers")
+CHOICE_KEYS = ("question", "choices", "options", "answer")
+AOKVQA = Format("aokvqa", "A-OKVQA, multiple choice", _is_aokvqa, _aokvqa, AOKVQA_KEYS)
+AOKVQA_DIRECT = Format(
+    "aokvqa_direct", "A-OKVQA, direct answers", _is_aokvqa, _aokvqa_direct, AOKVQA_KEYS
+)
+CHOICES = Format(
+    "choices", "questions with options (ScienceQA, AI2D)", _is_choice, _choices, CHOICE_KEYS
+)
 AI2D_ROWS = Format(
     "ai2d_rows",
     "AI2D's table (numbers as text)",
     _is_choice,
     partial(_choices, numbered=True),
+    CHOICE_KEYS,
 )
-SCIENCEQA = Document("scienceqa", "ScienceQA problems", _is_scienceqa, _scienceqa, True)
+SCIENCEQA = Document("scienceqa", "ScienceQA problems", _is_scienceqa, _scienceqa)
 AI2D = Document("ai2d", "AI2D questions", _is_ai2d, _ai2d)

@@ -67,7 +67,7 @@ def container_of(path: str | Path, split: str | None = None) -> Found | None:
         return _folder(place, split)
     else:
         found = _files([place], place.parent, kind_of(head(place, LOOKED_AT), place))
-    # Of JSON, whoever reads it knows whether it may hold several.
+    # A document of JSON may have splits of its own.
     if split is not None and found is not None:
         raise wrong_split(place, split, [])
     return found

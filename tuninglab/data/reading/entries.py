@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,6 +23,7 @@ import numpy as np
 from tuninglab.console import say
 from tuninglab.data.reading.building import Built
 from tuninglab.data.reading.checking import Looked, changed
+from tuninglab.data.reading.folders import PICTURE_ENDINGS, ending
 from tuninglab.data.reading.store import SAMPLES, Table
 from tuninglab.disk import whole_folder
 from tuninglab.errors import WorkError
@@ -72,16 +74,26 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def load_entry(folder: Path) -> Entry | None:
-    """What was kept, if data and pictures are as they were; else None."""
+def load_entry(folder: Path, files: Iterable[Path]) -> Entry | None:
+    """What was kept, if data and pictures are as they were; else None.
+
+    Args:
+        folder: of the entry.
+        files: that lie now where the data is; further ones may belong to them.
+    """
     entry = read_entry(folder)
-    if entry is None:
+    # A picture that was nowhere may by now be in any of the places where it is looked for.
+    if entry is None or entry.about["unfound"]:
+        return None
+    # Shards may have come to a folder.
+    if not {os.path.abspath(file) for file in files} <= entry.about["files"].keys():
         return None
     for name, stamp in entry.about["files"].items():
         if _stamp(Path(name)) != stamp:
             return None
     names, looked = _pictures(folder)
-    sizes, times = (array("q", [look[k] for look in looked]) for k in (0, 1))
+    sizes = array("q", [look.size for look in looked])
+    times = array("q", [look.mtime_ns for look in looked])
     return None if changed(names, Path(entry.about["root"]), sizes, times) else entry
 
 
@@ -125,6 +137,7 @@ def keep(beside: Path, built: Built, what: str, root: Path, files: Mapping[str, 
         "formats": dict(built.formats),
         "digest": built.digest,
         "window": built.window,
+        "unfound": built.unfound,
         "bytes": (beside / SAMPLES).stat().st_size,
     }
     (beside / ABOUT).write_text(json.dumps(about))
@@ -137,6 +150,7 @@ def keep(beside: Path, built: Built, what: str, root: Path, files: Mapping[str, 
         sizes=np.array([look.size for look in looked], np.int64),
         times=np.array([look.mtime_ns for look in looked], np.int64),
         digests=np.array([look.digest or bytes(32) for look in looked], "V32"),
+        heads=np.array([look.head or bytes(32) for look in looked], "V32"),
         whole=np.array([look.whole for look in looked], bool),
         bad=np.array([bool(look.problem) for look in looked], bool),
     )
@@ -161,10 +175,13 @@ def read_entry(folder: Path) -> Entry | None:
 def _pictures(folder: Path) -> tuple[list[str], list[Looked]]:
     named = json.loads((folder / NAMES).read_text())
     with np.load(folder / PICTURES) as arrays:
-        columns = (arrays[name].tolist() for name in ("sizes", "times", "digests", "whole", "bad"))
+        kept = ("sizes", "times", "digests", "heads", "whole", "bad")
+        columns = (arrays[name].tolist() for name in kept)
         looked = [
-            Looked(size, time, bytes(digest), whole, place, "bad" if bad else "")
-            for size, time, digest, whole, bad, (_, place) in zip(*columns, named, strict=True)
+            Looked(size, time, bytes(digest), whole, place, "bad" if bad else "", bytes(head))
+            for size, time, digest, head, whole, bad, (_, place) in zip(
+                *columns, named, strict=True
+            )
         ]
     return [name for name, _ in named], looked
 
@@ -175,11 +192,36 @@ def looked_pictures(folder: Path) -> tuple[list[str], list[Looked]]:
 
 
 def _stamp(file: Path) -> list[int] | None:
+    """Size and time of change of a file; of a folder, how much is in it and a digest of that."""
     try:
         found = file.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            return [found.st_size, found.st_mtime_ns]
+        count = total = 0
+        for name, *stamp in _inside(file):
+            count += 1
+            # Added up, so that their order does not matter.
+            said = blake2b(os.fsencode(f"{name} {stamp}"), digest_size=6).digest()
+            total += int.from_bytes(said)
+        return [count, total]
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+
+
+def _inside(folder: Path) -> Iterator[tuple[Any, ...]]:
+    """The files in a folder and its folders: path, size and time; of pictures the path alone."""
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for one in found:
+                if one.is_dir(follow_symlinks=False):
+                    waiting.append(one.path)
+                elif ending(one.name) in PICTURE_ENDINGS:
+                    # They have stamps of their own, where they are used.
+                    yield (one.path,)
+                else:
+                    about = one.stat()
+                    yield one.path, about.st_size, about.st_mtime_ns
 
 
 @cache

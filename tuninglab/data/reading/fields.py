@@ -5,18 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tuninglab.data.reading.dialogues import checked_object
 from tuninglab.data.reading.found import RawRecord, Reading
+from tuninglab.data.reading.records import answer_texts, checked_object
 from tuninglab.data.sample import brief, checked_text
 from tuninglab.errors import UserError
 
 SPLIT = re.compile(r"(train|val|test)(?:-dev)?(20\d\d)")
 HUGE = 2**63  # no set counts so far; a number of a million digits would be a name as well
-# What a question with its answers cannot say. Ignored, it would change what is learned.
-MEANING = {
-    *("system", "system_prompt", "history", "tools", "objects", "messages", "conversations"),
-    *("loss", "loss_scale", "weight", "video", "videos", "audio", "audios"),
-}
 
 
 def named_split(text: str) -> str | None:
@@ -31,21 +26,6 @@ def named_split(text: str) -> str | None:
 def base_names(file: str) -> str:
     """A file, or several joined by "+", without the folders, which may have names of splits."""
     return "+".join(part.rpartition("/")[2] for part in file.split("+"))
-
-
-def refuse_more(record: Mapping[str, Any]) -> None:
-    """Pass if no key of a record asks for what questions, answers and captions cannot express.
-
-    Raises:
-        ValueError: one does, and is not empty.
-    """
-    for key, value in record.items():
-        known = key in MEANING or (isinstance(key, str) and key.startswith("rejected"))
-        if known and value is not None and value not in ("", [], {}):
-            raise ValueError(
-                f"the record has {brief(key)}, which is not read from this format; write the "
-                'record as "messages", or remove the key'
-            )
 
 
 def given(record: Mapping[str, Any], *keys: str) -> Any:
@@ -91,6 +71,32 @@ def texts_of(record: Mapping[str, Any], *keys: str) -> list[str]:
             raise ValueError(f'number {number} of "{keys[0]}" is {brief(value)}, not a text')
         checked_text(value)
     return values
+
+
+def answers_of(record: Mapping[str, Any], *keys: str) -> list[str]:
+    """The answers under the first of these keys: a text, a list of them, or VQA's objects.
+
+    Raises:
+        ValueError: there are none, or one is no text.
+    """
+    value = given(record, *keys)
+    if value is None or value == []:
+        raise ValueError(
+            "there is no answer; questions of a test split have none and cannot be learned or "
+            "scored: use a split with answers"
+        )
+    return answer_texts(value)
+
+
+def question_record(
+    item: Mapping[str, Any], image: str, answers: list[str], **named: Any
+) -> dict[str, Any]:
+    """A question of a document as a record that `questions` reads, `named` its name and kind.
+
+    Raises:
+        ValueError: it asks nothing.
+    """
+    return {"image": image, "question": text_of(item, "question"), "answers": answers, **named}
 
 
 def whole(value: Any, what: str) -> int:
@@ -220,6 +226,7 @@ def of_split(
     Raises:
         UserError: nothing belongs to that split.
     """
+    reading.has_splits = True
     items = list(items)
     splits = [split_of(item) if isinstance(item, dict) else None for _, item in items]
     sizes = Counter(split for split in splits if isinstance(split, str))

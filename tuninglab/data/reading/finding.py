@@ -1,12 +1,12 @@
 """What lies at a path, and of which format it is: found out, or as the user says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuninglab.data.reading.containers import container_of
 from tuninglab.data.reading.formats import FORMATS, format_named
-from tuninglab.data.reading.found import Document, Format, Found
+from tuninglab.data.reading.found import Document, Format, Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import (
     LINES,
     described,
@@ -33,7 +33,7 @@ def find(paths: Sequence[str], split: str | None, form: str | None) -> Found:
     document = next((one for one in DOCUMENTS if one.name == form), None)
     format = None if form is None or document else format_named(form)
     if len(paths) > 1:
-        return _without_splits(_together([Path(path) for path in paths], document), split)
+        return _together([Path(path) for path in paths], document)
     container = container_of(paths[0], split)
     if container is not None:
         if document:
@@ -42,17 +42,10 @@ def find(paths: Sequence[str], split: str | None, form: str | None) -> Found:
             )
         container.format = format or container.format
         return container
-    return _without_splits(_json(Path(paths[0]), document, format), split)
-
-
-def _without_splits(found: Found, split: str | None) -> Found:
-    """What JSON files hold, if a split is asked for of those alone that may have several.
-
-    Raises:
-        UserError: of others.
-    """
-    if split is not None and not found.splits:
-        raise UserError(f"{shown(found.files[0])} has no splits; leave out :{split}")
+    found = _json(Path(paths[0]), document, format)
+    # What is only a list of records cannot tell; a document says it when it is read.
+    if split is not None and not found.what:
+        raise UserError(f"{paths[0]} is a file, which has no splits; leave out :{split}")
     return found
 
 
@@ -111,10 +104,10 @@ def _together(paths: list[Path], document: Document | None) -> Found:
 
 def _of_document(document: Document, values: list[Any], paths: list[Path]) -> Found:
     label = "+".join(shown(path) for path in paths)
-    return Found(
-        document.what,
-        paths,
-        lambda reading: document.records(values, label, reading),
-        paths[0].parent,
-        splits=document.splits,
-    )
+
+    def records(reading: Reading) -> Iterator[RawRecord]:
+        yield from document.records(values, label, reading)
+        if reading.split is not None and not reading.has_splits:
+            raise UserError(f"{label} has no splits; leave out :{reading.split}")
+
+    return Found(document.what, paths, records, paths[0].parent)

@@ -22,28 +22,33 @@ class Reading:
         root: the folder that names of pictures start from, links resolved; None: not known.
         keep_marks: leave `<image>` where the file has it (--keep_marks).
         columns: names of a record's keys by what they hold, {"query": "Q"} (--columns).
-        seed: of what is drawn among several answers or captions.
         split: the part that is read of a file that holds several (path:split); None: train.
         notes: what was done to records and changes what is learned, and how often; said once.
         columns_found: those of `columns` that some record had so far.
         formats: how many records were what.
+        unfound: whether a picture was in none of the places where it was looked for.
+        has_splits: whether the data tells its splits apart itself.
     """
 
     root: Path | None = None
     keep_marks: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
     split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
     columns_found: set[str] = field(default_factory=set)
     formats: Counter[str] = field(default_factory=Counter)
+    unfound: bool = False
+    has_splits: bool = False
 
     def existing(self, names: Sequence[str]) -> str:
         """The first of these names that is a file under the root; else the first, for messages."""
         root = self.root
         # Names are untrusted: unlike Path's own, this test is also false for one that no file has.
-        found = (name for name in names if root is not None and os.path.isfile(root / name))
-        return next(found, names[0])
+        for name in names:
+            if root is not None and os.path.isfile(root / name):
+                return name
+        self.unfound = True
+        return names[0]
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,12 @@ class Document:
         fits: whether documents given together (`questions.json+annotations.json`) look like it.
         records: the documents, what to call their file in messages, how they are read -> records
             of some `Format`. Raises UserError where the documents do not fit each other.
-        splits: whether one file may hold several splits, of which `Reading.split` is read.
     """
 
     name: str
     what: str
     fits: Callable[[Sequence[Any]], bool]
     records: Callable[[Sequence[Any], str, Reading], Iterator[RawRecord]]
-    splits: bool = False
 
 
 @dataclass
@@ -97,7 +100,6 @@ class Found:
         records: goes through them once, in order, in little memory.
         root: the folder that names of pictures start from, where none is given.
         format: of the records, where the container says so; None: by the keys of each.
-        splits: whether it may hold several splits, of which `Reading.split` is read.
     """
 
     what: str
@@ -105,4 +107,3 @@ class Found:
     records: Callable[[Reading], Iterator[RawRecord]]
     root: Path
     format: Format | None = None
-    splits: bool = False

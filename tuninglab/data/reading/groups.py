@@ -10,7 +10,7 @@ from PIL import Image
 
 from tuninglab.console import say
 from tuninglab.data.picture_files import ConfinedPath
-from tuninglab.data.reading.store import table_of
+from tuninglab.data.reading.store import Table, table_of
 from tuninglab.data.sample import StoredPicture
 from tuninglab.data.sources import Source, picture_digest
 from tuninglab.errors import UserError
@@ -106,12 +106,27 @@ def groups_of(keys: Sequence[Sequence[Any]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def keys_of(source: Source) -> list[list[Any]]:
-    """Keys as of `picture_keys`, without reading a sample where their pictures are known."""
-    if (table := table_of(source)) is None:
-        return picture_keys(source)
-    digests = [digest.tobytes() for digest in table.digests]
-    return [[digests[n] for n in pictures.tolist()] for pictures in table.pictures_of()]
+def keys_of(sources: Sequence[Source]) -> list[list[list[Any]]]:
+    """Keys of the samples of each source, as of `picture_keys`.
+
+    Where all pictures are known, no sample is read. If of some only the headers were, those are the
+    keys of all: a picture that was read whole in one source is then known in another.
+    """
+    known = [table for source in sources if (table := table_of(source)) is not None]
+    if len(known) < len(sources):
+        # Keys of different kinds would never be equal.
+        return [picture_keys(source) for source in sources]
+    digests = contents_of(known)
+    return [
+        [[own[n] for n in pictures.tolist()] for pictures in table.pictures_of()]
+        for table, own in zip(known, digests, strict=True)
+    ]
+
+
+def contents_of(tables: Sequence[Table]) -> list[list[bytes]]:
+    """What tells the pictures of some tables apart, by number; equal where two are alike."""
+    name = "digests" if all(table.is_exact() for table in tables) else "heads"
+    return [[digest.tobytes() for digest in getattr(table, name)] for table in tables]
 
 
 def picture_keys(samples: Iterable[Any]) -> list[list[int | str]]:

@@ -147,7 +147,7 @@ def class_folder(folder: Path, split: str | None) -> Found | None:
     if not inner:
         return None
     what = f"a folder of pictures in {len(inner)} classes"
-    return Found(what, inner, partial(_classes, folder, inner), folder)
+    return Found(what, [inner[0].parent], partial(_classes, folder, inner), folder)
 
 
 def _classes(folder: Path, inner: Sequence[Path], reading: Reading) -> Iterator[RawRecord]:
@@ -175,7 +175,7 @@ def keyed_folder(folder: Path) -> Found | None:
         if key and any(os.path.isfile(folder / f"{key[0]}.{other}") for other in others):
             places = [folder, *subfolders(folder)]
             what = "a folder of pictures with a text beside each"
-            return Found(what, places, partial(_keyed, folder, places), folder)
+            return Found(what, [folder], partial(_keyed, folder, places), folder)
     return None
 
 

@@ -1,19 +1,18 @@
 """Pages of the web whose pictures stand among their sentences: MMC4."""
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-from tuninglab.data.reading.dialogues import checked_object
-from tuninglab.data.reading.fields import refuse_more, text_of, texts_of, whole
+from tuninglab.data.reading.fields import text_of, texts_of, whole
 from tuninglab.data.reading.found import Format, Reading
+from tuninglab.data.reading.picture_values import decoded
+from tuninglab.data.reading.records import checked_object, refuse_unread, system_messages
 from tuninglab.data.sample import ImageSource, Sample, brief
 
 # As OpenFlamingo was trained.
 LEAST_SIMILARITY = 0.24
 MOST_PICTURES = 6
 SMALLEST = 10_000  # bytes; what is not larger is an icon or a button
-LARGEST = 20 * 2**20
 
 
 def _fits(record: Mapping[str, Any]) -> bool:
@@ -26,7 +25,9 @@ def _samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
     The sentences before the first picture stand before it as context. Pictures of one sentence
     stand in one turn. Pictures come in the order of their sentences, whatever their own order.
     """
-    refuse_more(record)
+    refuse_unread(record)
+    if record.get("history"):
+        raise ValueError('the record has "history", but nothing is said before a page; drop it')
     sentences = texts_of(record, "text_list")
     placed = sorted(_placed(record, len(sentences), reading), key=lambda one: one[0])
     if not placed:
@@ -43,6 +44,7 @@ def _samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
         pictures = [{"type": "image"} for place, _ in placed if place == start]
         messages.append({"role": "user", "content": context + pictures})
         messages.append({"role": "assistant", "content": [_text(sentences[start:end])]})
+    messages = system_messages(record) + messages
     return [Sample(messages, [picture for _, picture in placed], origin)]
 
 
@@ -84,13 +86,7 @@ def _picture(info: dict[str, Any]) -> ImageSource:
     inline = info.get("image_base64")
     if inline is None:
         return text_of(info, "image_name")
-    text = text_of(info, "image_base64")
-    if len(text) > LARGEST * 4 / 3 + 4:
-        raise ValueError(f"a picture is larger than {LARGEST // 2**20} MiB; make it smaller")
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise ValueError(f"a picture is no base64: {error}") from None
+    return decoded(inline)
 
 
 def _is_small(picture: ImageSource) -> bool:
@@ -143,4 +139,5 @@ def _similarity(value: Any) -> float:
     return value
 
 
-MMC4 = Format("mmc4", "MMC4, pictures among sentences", _fits, _samples)
+KEYS = ("text_list", "image_info")
+MMC4 = Format("mmc4", "MMC4, pictures among sentences", _fits, _samples, KEYS)

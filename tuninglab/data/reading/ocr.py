@@ -4,23 +4,24 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuninglab.data.reading.asking import ID_KEYS, answers_of, asked, id_of, pictures_of
 from tuninglab.data.reading.fields import (
     alone,
+    answers_of,
     each,
     first_of,
-    given,
     identity,
     listed,
     named,
     numbered,
     of_split,
-    refuse_more,
+    question_record,
     text_of,
     texts_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
-from tuninglab.data.sample import Sample, brief
+from tuninglab.data.reading.records import listed_pictures, majority, name_of
+from tuninglab.data.reading.single_turns import single_turn
+from tuninglab.data.sample import ImageSource, Sample, brief
 
 # OCR-VQA writes its splits as numbers.
 OCR_SPLITS = {1: "train", 2: "val", 3: "test"}
@@ -52,18 +53,13 @@ def _docvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
         kinds = item.get("question_types")
         kind = kinds[0] if isinstance(kinds, list) and kinds else None
         found = reading.existing([name, name.rpartition("/")[2] or name])
-        return [_record(item, found) | {"kind": kind}]
+        return [_record(item, found, kind)]
 
     return each(numbered(listed(documents[0], "data", file), f"{file}, question"), convert)
 
 
-def _record(item: dict[str, Any], image: str) -> dict[str, Any]:
-    return {
-        "image": image,
-        "question": item.get("question"),
-        "answers": item.get("answers"),
-        "question_id": given(item, *ID_KEYS),
-    }
+def _record(item: dict[str, Any], image: str, kind: Any = None) -> dict[str, Any]:
+    return question_record(item, image, answers_of(item, "answers"), id=name_of(item), kind=kind)
 
 
 def _is_ocrvqa(documents: Sequence[Any]) -> bool:
@@ -85,12 +81,7 @@ def _ocrvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
         names = list(dict.fromkeys([f"{name}.jpg", f"{name}{ending[0] if ending else '.jpg'}"]))
         found = reading.existing([*names, *(f"images/{one}" for one in names)])
         return [
-            {
-                "image": found,
-                "question": question,
-                "answers": [answer],
-                "question_id": f"{name}-{number}",
-            }
+            question_record({"question": question}, found, [answer], id=f"{name}-{number}")
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1)
         ]
 
@@ -108,18 +99,17 @@ def _is_chartqa(record: Mapping[str, Any]) -> bool:
 
 
 def _chartqa(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
-    refuse_more(record)
-    images = pictures_of(record)
-    if record.get("imgname") is not None:
+    images: list[ImageSource] = listed_pictures(record)
+    if not images and record.get("imgname") is not None:
         name = text_of(record, "imgname")
-        images = [*images, reading.existing([name, f"png/{name}"])]
+        images = [reading.existing([name, f"png/{name}"])]
     if not images:
         raise ValueError("the question is about no picture; name the chart (imgname)")
     question, answers = text_of(record, "query"), answers_of(record, "label")
-    return [asked(question, answers, images, origin, id=id_of(record))]
+    return [single_turn(record, question, majority(answers), origin, images, answers)]
 
 
 TEXTVQA = Document("textvqa", "TextVQA", _is_textvqa, _textvqa)
 DOCVQA = Document("docvqa", "DocVQA", _is_docvqa, _docvqa)
-OCRVQA = Document("ocrvqa", "OCR-VQA", _is_ocrvqa, _ocrvqa, True)
-CHARTQA = Format("chartqa", "ChartQA", _is_chartqa, _chartqa)
+OCRVQA = Document("ocrvqa", "OCR-VQA", _is_ocrvqa, _ocrvqa)
+CHARTQA = Format("chartqa", "ChartQA", _is_chartqa, _chartqa, ("imgname", "query", "label"))

@@ -113,7 +113,7 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
     label = shown(Path(part.path.removesuffix(end)))
     given = part.image_root or wishes.image_root
     form = part.format or wishes.format
-    check_files(part)
+    files = check_files(part)
     identity = {
         "paths": [os.path.abspath(name) for name in names],
         "split": split,
@@ -122,44 +122,47 @@ def open_stored(part: DataPart, wishes: Wishes) -> tuple[StoredSamples, dict[str
         "columns": dict(wishes.columns),
         "keep_marks": wishes.keep_marks,
         "check": str(wishes.check),
-        "seed": wishes.seed,
     }
     folder = entry_folder(identity)
     with held(folder):
         root = checked_root(Path(given)) if given else None
-        entry = load_entry(folder)
+        entry = load_entry(folder, files)
         if entry is None:
             check_columns(wishes.columns)
             found = find(names, split, form)
             root = root or checked_root(found.root)
-            how = (wishes.keep_marks, wishes.columns, wishes.seed)
-            reading = Reading(root, *how, split=split)
-            known, files = known_pictures(folder), stamps(found.files)
+            reading = Reading(root, wishes.keep_marks, wishes.columns, split)
+            known, stamped = known_pictures(folder), stamps(found.files)
             with new_entry(folder) as beside:
                 built = build(found, reading, beside, label, wishes.check, known)
                 check_columns_found(reading)
-                keep(beside, built, found.what, root, files)
+                keep(beside, built, found.what, root, stamped)
             entry = read_entry(folder)
             if entry is None:
                 raise WorkError(f"What was read of {label} could not be kept in {folder}.")
     return stored_of(entry, label), entry.about
 
 
-def check_files(part: DataPart) -> None:
-    """Pass if the files that a part names are there and can be read.
+def check_files(part: DataPart) -> list[Path]:
+    """The files that a part names, which are there and can be read; of a folder those in it.
 
     Raises:
         UserError: one is missing, empty, no regular file or not readable.
     """
     names, end = split_path(part.path)
+    limit_of(part)
+    files = []
     for name in names:
-        # A name with braces stands for files that are looked at later.
+        # A name with braces stands for several files.
         if os.path.isdir(name) or ("{" in name and not os.path.lexists(name)):
-            container_of(name, split_of(end))
+            container = container_of(name, split_of(end))
+            files += [] if container is None else container.files
             continue
         check_file(Path(name))
         if os.path.getsize(name) == 0:
             raise UserError(f"{shown(Path(name))} is empty; expected records")
+        files.append(Path(name))
+    return files
 
 
 def split_of(end: str) -> str | None:
@@ -177,8 +180,14 @@ def stored_of(entry: Entry, label: str) -> StoredSamples:
 
 
 def limit_of(part: DataPart) -> int | None:
-    """At most so many records are wanted, by `PATH#500` or `limit`."""
+    """At most so many records are wanted, by `PATH#500` or `limit`.
+
+    Raises:
+        UserError: none at all.
+    """
     number = split_path(part.path)[1].rpartition("#")[2]
+    if number.isdigit() and not int(number):
+        raise UserError(f"{shown(Path(part.path))} takes no record; give a number of at least 1")
     limits = [n for n in (part.limit, int(number) if number.isdigit() else None) if n]
     return min(limits, default=None)
 

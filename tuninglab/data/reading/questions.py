@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuninglab.data.reading.found import Format, Reading
-from tuninglab.data.reading.records import answer_texts
+from tuninglab.data.reading.records import answer_texts, name_of
 from tuninglab.data.reading.single_turns import (
     EMPTY,
     answer_and_all,
@@ -17,6 +17,7 @@ from tuninglab.data.sample import Sample
 QUERY_KEYS = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE_KEYS = ("response", "answer", "output", "target", "targets", "answer_key", "answers")
 RESPONSE_KEYS += ("solution", "text", "completion", "content")
+KIND_KEYS = ("kind", "question_type", "answer_type")
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -49,7 +50,8 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
     # Of a picture alone one may ask nothing: it is described.
     asked = any(record.get(key) not in EMPTY for key in QUERY_KEYS)
     question = given_text(record, given_key(record, QUERY_KEYS, reading)) if asked else ""
-    return [single_turn(record, question, answer, origin, answers=right)]
+    kind = name_of(record, KIND_KEYS)
+    return [single_turn(record, question, answer, origin, answers=right, kind=kind)]
 
 
 KEYS = ("query", "response")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuninglab.data.reading.asking import asked, pictures_of
 from tuninglab.data.reading.fields import (
     alone,
+    answers_of,
     each,
     first_of,
     given,
@@ -13,10 +13,12 @@ from tuninglab.data.reading.fields import (
     listed,
     named,
     numbered,
-    refuse_more,
+    question_record,
     text_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
+from tuninglab.data.reading.records import listed_pictures
+from tuninglab.data.reading.single_turns import single_turn
 from tuninglab.data.sample import ImageSource, Sample, brief
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -32,15 +34,10 @@ def _gqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[RawR
     def convert(question: dict[str, Any]) -> list[dict[str, Any]]:
         name = f"{identity(question.get('imageId'), 'the imageId')}.jpg"
         types = question.get("types")
-        return [
-            {
-                "image": reading.existing([name, f"images/{name}"]),
-                "question": question.get("question"),
-                "answers": question.get("answer"),
-                "question_id": question["question_id"],
-                "kind": types.get("structural") if isinstance(types, dict) else None,
-            }
-        ]
+        kind = types.get("structural") if isinstance(types, dict) else None
+        image = reading.existing([name, f"images/{name}"])
+        answers = answers_of(question, "answer")
+        return [question_record(question, image, answers, id=question["question_id"], kind=kind)]
 
     return each(named(documents[0], f"{file}, question"), convert)
 
@@ -56,15 +53,10 @@ def _clevr(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Ra
         name, split = text_of(item, "image_filename"), text_of(item, "split")
         program = item.get("program")
         last = program[-1] if isinstance(program, list) and program else None
-        return [
-            {
-                "image": reading.existing([f"images/{split}/{name}", f"{split}/{name}", name]),
-                "question": item.get("question"),
-                "answers": item.get("answer"),
-                "question_id": item.get("question_index"),
-                "kind": given(last, "function", "type") if isinstance(last, dict) else None,
-            }
-        ]
+        kind = given(last, "function", "type") if isinstance(last, dict) else None
+        image = reading.existing([f"images/{split}/{name}", f"{split}/{name}", name])
+        answers, own = answers_of(item, "answer"), item.get("question_index")
+        return [question_record(item, image, answers, id=own, kind=kind)]
 
     return each(numbered(listed(documents[0], "questions", file), f"{file}, question"), convert)
 
@@ -80,13 +72,12 @@ def _nlvr2(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample
     Pictures of one `directory` belong together, which is the unit that the set's authors hold out
     for validation: it becomes the sample's kind.
     """
-    refuse_more(record)
     label = (
         str(record.get("label")) if isinstance(record.get("label"), bool) else record.get("label")
     )
     if label not in ("True", "False"):
         raise ValueError(f'the label is {brief(label)}; expected "True" or "False"')
-    name, images = record.get("identifier"), pictures_of(record)
+    name, images = record.get("identifier"), listed_pictures(record)
     if name is not None:
         name = text_of(record, "identifier")
         images = images or _pair(name, record.get("directory"), reading)
@@ -94,7 +85,9 @@ def _nlvr2(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample
         raise ValueError(f"the record has {len(images)} pictures; a statement is about two")
     directory = record.get("directory")
     kind = None if directory is None else identity(directory, "the directory")
-    return [asked(text_of(record, "sentence"), [label], images, origin, kind, name)]
+    # Of other records, a label that is true or false is a judgement of the answer.
+    record = record | {"label": label, "id": name}
+    return [single_turn(record, text_of(record, "sentence"), label, origin, images, [label], kind)]
 
 
 def _pair(name: str, directory: Any, reading: Reading) -> list[ImageSource]:
@@ -117,7 +110,6 @@ def _is_snli_ve(record: Mapping[str, Any]) -> bool:
 
 def _snli_ve(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]:
     """Whether a picture implies a sentence, where the people who were asked agreed."""
-    refuse_more(record)
     label = record.get("gold_label")
     if label == "-":
         reading.notes['SNLI-VE sentences that nobody agreed on (label "-"), left out'] += 1
@@ -125,13 +117,17 @@ def _snli_ve(record: dict[str, Any], origin: str, reading: Reading) -> list[Samp
     if label not in LABELS:
         raise ValueError(f"the gold_label is {brief(label)}; expected one of {', '.join(LABELS)}")
     name = f"{identity(record.get('Flickr30K_ID'), 'the Flickr30K_ID')}.jpg"
-    image = reading.existing([name, f"flickr30k_images/{name}", f"flickr30k-images/{name}"])
-    own = record.get("pairID")
-    own = None if own is None else identity(own, "the pairID")
-    return [asked(text_of(record, "sentence2"), [label], [image], origin, id=own)]
+    named = reading.existing([name, f"flickr30k_images/{name}", f"flickr30k-images/{name}"])
+    images: list[ImageSource] = listed_pictures(record) or [named]
+    record = record | {"id": record.get("pairID")}
+    return [single_turn(record, text_of(record, "sentence2"), label, origin, images, [label])]
 
 
 GQA = Document("gqa", "GQA questions", _is_gqa, _gqa)
 CLEVR = Document("clevr", "CLEVR questions", _is_clevr, _clevr)
-NLVR2 = Format("nlvr2", "NLVR2, a statement about two pictures", _is_nlvr2, _nlvr2)
-SNLI_VE = Format("snli_ve", "SNLI-VE, a sentence about a picture", _is_snli_ve, _snli_ve)
+NLVR2_KEYS = ("sentence", "label", "identifier", "images")
+SNLI_VE_KEYS = ("Flickr30K_ID", "sentence2", "gold_label")
+NLVR2 = Format("nlvr2", "NLVR2, a statement about two pictures", _is_nlvr2, _nlvr2, NLVR2_KEYS)
+SNLI_VE = Format(
+    "snli_ve", "SNLI-VE, a sentence about a picture", _is_snli_ve, _snli_ve, SNLI_VE_KEYS
+)

@@ -19,7 +19,7 @@ from tuninglab.data.sample import (
 )
 
 IMAGE_KEYS = ("image", "images")
-ID_KEYS = ("question_id", "id")
+ID_KEYS = ("question_id", "questionId", "id")
 SYSTEM_KEYS = ("system", "system_prompt")
 COMPARED = "learning from comparisons is not done"
 # What a record is about, where these hold anything.
@@ -185,7 +185,8 @@ def name_of(record: Mapping[str, Any], keys: Sequence[str] = ID_KEYS) -> str | N
     if value is None or value is MISSING:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f'"{" or ".join(keys)}" is {brief(value)}; expected a text or a number')
+        key = next(key for key in keys if record.get(key) is not None)
+        raise ValueError(f'"{key}" is {brief(value)}; expected a text or a number')
     return checked_text(str(value))
 
 

@@ -1,7 +1,6 @@
 """The benchmark sets that are read as they are released, in the order of looking for them."""
 
-from tuninglab.data.reading.asking import ASKED
-from tuninglab.data.reading.caption_sets import CAPTIONS, COCO, KARPATHY, LAION
+from tuninglab.data.reading.caption_sets import COCO, KARPATHY, LAION
 from tuninglab.data.reading.choices import (
     AI2D,
     AI2D_ROWS,
@@ -20,7 +19,4 @@ DOCUMENTS = (
     *(AI2D, SCIENCEQA, OCRVQA, GQA),
 )
 # Direct answers of A-OKVQA and rows of AI2D look like others before them: --format names them.
-FORMATS = (
-    *(MMC4, AOKVQA, AOKVQA_DIRECT, CHOICES, AI2D_ROWS, NLVR2, SNLI_VE, CHARTQA),
-    *(ASKED, CAPTIONS, LAION),
-)
+FORMATS = (MMC4, AOKVQA, AOKVQA_DIRECT, CHOICES, AI2D_ROWS, NLVR2, SNLI_VE, CHARTQA, LAION)

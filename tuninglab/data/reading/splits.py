@@ -10,10 +10,10 @@ import numpy as np
 from tuninglab.config.data import Data, DataPart, MixConfig, parts_of, split_path
 from tuninglab.console import say
 from tuninglab.data.mixture import Joined, described, rows_by_size, rows_by_weight
-from tuninglab.data.reading.groups import keys_of, picture_keys, validation_rows
+from tuninglab.data.reading.groups import keys_of, validation_rows
 from tuninglab.data.reading.opening import Wishes, open_part
 from tuninglab.data.reading.pairs import read_pairs
-from tuninglab.data.reading.store import Chosen, table_of
+from tuninglab.data.reading.store import Chosen
 from tuninglab.data.sources import Records, Source, Splits
 from tuninglab.errors import UserError
 from tuninglab.progress import working
@@ -114,7 +114,8 @@ def joined(parts: Sequence[DataPart], sources: list[Source], mix: MixConfig) -> 
         counts = rows_by_weight(weights, mix.epoch_rows or sum(sizes))
     else:
         counts = rows_by_size(sizes, repeats, mix.temperature, mix.epoch_rows)
-    mixture = Joined(_names(parts), sources, counts)
+    by_size = not by_weight and mix.temperature == 1.0 and mix.epoch_rows is None
+    mixture = Joined(_names(parts), sources, counts, repeats if by_size else None)
     for line in described(mixture):
         say(line)
     if 0 in counts:
@@ -164,7 +165,7 @@ def _held_out(
     """The sources without the rows held out, and those rows of each."""
     if fraction == 0:
         return sources, [Records([]) for _ in sources]
-    keys = [row for source in sources for row in keys_of(source)]
+    keys = [row for rows in keys_of(sources) for row in rows]
     held = np.zeros(len(keys), bool)
     held[validation_rows(keys, fraction, seed)] = True
     train, val, start = [], [], 0
@@ -183,19 +184,19 @@ def chosen(source: Source, numbers: np.ndarray) -> Source:
     """Some samples of a source, by number."""
     if isinstance(source, Records):
         return Records([source[number] for number in numbers.tolist()])
+    if isinstance(source, Chosen):
+        return Chosen(source.source, source.numbers[numbers])
     return Chosen(source, numbers)
 
 
 def _tell_shared_pictures(train: list[Source], val: list[Source]) -> None:
     """Say which validation samples show a picture that is trained on."""
-    known = all(table_of(source) is not None for source in [*train, *val])
-    # Keys of different kinds would never be equal.
-    keys: Callable[[Source], Any] = keys_of if known else picture_keys
-    trained = {key for source in train for row in keys(source) for key in row}
+    keys = keys_of([*train, *val])
+    trained = {key for rows in keys[: len(train)] for row in rows for key in row}
     shared = [
         (source, number)
-        for source in val
-        for number, row in enumerate(keys(source))
+        for source, rows in zip(val, keys[len(train) :], strict=True)
+        for number, row in enumerate(rows)
         if not trained.isdisjoint(row)
     ]
     if shared:

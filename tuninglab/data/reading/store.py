@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Table:
         counts: how many pictures each sample has (N,).
         pictures: numbers of the samples' pictures, one sample after another (sum of counts,).
         digests: of the pictures by number, as `Looked.digest` (M,).
+        heads: of the same, as `Looked.head` (M,).
         groups: of the pictures, where they are best read together; -1: no matter where (M,).
     """
 
@@ -43,15 +44,22 @@ class Table:
     counts: np.ndarray
     pictures: np.ndarray
     digests: np.ndarray
+    heads: np.ndarray
     groups: np.ndarray
 
     def of(self, numbers: np.ndarray) -> "Table":
         """The table of some of the samples, by number."""
-        ends = np.cumsum(self.counts)
-        rows = [self.pictures[ends[n] - self.counts[n] : ends[n]] for n in numbers]
         kept = {n: getattr(self, n)[numbers] for n in ("starts", "sizes", "records", "counts")}
-        pictures = np.concatenate(rows) if rows else self.pictures[:0]
-        return Table(**kept, pictures=pictures, digests=self.digests, groups=self.groups)
+        first, counts = (np.cumsum(self.counts) - self.counts)[numbers], kept["counts"]
+        # Of each picture, how far it is behind the place that it would have in the new table.
+        moved = np.repeat(first - (np.cumsum(counts) - counts), counts)
+        pictures = self.pictures[np.arange(len(moved)) + moved]
+        return replace(self, **kept, pictures=pictures)
+
+    def is_exact(self) -> bool:
+        """Whether all pictures were read whole, so that `digests` tell any two apart."""
+        used = np.unique(self.pictures)
+        return bool((self.digests[used] != self.heads[used]).all())
 
     def row_groups(self) -> np.ndarray:
         """The group of each sample's first picture; -1 where it has none (N,)."""
@@ -73,7 +81,8 @@ class Table:
 class StoredSamples(Source):
     """Samples of a file that this program wrote, read when they are asked for.
 
-    Each process opens the file for itself, so that workers may be forked or spawned.
+    The file is opened once: whoever reads the data anew meanwhile puts another in its place. A
+    worker that is spawned opens it again.
 
     Args:
         folder: holds the file.
@@ -98,7 +107,15 @@ class StoredSamples(Source):
     skipped: int = 0
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
     window: int = 1
-    _descriptor: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    _descriptor: int | None = field(default=None, init=False, repr=False, compare=False)
+    _file_number: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        self._file()
+
+    def __del__(self):
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def __len__(self) -> int:
         return len(self.table.starts)
@@ -127,10 +144,14 @@ class StoredSamples(Source):
         return fingerprint([self.digest, pictures])
 
     def _file(self) -> int:
-        # A descriptor of the parent's has one position, and may be closed there.
-        if self._descriptor is None or self._descriptor[0] != os.getpid():
-            self._descriptor = os.getpid(), os.open(self.folder / SAMPLES, os.O_RDONLY)
-        return self._descriptor[1]
+        # A forked worker has a descriptor of its own; pread asks for no position.
+        if self._descriptor is None:
+            self._descriptor = os.open(self.folder / SAMPLES, os.O_RDONLY)
+            number = os.fstat(self._descriptor).st_ino
+            if self._file_number not in (0, number):
+                raise UserError(f"{self.label} was read anew by another process; start again")
+            self._file_number = number
+        return self._descriptor
 
     def _sample(self, origin: str, line: dict[str, Any]) -> Sample:
         images = [self._picture(image) for image in line.pop("images")]

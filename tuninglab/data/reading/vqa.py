@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from tuninglab.data.reading.fields import (
+    answers_of,
     base_names,
     each,
     first_of,
@@ -14,6 +15,7 @@ from tuninglab.data.reading.fields import (
     listed,
     named_split,
     numbered,
+    question_record,
 )
 from tuninglab.data.reading.found import Document, RawRecord, Reading
 from tuninglab.data.sample import brief
@@ -66,15 +68,12 @@ def _records_of(item: dict[str, Any], reading: Reading) -> list[dict[str, Any]]:
     other = given(annotation, "image_id")
     if other is not None and identity(other, "the annotation's image_id") != name:
         raise ValueError(f"its picture is {brief(name)}, that of its annotation {brief(other)}")
-    record = {
-        "image": reading.existing(_picture_names(question["image_id"], item["split"])),
-        "question": question.get("question"),
-        "answers": given(annotation, "answers", "multiple_choice_answer"),
-        "question_id": question["question_id"],
-        # The first words of a question tell more of its usual answer than yes/no, number, other.
-        "kind": given(annotation, "question_type", "answer_type"),
-    }
-    return [record]
+    image = reading.existing(_picture_names(question["image_id"], item["split"]))
+    answers = answers_of(annotation, "answers", "multiple_choice_answer")
+    # The first words of a question tell more of its usual answer than yes/no, number, other.
+    kind = given(annotation, "question_type", "answer_type")
+    own = question["question_id"]
+    return [question_record(question, image, answers, question_id=own, kind=kind)]
 
 
 def _split(document: dict[str, Any], file: str) -> str | None:
