@@ -300,7 +300,7 @@ def test_a_split_of_a_file_that_holds_several_is_read_by_its_name(tmp_path):
 
 
 def test_a_split_of_what_has_none_is_refused(data, tmp_path):
-    with pytest.raises(UserError, match="my.jsonl has no splits; leave out :val"):
+    with pytest.raises(UserError, match="my.jsonl is a file, which has no splits; leave out :val"):
         read_samples(f"{data}:val")
     questions = {"questions": [{"question_id": 1, "image_id": 1, "question": "Q?"}]}
     answers = {"annotations": [{"question_id": 1, "image_id": 1, "answers": [{"answer": "a"}]}]}
