@@ -230,3 +230,32 @@ def test_the_table_of_own_data():
         assert run["after"] >= max(run["prior"], run["blank"]) + 0.2 and run["command_s"] <= 300
     slowest = max(found["runs"][0]["command_s"] for found in sets.values())
     assert f"at most {slowest:.0f} s on 2 cores" in " ".join(README.split())
+
+
+def test_the_first_step_on_large_data():
+    found = result("large_data")
+    sets = {
+        "64 x 64 PNG": found["now"]["drawings"],
+        "1024 x 768 JPEG": found["now"]["photographs"],
+        "64 x 64 PNG, the commit before": found["before"]["drawings"],
+    }
+    expected = [
+        [
+            name,
+            f"{of['cold']['first_step_s']:.1f} s",
+            f"{of['warm']['first_step_s']:.1f} s",
+            f"{of['bytes_a_record']:,} bytes",
+        ]
+        for name, of in sets.items()
+    ]
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert expected == tables(page, "pictures | first start")[0]
+
+
+def test_what_padding_costs():
+    rows = result("packing")["rows"]
+    mixed, demo = ([row["time_ratio"] for row in rows[name][1:]] for name in ("mixed", "demo"))
+    page = " ".join((ROOT / "docs" / "data.md").read_text(encoding="utf-8").split())
+    assert f"{mixed[0]:.2f} of the time of padded rows when grouped and {mixed[1]:.2f} when" in page
+    assert f"nearly of one length, {demo[0]:.2f} and {demo[1]:.2f} (" in page
+    assert f"({rows['mixed'][0]['padding']:.0%} of those was padding)".replace("%", " %") in page

@@ -127,13 +127,8 @@ def count_kinds(
 ) -> list[Counted]:
     """The tokens of many samples, in one call of the tokenizer for thousands of them.
 
-    A text that stands in several, as an answer may, is tokenized once.
-
-    Args:
-        samples: dialogues.
-        tokenizer: of the model.
-        prompt: in use.
-        unknown: the id of what the tokenizer does not know; None: nothing is.
+    A text that stands in several, as an answer may, is tokenized once. `unknown` is the id of what
+    the tokenizer does not know; None: nothing is.
 
     Raises:
         UserError: as `dialogue_tokens`.

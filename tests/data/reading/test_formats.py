@@ -606,7 +606,7 @@ def test_a_format_may_be_looked_for_by_what_it_is_for():
     for name, found in (
         ("llava", "conversations"),
         ("OpenAI", "messages"),
-        ("vqa_row", "vqa_rows"),
+        ("ai2d_row", "ai2d_rows"),
     ):
         with pytest.raises(UserError, match=f"nearest: {found}, .*others: .*documents: .*karpathy"):
             format_named(name)
