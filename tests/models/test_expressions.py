@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tuninglab.models import expressions
 from tuninglab.models.expressions import breaks_tokenizing, explodes
 
 FOR_EVER = [
@@ -59,3 +60,19 @@ def test_expressions_of_released_tokenizers_pass(pattern):
     started = time.thread_time()
     assert not breaks_tokenizing(pattern)
     assert time.thread_time() - started < 1
+
+
+def test_a_machine_that_was_halted_once_makes_no_expression_slow(monkeypatch):
+    clock, reads = [0.0], [0]
+
+    def halted():
+        # Once, between two readings, a second passes that nobody computed in.
+        reads[0] += 1
+        clock[0] += 1.0 if reads[0] == 8 else 1e-6
+        return clock[0]
+
+    monkeypatch.setattr(expressions.time, "thread_time", halted)
+    assert not breaks_tokenizing(r" ?\d+| ?[^\s\d]+|\s+") and reads[0] > 8
+    # Time that passes whenever it is tried is its own.
+    monkeypatch.setattr(expressions.time, "thread_time", lambda: reads.append(0) or len(reads))
+    assert breaks_tokenizing(r" ?\d+| ?[^\s\d]+|\s+")
