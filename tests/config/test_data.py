@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import DataConfig, FinetuneConfig
 from tuninglab.config.data import DataPart, columns_of, parts_of, pictures_checked, split_path
 from tuninglab.config.flags import parse
 from tuninglab.config.yaml_file import config_yaml, read_config
@@ -112,3 +112,14 @@ def test_mixes_that_mean_nothing_are_refused():
         flags("--mix.epoch_rows", "0")
     with pytest.raises(UserError, match=r"temperature levels sizes"):
         flags("--mix.temperature", "2", "--mix.strategy", "weights")
+
+
+def test_the_file_of_a_training_tells_its_data_too(tmp_path):
+    text = "data: a.jsonl\nimage_root: pics\nval_split: 0.1\nlr: 1e-3\ntuning_config: {r: 4}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    config = parse("tuninglab data", DataConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert (config.data, config.image_root) == ("a.jsonl", "pics")
+    # What is no setting of either is a mistake all the same.
+    (tmp_path / "c.yaml").write_text(text + "val_splitt: 0.1")
+    with pytest.raises(UserError, match="unknown key 'val_splitt'"):
+        parse("tuninglab data", DataConfig, ["--config", str(tmp_path / "c.yaml")])

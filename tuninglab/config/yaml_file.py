@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tuninglab.config import FinetuneConfig, FlanT5Config
+from tuninglab.config import DataConfig, FinetuneConfig, FlanT5Config
 from tuninglab.config.data import compact, parts_of, split_path
-from tuninglab.config.fields import build, marked, named_in, settings_of
+from tuninglab.config.fields import build, marked, named_in, settings_of, spellings
 from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.errors import UserError
@@ -40,7 +40,12 @@ def read_config(path: str | Path, config_class: type[Config]) -> Config:
     Raises:
         UserError: the file is missing or not YAML (with the line), or a key or value is unknown.
     """
-    return _read(_load(path), config_class, path)
+    settings = _load(path)
+    if config_class is DataConfig and isinstance(settings, Mapping):
+        # The file of a training will do: what concerns that alone changes nothing of its data.
+        own, training = _keys(DataConfig), _keys(FinetuneConfig)
+        settings = {key: v for key, v in settings.items() if key in own or key not in training}
+    return _read(settings, config_class, path)
 
 
 def read_recipe(path: str | Path) -> TrainingConfig:
@@ -54,6 +59,11 @@ def read_recipe(path: str | Path) -> TrainingConfig:
     # Runs from before there were two recipes do not name theirs.
     config_class = FlanT5Config if name == FlanT5Config.recipe else FinetuneConfig
     return _read(settings, config_class, path)
+
+
+def _keys(config_class: Any) -> set[str]:
+    """All names that a file may have for settings, other spellings too."""
+    return {field.name for field in settings_of(config_class)} | {*spellings(config_class)}
 
 
 def _read(settings: object, config_class: type[Config], path: str | Path) -> Config:
