@@ -62,11 +62,11 @@ def test_expressions_of_released_tokenizers_pass(pattern):
     assert time.thread_time() - started < 1
 
 
-def test_a_machine_that_was_halted_once_makes_no_expression_slow(monkeypatch):
+def test_time_that_passes_once_makes_no_expression_slow(monkeypatch):
     clock, reads = [0.0], [0]
 
     def halted():
-        # Once, between two readings, a second passes that nobody computed in.
+        # Once, between two readings, a second passes: a collection of garbage, a halted machine.
         reads[0] += 1
         clock[0] += 1.0 if reads[0] == 8 else 1e-6
         return clock[0]
