@@ -13,7 +13,7 @@ TOKENS = re.compile(
 )
 # CPU time for a text of at most 2,048 letters; those of released tokenizers take milliseconds.
 LONGEST_S = 0.25
-# One try may meet the collection of all garbage, 0.25 s in a process with torch, or a halted machine.
+# One try may meet the collection of all garbage (0.25 s in a process with torch), or a halt.
 TRIES = 2
 SHORT, LONG = range(1, 65), (64, 128, 256, 512, 1024, 2048)
 USUAL = "a1. _\n"
