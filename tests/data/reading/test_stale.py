@@ -198,3 +198,23 @@ def test_counts_are_remembered_and_few_of_many_counted_alone(data):  # noqa: F81
     assert lengths(samples)[:, 1].tolist() == [0, 1, 2, 3] and counted == [1, 4]
     assert lengths(few)[:, 1].tolist() == [3] and lengths(samples).shape == (4, 2)
     assert counted == [1, 4]
+
+
+def test_another_tar_in_the_place_of_one_that_was_read_is_noticed(tmp_path):
+    def write(colour):
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            picture(tmp_path / "a.png", colour)
+            (tmp_path / "a.txt").write_text("A sheet.")
+            for name in ("a.png", "a.txt"):
+                tar.add(tmp_path / name, name)
+
+    write("red")
+    (sample,) = samples = read_samples(tmp_path / "0.tar")
+    assert sample.images[0].read() == (tmp_path / "a.png").read_bytes()
+    digest = samples.content
+    write("blue")
+    with pytest.raises(UserError, match=r"0.tar: a.png: .*0.tar has changed since it was read"):
+        samples[0].images[0].read()
+    # When a tar was changed is no part of what the samples are.
+    write("red")
+    assert read_samples(tmp_path / "0.tar").content == digest

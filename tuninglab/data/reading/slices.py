@@ -21,12 +21,15 @@ class Slice(StoredPicture):
         offset: of the first byte.
         size: in bytes.
         member: what the larger file calls it.
+        changed: when the larger file had last been changed as its members were found, in
+            nanoseconds; 0: not known.
     """
 
     file: Path
     offset: int
     size: int
     member: str
+    changed: int = 0
 
     @property
     def name(self) -> str:
@@ -37,21 +40,22 @@ class Slice(StoredPicture):
         """The bytes of the picture's file.
 
         Raises:
-            UserError: it is too large; the larger file is gone, cannot be read or has become
-                shorter.
+            UserError: it is too large; the larger file is gone, cannot be read or has changed.
         """
         # Tars with holes claim any size, and take no room on a disk.
         if self.size > MAX_BYTES:
             raise UserError(f"{self.name} is larger than {MAX_BYTES // MIB} MiB; make it smaller")
         descriptor = open_regular(self.file, "data")
         try:
+            now = os.fstat(descriptor).st_mtime_ns
             data = os.pread(descriptor, self.size, self.offset)
         except OSError as error:
             raise UserError(f"{self.name} cannot be read: {error.strerror}") from error
         finally:
             os.close(descriptor)
-        if len(data) < self.size:
-            raise UserError(f"{self.name} ends early: {self.file} has changed since it was read")
+        # Other bytes may lie at the same place by now, those of another picture at worst.
+        if len(data) < self.size or self.changed not in (0, now):
+            raise UserError(f"{self.name}: {self.file} has changed since it was read; start anew")
         return data
 
 

@@ -17,8 +17,6 @@ from tuninglab.data.sources import Source, fingerprint
 from tuninglab.errors import UserError
 
 SAMPLES, OWN_PICTURES = "samples.jsonl", "own-pictures.bin"
-# What tells the state of a larger file is known of the file; the samples are the same in another.
-STATE = ("size", "changed")
 # In the place of the label of the data, which no text that begins with a path has.
 MARK = "\0"
 
@@ -166,9 +164,11 @@ class StoredSamples(Source):
         # Those that stood in the records themselves lie beside the samples.
         folder = self.folder if kind is OwnPicture else self.root
         image["file"] = folder / image["file"]
+        size, changed = self.files.get(os.fspath(image["file"]), (0, 0))
         if "place" in image:
             image["place"] = tuple(image["place"])
-            image |= dict(zip(STATE, self.files[os.fspath(image["file"])], strict=True))
+            image["size"] = size
+        image["changed"] = changed
         return kind(**image)
 
 
@@ -203,8 +203,8 @@ def saved_picture(image: Any, roots: Sequence[Path]) -> Any:
     if not isinstance(image, StoredPicture):
         return os.fspath(image)
     values: dict[str, Any] = asdict(image)  # pyright: ignore[reportArgumentType]
-    if "place" in values:
-        values = {name: value for name, value in values.items() if name not in STATE}
+    left_out = {"size", "changed"} if "place" in values else {"changed"}
+    values = {name: value for name, value in values.items() if name not in left_out}
     file = Path(os.path.abspath(values["file"]))
     for root in roots:
         file = file.relative_to(root) if file.is_relative_to(root) else file
