@@ -59,7 +59,7 @@ class Checker:
         self.found: list[Looked] = []
         self._waiting: deque[Future[Looked]] = deque()
         # Pillow decodes and hashlib hashes outside the interpreter lock.
-        self._pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())
 
     def add(self, picture: str | StoredPicture) -> int:
         """Have a picture looked at; returns its number, counted from 0."""
