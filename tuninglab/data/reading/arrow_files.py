@@ -15,7 +15,7 @@ from tuninglab.data.reading.columns import (
     Kind,
     features_of,
     kinds_of,
-    record_of_row,
+    records_of_rows,
     without_bytes,
 )
 from tuninglab.data.reading.folders import head, inside, wrong_split
@@ -138,17 +138,9 @@ def _records(files: Sequence[Path], features: Any, reading: Reading) -> Iterator
             noted = features if isinstance(features, dict) else None
             noted = features_of(batches.schema.metadata) if noted is None else noted
             columns = kinds_of(batches.schema, noted, file)
-        number = 0
-        for block, index, row in _rows(batches, columns, file):
-            number += 1
-            place = partial(ArrowCell, file, size, changed, block, index)
-            try:
-                record = record_of_row(row, columns, place, reading)
-            except ValueError as error:
-                yield f"{shown(file)}, row {number}", error
-                continue
-            if record is not None:
-                yield f"{shown(file)}, row {number}", record
+        # Block and row, and then the place in that row, make a picture.
+        cell = partial(partial, ArrowCell, file, size, changed)
+        yield from records_of_rows(_rows(batches, columns, file), columns, cell, file, reading)
 
 
 def _rows(

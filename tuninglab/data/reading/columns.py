@@ -3,7 +3,7 @@
 A row's values come as Python's; where a picture is, a `StoredPicture` or a name takes its place.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-from tuninglab.data.reading.found import Reading
+from tuninglab.data.reading.found import RawRecord, Reading
 from tuninglab.data.reading.json_files import parse_json, shown
 from tuninglab.data.reading.picture_keys import (
     ABOUT,
@@ -193,6 +193,33 @@ def _light(array: Any, kind: Kind | None) -> Any:
 def _emptied(array: Any) -> Any:
     missing = array.is_null().to_pylist()
     return pa.array([None if gone else b"" for gone in missing], array.type)
+
+
+def records_of_rows(
+    rows: Iterable[tuple[int, int, dict[str, Any]]],
+    columns: Mapping[str, Kind],
+    cell: Callable[[int, int], Callable[[Place], StoredPicture]],
+    file: Path,
+    reading: Reading,
+) -> Iterator[RawRecord]:
+    """The rows of a table as records, those left out that have nothing; rows count from 1.
+
+    Args:
+        rows: (block, row in there, values).
+        columns: what they hold.
+        cell: block and row -> the way to a picture in them -> the picture.
+        file: the table, for messages.
+        reading: how records are read.
+    """
+    for number, (block, index, row) in enumerate(rows, 1):
+        origin = f"{shown(file)}, row {number}"
+        try:
+            record = record_of_row(row, columns, cell(block, index), reading)
+        except ValueError as error:
+            yield origin, error
+            continue
+        if record is not None:
+            yield origin, record
 
 
 def record_of_row(

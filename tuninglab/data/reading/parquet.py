@@ -19,7 +19,13 @@ from tuninglab.data.reading.cells import (
     held,
     told,
 )
-from tuninglab.data.reading.columns import Kind, features_of, kinds_of, record_of_row, without_bytes
+from tuninglab.data.reading.columns import (
+    Kind,
+    features_of,
+    kinds_of,
+    records_of_rows,
+    without_bytes,
+)
 from tuninglab.data.reading.found import Found, RawRecord, Reading
 from tuninglab.data.reading.json_files import shown
 from tuninglab.errors import UserError
@@ -101,17 +107,9 @@ def _records(files: Sequence[Path], reading: Reading) -> Iterator[RawRecord]:
             with told(file):
                 features = features_of(table.schema_arrow.metadata)
                 columns = kinds_of(table.schema_arrow, features, file)
-            number = 0
-            for group, first, row in _rows(table, columns, file):
-                number += 1
-                place = partial(ParquetCell, file, size, changed, group, first)
-                try:
-                    record = record_of_row(row, columns, place, reading)
-                except ValueError as error:
-                    yield f"{shown(file)}, row {number}", error
-                    continue
-                if record is not None:
-                    yield f"{shown(file)}, row {number}", record
+            # Block and row, and then the place in that row, make a picture.
+            cell = partial(partial, ParquetCell, file, size, changed)
+            yield from records_of_rows(_rows(table, columns, file), columns, cell, file, reading)
 
 
 def _rows(
