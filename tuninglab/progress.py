@@ -89,8 +89,9 @@ class _Work:
         say(f"{self.what} ...")
         while not self.over.wait(INTERVAL_S):
             seconds = time.monotonic() - started
-            of = f"{self.done:,} of {self.total:,}, " if self.total else ""
-            say(f"{self.what}: {of}{seconds:.0f} s")
+            count = f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
+            told = f"{count}, " if self.total or self.done else ""
+            say(f"{self.what}: {told}{seconds:.0f} s")
 
 
 def _progress(console: Any) -> Any:
