@@ -118,6 +118,7 @@ def weights_digest(model: nn.Module) -> str:
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        """The sha256 of one tensor with its name, format and shape; it must be finite."""
         name, tensor = item
         tensor = tensor.detach().cpu().contiguous()
         if name not in buffers and not is_finite(tensor):

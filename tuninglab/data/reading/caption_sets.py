@@ -54,6 +54,7 @@ def _coco(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
     split = named_split(base_names(file))
 
     def convert(annotation: dict[str, Any]) -> list[dict[str, Any]]:
+        """The caption of an annotation, as one record."""
         image_id = identity(annotation.get("image_id"), "the image_id")
         caption = text_of(annotation, "caption")
         name = text_of(images[image_id], "file_name")
@@ -82,6 +83,7 @@ def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator
         return "train" if image.get("split") == "restval" else image.get("split")
 
     def convert(image: dict[str, Any]) -> list[dict[str, Any]]:
+        """The captions of an image, a record each."""
         name, _ = text_of(image, "filename"), text_of(image, "split")
         folder = given(image, "filepath")
         names = [f"{folder}/{name}", name] if isinstance(folder, str) else [name]

@@ -176,6 +176,7 @@ def _ai2d(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
     """The questions about each picture; a file of the set is about one."""
 
     def convert(question: dict[str, Any]) -> list[dict[str, Any]]:
+        """A question as one record."""
         image = text_of(question, "imageName")
         return [
             {

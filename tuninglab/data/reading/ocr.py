@@ -70,6 +70,7 @@ def _ocrvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
     """Each question about a book is a record; they have no ids, so the book's and a number."""
 
     def convert(book: dict[str, Any]) -> list[dict[str, Any]]:
+        """The questions about a book, a record each."""
         name = book["question_id"]
         if _ocrvqa_split(book) is None:
             raise ValueError(f"the split is {brief(book.get('split'))}; expected 1, 2 or 3")

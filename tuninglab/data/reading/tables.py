@@ -65,6 +65,7 @@ def _records(file: Path, reading: Reading) -> Iterator[RawRecord]:
     begun, lines = [0], [0]  # lines where the record began, and that were read
 
     def bounded() -> Iterator[str]:
+        """The lines of the file, none of which makes a record of more than MOST_RECORD."""
         held = 0
         for text in text_lines(file):
             held = len(text) + (held if begun[0] < lines[0] else 0)
