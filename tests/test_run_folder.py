@@ -11,9 +11,9 @@ from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.flags import parse
 from tuninglab.console import Choices
 from tuninglab.errors import UserError, WorkError
-from tuninglab.named_model import NamedModel, find_model
 from tuninglab.reporting.report import read_figures
 from tuninglab.run_folder import RunFolder, environment, git_commit, how_to_end, read_starts
+from tuninglab.run_folder.named_model import NamedModel, find_model
 
 
 @pytest.fixture

@@ -121,6 +121,7 @@ VERBS = {
     "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_audit),
     "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
     "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
+    "evaluate": Verb("EvaluateConfig", "recipes.evaluate", "evaluate", _print_json),
     "tree": Verb("TreeConfig", "inspection.show_tree", "tree_of", _print_text),
     "convert": Verb("ConvertConfig", "conversion.convert", "convert", _print_conversion),
     "chat": Verb("ChatConfig", "serving.terminal", "chat"),

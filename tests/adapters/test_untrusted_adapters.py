@@ -15,7 +15,7 @@ from tests.json_values import FORTY, JSON_VALUES
 from tuninglab.adapters.saving import load_adapter
 from tuninglab.cli import main
 from tuninglab.errors import UserError
-from tuninglab.named_model import find_model
+from tuninglab.run_folder.named_model import find_model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from tuninglab.adapters.shipped_base import SETTINGS_NAME
 from tuninglab.config.prompts import PROMPTS, TUNINGLAB, is_template
 from tuninglab.errors import UserError
 from tuninglab.models.formats.layout import MEDIA_MODES
-from tuninglab.named_model import LARGEST_CONFIG
+from tuninglab.run_folder.named_model import LARGEST_CONFIG
 from tuninglab.untrusted import read_json, shown
 
 

@@ -28,7 +28,7 @@ from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.parts import MEMORY_HINT, first_lines, is_out_of_memory, is_readers
 from tuninglab.models.weights import whole
-from tuninglab.named_model import ADAPTER_CONFIG
+from tuninglab.run_folder.named_model import ADAPTER_CONFIG
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 # As PEFT wrote them until 2023.

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from tuninglab.errors import UserError
-from tuninglab.named_model import ADAPTER_CONFIG, EMBEDDED, LARGEST_CONFIG
+from tuninglab.run_folder.named_model import ADAPTER_CONFIG, EMBEDDED, LARGEST_CONFIG
 from tuninglab.untrusted import read_json
 
 # Beside PEFT's own files, because its configuration keeps no settings that it does not know.

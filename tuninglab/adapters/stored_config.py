@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig
 
 from tuninglab.errors import UserError
 from tuninglab.models.expressions import explodes
-from tuninglab.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
+from tuninglab.run_folder.named_model import ADAPTER_CONFIG, LARGEST_CONFIG
 from tuninglab.untrusted import read_json, shown
 
 MOST_RANK = 2**16

@@ -4,6 +4,7 @@ Neither torch nor transformers is imported here, so that `--help` answers at onc
 """
 
 from tuninglab.config.data_verb import DataConfig
+from tuninglab.config.evaluate import EvaluateConfig
 from tuninglab.config.finetune import FinetuneConfig
 from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.models import ConvertConfig, TreeConfig
@@ -15,6 +16,7 @@ __all__ = [
     "ConvertConfig",
     "DataConfig",
     "DemoConfig",
+    "EvaluateConfig",
     "FinetuneConfig",
     "FlanT5Config",
     "ReportConfig",

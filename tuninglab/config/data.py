@@ -77,8 +77,8 @@ class MixConfig:
 
 
 @dataclass
-class ReadingConfig:
-    """How data is read; what `finetune` and `data` have in common."""
+class RecordsConfig:
+    """How records are read, in every verb that reads data."""
 
     image_root: Annotated[str | None, Mark.PATH] = None
     """Folder that picture paths start from. None: where the data lies."""
@@ -88,12 +88,29 @@ class ReadingConfig:
     """Keys of the records by what they hold, e.g. query=Q,response=A,image=file."""
     keep_marks: bool = False
     """Leave <image> where a LLaVA file has it. Else a single one moves to the front of its turn."""
-    prompt: str = TUNINGLAB
-    """How a dialogue becomes text: tuninglab, multimodal_gpt, otter, openflamingo-vqa,
-    openflamingo-caption, chat_template (the tokenizer's own) or the path of a Jinja file."""
     check: str = str(CHECKED)
     """Pictures decoded before the start: all, headers (none whole), or how many; of the others the
     headers are read."""
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UserError: naming the flag, the value given, what is expected and the remedy.
+        """
+        whole = pictures_checked(self.check) is not None
+        check(whole, "check", self.check, "all, headers or a number")
+        columns_of(self.columns)
+        super().validate()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass
+class ReadingConfig(RecordsConfig):
+    """How data is read; what `finetune` and `data` have in common."""
+
+    prompt: str = TUNINGLAB
+    """How a dialogue becomes text: tuninglab, multimodal_gpt, otter, openflamingo-vqa,
+    openflamingo-caption, chat_template (the tokenizer's own) or the path of a Jinja file."""
     on_bad_picture: Annotated[Literal["stop", "skip"], Mark.CHANGEABLE] = "stop"
     """What to do when a picture turns out to be damaged during the training."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -104,16 +121,9 @@ class ReadingConfig:
         Raises:
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
-        check(
-            pictures_checked(self.check) is not None,
-            "check",
-            self.check,
-            "all, headers or a number",
-        )
-        columns_of(self.columns)
         kept_prompt(self.prompt)
         check_mix(self.mix)
-        super().validate()  # pyright: ignore[reportAttributeAccessIssue]
+        super().validate()
 
 
 def pictures_checked(wish: str) -> float | None:

@@ -28,7 +28,7 @@ from tuninglab.models.formats.layout import Checkpoint, Layout
 from tuninglab.models.formats.reading import read_checkpoint
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import read_config
-from tuninglab.named_model import shipped
+from tuninglab.run_folder.named_model import shipped
 
 REPORT_NAME = "conversion.json"
 DESCRIBE: dict[str, Callable[[Checkpoint], Layout]] = {

@@ -65,6 +65,8 @@ class Sample:
         kind: the type of question, for scores by type.
         id: the data's own name of the record (question_id, id), for predictions.
         answers: all texts that are right for the last question, where the data has several.
+        group: what the record belongs to besides its kind, for scores by group.
+        options: what the last answer is chosen from, where the data says so.
 
     Raises:
         ValueError: what is wrong with the record and what to do, without naming the record.
@@ -76,18 +78,21 @@ class Sample:
     kind: str | None = None
     id: str | None = None
     answers: Sequence[str] = ()
+    group: str | None = None
+    options: Sequence[str] = ()
 
     @classmethod
     def known(cls, **fields: Any) -> "Sample":
         """A sample of fields that were checked before, such as those of one that was kept."""
         sample = object.__new__(cls)
-        sample.__dict__.update({"kind": None, "id": None, "answers": ()} | fields)
+        usual = {"kind": None, "id": None, "answers": (), "group": None, "options": ()}
+        sample.__dict__.update(usual | fields)
         return sample
 
     def __post_init__(self):
         self.messages = normal_messages(self.messages)
         # One form, so that samples that say the same are equal.
-        self.answers = tuple(self.answers)
+        self.answers, self.options = tuple(self.answers), tuple(self.options)
         check_turns(self.messages)
         marks = count_images(self.messages)
         if marks != len(self.images):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuninglab.named_model import EMBEDDED
+from tuninglab.run_folder.named_model import EMBEDDED
 
 
 def base_directory() -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuninglab.console import say
-from tuninglab.data.sample import Message, Sample
+from tuninglab.data.sample import ImageSource, Message, Sample
 from tuninglab.data.sources import Source, fingerprint
 from tuninglab.disk import UNWRITABLE
 from tuninglab.embedded.digits import sample_digits
@@ -90,7 +90,8 @@ class EmbeddedSamples(Source):
         item = self.items[index]
         kind = item.questions[0].type if len(item.questions) == 1 else None
         origin = f"embedded {self.split} data, picture {index + 1}"
-        return Sample(dialogue(item.questions), [item.picture.draw()], origin=origin, kind=kind)
+        images: list[ImageSource] = [item.picture.draw()]
+        return Sample(dialogue(item.questions), images, origin, kind, group=item.group)
 
 
 def dialogue(questions: Sequence[Question]) -> list[Message]:
@@ -144,5 +145,7 @@ def _write_split(folder: Path, split: str, count: int, turns: int) -> None:
         for k, item in enumerate(EmbeddedSamples(split, count, turns).items):
             name = f"{split}/{k:05d}.png"
             item.picture.draw().save(folder / name)
-            record = {"messages": dialogue(item.questions), "images": [name]}
+            record = {"messages": dialogue(item.questions), "images": [name], "group": item.group}
+            if len(item.questions) == 1:
+                record["kind"] = item.questions[0].type
             lines.write(json.dumps(record) + "\n")

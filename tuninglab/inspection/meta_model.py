@@ -17,7 +17,7 @@ from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_me
 from tuninglab.models.folder_files import LARGEST_SETTINGS
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import explained, read_config
-from tuninglab.named_model import HUB_ID, find_model
+from tuninglab.run_folder.named_model import HUB_ID, find_model
 from tuninglab.untrusted import read_json
 
 

@@ -29,7 +29,7 @@ from tuninglab.models.processing import FlamingoProcessor
 from tuninglab.models.quantised import quantised
 from tuninglab.models.trial import try_tokenizer
 from tuninglab.models.vision import check_pictures, load_vision_encoder
-from tuninglab.named_model import shipped
+from tuninglab.run_folder.named_model import shipped
 
 PAD_TOKEN = "<PAD>"
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import get_session
 from tuninglab.config.flags import typed
 from tuninglab.errors import UserError
 from tuninglab.models.folder_files import READ_WHOLE, check_folder
-from tuninglab.named_model import local_directory, shipped
+from tuninglab.run_folder.named_model import local_directory, shipped
 
 TIMEOUT_S = 5.0
 SETTINGS = [f"*{ending}" for ending in READ_WHOLE]

@@ -13,7 +13,7 @@ from tuninglab.models.build import add_flamingo_tokens
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import load_tokenizer, read_config
-from tuninglab.named_model import find_model, shipped
+from tuninglab.run_folder.named_model import find_model, shipped
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.kernels.gpu import passes_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.decoding import decoding_of
-from tuninglab.named_model import find_model
+from tuninglab.run_folder.named_model import find_model
 from tuninglab.training.hardware import best_device
 
 

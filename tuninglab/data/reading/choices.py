@@ -61,7 +61,9 @@ def multiple_choice(
     context = [] if hint in (None, "") else [f"Context: {text_of(record, 'hint')}"]
     lines = [*context, text_of(record, "question"), *lines]
     answers = [ascii_uppercase[right], as_text(options[right], "the text of the right option")]
-    return single_turn(record, "\n".join(lines), answers[0], origin, images, answers, kind)
+    sample = single_turn(record, "\n".join(lines), answers[0], origin, images, answers, kind)
+    sample.options = tuple(options)
+    return sample
 
 
 def _is_choice(record: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from tuninglab.kernels.cache import cache_folder
 from tuninglab.progress import working
 
 # One higher where samples come to be made otherwise of the same files.
-FORM = 2
+FORM = 3
 # Another place for what was read, e.g. on a disk with more room.
 PLACE = "TUNINGLAB_DATA_CACHE"
 ABOUT, TABLE, PICTURES, NAMES = "about.json", "table.npz", "pictures.npz", "pictures.json"

@@ -10,7 +10,7 @@ from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.instructions import ALPACA, DOLLY
 from tuninglab.data.reading.messages import MESSAGES
 from tuninglab.data.reading.questions import QUESTIONS
-from tuninglab.data.reading.records import checked_object
+from tuninglab.data.reading.records import candidates_of, checked_object, name_of
 from tuninglab.data.reading.sets import DOCUMENTS
 from tuninglab.data.reading.sets import FORMATS as SETS
 from tuninglab.data.sample import Sample, brief
@@ -20,7 +20,7 @@ from tuninglab.errors import UserError
 # before what any question may look like.
 FORMATS = (MESSAGES, CONVERSATIONS, *SETS, ALPACA, DOLLY, QUESTIONS, CAPTIONS)
 # What --columns may name besides the keys of the formats.
-COLUMNS = ("image", "images", "system", "history", "id", "kind", "answers")
+COLUMNS = ("image", "images", "system", "history", "id", "kind", "answers", "group", "candidates")
 NEAREST = 3
 # Of a record that somebody else made: what is compared and shown of its keys.
 MOST_KEYS, LONGEST_KEY = 30, 40
@@ -47,6 +47,9 @@ def samples_of(
     except KeyError as error:
         # A format that was named, and not found by its keys.
         raise ValueError(f"the record has no {error}, which {format.what} have") from None
+    group, options = name_of(record, ["group"]), candidates_of(record)
+    for sample in made:
+        sample.group, sample.options = group, sample.options or options
     reading.formats[format.what] += 1
     return made
 

@@ -13,7 +13,7 @@ from tuninglab.config.yaml_file import file_named
 from tuninglab.data.images import load_image
 from tuninglab.data.reading.opening import check_files, checked_root
 from tuninglab.errors import UserError
-from tuninglab.named_model import find_model, local_directory
+from tuninglab.run_folder.named_model import find_model, local_directory
 
 
 def look_at_files(config: Any) -> None:

@@ -208,6 +208,23 @@ def right_answers(record: Mapping[str, Any]) -> list[str]:
     return answer_texts(record["answers"]) if record.get("answers") is not None else []
 
 
+def candidates_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the answers of a record are chosen from, by its key "candidates"; () without one.
+
+    Raises:
+        ValueError: it is no list of two different texts or more.
+    """
+    value = record.get("candidates")
+    if value is None:
+        return ()
+    texts = answer_texts(value)
+    if not isinstance(value, list) or not len(set(texts)) == len(texts) > 1:
+        raise ValueError(
+            f'"candidates" is {brief(value)}; expected a list of two different texts or more'
+        )
+    return tuple(texts)
+
+
 def majority(answers: Sequence[str]) -> str:
     """The most frequent answer, of equals the first; blank ones say nothing.
 

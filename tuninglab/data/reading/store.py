@@ -153,7 +153,7 @@ class StoredSamples(Source):
 
     def _sample(self, origin: str, line: dict[str, Any]) -> Sample:
         images = [self._picture(image) for image in line.pop("images")]
-        line["answers"] = tuple(line.get("answers", ()))
+        line |= {name: tuple(line.get(name, ())) for name in ("answers", "options")}
         # The line was written of a sample, and by this program.
         return Sample.known(images=images, origin=with_label(origin, self.label), **line)
 
@@ -182,7 +182,7 @@ def to_line(sample: Sample, label: str, *roots: Path) -> tuple[bytes, bytes]:
     """
     images = [saved_picture(image, roots) for image in sample.images]
     line: dict[str, Any] = {"messages": sample.messages, "images": images}
-    for name in ("kind", "id", "answers"):
+    for name in ("kind", "id", "answers", "group", "options"):
         if (value := getattr(sample, name)) not in (None, ()):
             line[name] = value
     return _json(without_label(sample.origin, label)), _json(line)

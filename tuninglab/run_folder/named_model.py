@@ -8,10 +8,10 @@ from tuninglab.config import FinetuneConfig
 from tuninglab.config.yaml_file import read_recipe
 from tuninglab.disk import finish_replacing
 from tuninglab.errors import UserError
-from tuninglab.run_folder import elsewhere, how_to_end
+from tuninglab.run_folder.going_on import elsewhere, how_to_end
 from tuninglab.untrusted import MIB, check_path, read_json, shown
 
-EMBEDDED = Path(__file__).parent / "embedded" / "base"
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "base"
 # A hub id is owner/name: a single word is a mistyped directory far more often than "gpt2".
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"

@@ -1,0 +1,1 @@
+"""Scores of predictions by the rules of the benchmarks they come from: pure Python and numpy."""

@@ -1,0 +1,84 @@
+"""What a data set asks: each record's last question once, by the name that the data gives it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+
+from tuninglab.data.sample import Sample, count_images, plain_text
+from tuninglab.evaluation.metrics.metric import Scored
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that is scored.
+
+    Args:
+        id: the data's own (question_id, id), or the record's number from 1; unlike all others.
+        sample: the dialogue; its last turn is the learned answer, which the model does not see.
+        text: of the last user message, without pictures.
+        answers: all right ones, at least one.
+        kind: the type of question, where the data has one.
+        group: what the record belongs to besides, where the data says so.
+        options: what there is to choose from; () if anything.
+        lettered: whether the question names the options by letters.
+    """
+
+    id: str
+    sample: Sample
+    text: str
+    answers: Sequence[str]
+    kind: str | None = None
+    group: str | None = None
+    options: Sequence[str] = ()
+    lettered: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """How many the dialogue has."""
+        return count_images(self.sample.messages)
+
+    def shown(self, images: Sequence) -> Sample:
+        """The same dialogue with other pictures, as many."""
+        return replace(self.sample, images=list(images))
+
+    def scored(self, prediction: str, share: float | None = None) -> Scored:
+        """A prediction beside what is right."""
+        return Scored(prediction, self.answers, self.options, self.lettered, share)
+
+
+def question_of(sample: Sample, name: str) -> Question:
+    """The last question of a dialogue, under a name.
+
+    Args:
+        sample: any.
+        name: where the data has none.
+    """
+    learned = plain_text(sample.messages[-1]).strip()
+    answers = tuple(sample.answers) or (learned,)
+    options = tuple(sample.options)
+    letters = ascii_uppercase[: len(options)]
+    lettered = bool(options) and learned not in options and learned in letters
+    text = plain_text(sample.messages[-2]).strip()
+    known = (text, answers, sample.kind, sample.group, options, lettered)
+    return Question(sample.id if sample.id is not None else name, sample, *known)
+
+
+def asked_once(questions: Iterable[Question]) -> list[Question]:
+    """The questions, of neighbours that ask the same of the same pictures the first.
+
+    A set of captions has a sample for each caption of a picture, each with all of them as answers.
+    """
+    kept: list[Question] = []
+    for question in questions:
+        if not (kept and _asks_the_same(kept[-1], question)):
+            kept.append(question)
+    return kept
+
+
+def _asks_the_same(one: Question, other: Question) -> bool:
+    several = len(one.answers) > 1 and one.answers == other.answers
+    return (
+        several
+        and one.sample.messages[:-1] == other.sample.messages[:-1]
+        and one.sample.images == other.sample.images
+    )
