@@ -74,9 +74,8 @@ class EncodedPictures:
         rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
         return rest | {name: features.unflatten(0, pixels.shape[:2])}
 
-
     def _encoded(self, encode: Callable[[Tensor], Tensor], media: Tensor) -> Tensor:
-        """What encode makes of media (N, 1, F, 3, H, W), in groups of one size where there is one."""
+        """What encode makes of media (N, 1, F, 3, H, W), in groups of one size if asked."""
         if self.group is None:
             return encode(media)
         made = []
