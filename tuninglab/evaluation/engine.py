@@ -183,8 +183,8 @@ def _prompts(work: _Work) -> list[Prompt]:
             if most is not None and len(ids) + longest - 1 > most:
                 raise UserError(
                     f"{question.sample.origin}: a prompt of {len(ids):,} tokens and an answer of "
-                    f"up to {longest:,}, but the language model reads {most:,}; shorten the "
-                    "question, give fewer --shots or smaller --max_new_tokens"
+                    f"up to {longest:,}, but the language model reads {most:,}; shorten the texts, "
+                    "or give fewer --shots or --max_new_tokens"
                 )
             prompts.append(Prompt(len(ids), prompt_sha(ids)))
             note(number + 1)

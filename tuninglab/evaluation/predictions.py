@@ -170,9 +170,10 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> list[str]:
     asked = [question.id for question in questions]
     missing, strange = [i for i in asked if i not in said], sorted(said.keys() - set(asked))
     if missing:
+        cause = "Is it of another data file?" if strange else "Did it stop early?"
         raise UserError(
             f"{path} lacks an answer to {len(missing):,} of {len(asked):,} questions, the first is "
-            f"{brief(missing[0])}. Is it of another data file, or did it stop early?"
+            f"{brief(missing[0])}. {cause}"
         )
     if strange:
         raise UserError(
