@@ -144,6 +144,32 @@ def test_cut_anywhere_it_goes_on_to_the_same_bytes(tmp_path_factory, whole, plac
     assert (folder / NAME).read_bytes() == whole
 
 
+def test_a_batch_that_was_kept_in_part_is_computed_anew_whole(tmp_path, whole):
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / NAME).write_bytes(b"".join(lines[:4] + lines[5:]))
+    shown, again = conditions_of(questions()), []
+
+    def counted(k):
+        again.append(k)
+        return shown["asked"](k)
+
+    answer(tmp_path, conditions={**shown, "asked": counted})
+    tokens = [prompt_of(question, [])[0].shape[1] for question in questions()]
+    (batch,) = [some for some in make_batches(tokens, questions(), 3) if 4 in some]
+    assert again == batch and len(batch) == 3
+
+
+def test_probabilities_too_are_those_of_the_same_batches(tmp_path):
+    for name, size in {"whole": 3, "cut": 3, "other": 4}.items():
+        answer(tmp_path / name, candidates=RANKED, size=size)
+    files = {name: tmp_path / name / NAME for name in ("whole", "cut", "other")}
+    # In other batches the last digits are others.
+    assert files["other"].read_bytes() != files["whole"].read_bytes()
+    files["cut"].write_bytes(b"".join(files["whole"].read_bytes().splitlines(keepends=True)[::2]))
+    answer(tmp_path / "cut", candidates=RANKED)
+    assert files["cut"].read_bytes() == files["whole"].read_bytes()
+
+
 def test_what_is_of_another_prompt_or_question_is_answered_anew(tmp_path, whole):
     lines = [json.loads(line) for line in whole.splitlines()]
     lines[2]["prompt_sha"] = "0" * 64
