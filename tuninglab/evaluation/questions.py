@@ -13,7 +13,8 @@ class Question:
     """A question that is scored.
 
     Args:
-        id: the data's own (question_id, id), or the record's number from 1; unlike all others.
+        id: the data's own (question_id, id), or the record's number from 1; as text unlike all
+            others.
         sample: the dialogue; its last turn is the learned answer, which the model does not see.
         text: of the last user message, without pictures.
         answers: all right ones, at least one.
@@ -23,7 +24,7 @@ class Question:
         lettered: whether the question names the options by letters.
     """
 
-    id: str
+    id: str | int
     sample: Sample
     text: str
     answers: Sequence[str]
@@ -46,7 +47,7 @@ class Question:
         return Scored(prediction, self.answers, self.options, self.lettered, share)
 
 
-def question_of(sample: Sample, name: str) -> Question:
+def question_of(sample: Sample, name: str | int) -> Question:
     """The last question of a dialogue, under a name.
 
     Args:
@@ -56,11 +57,16 @@ def question_of(sample: Sample, name: str) -> Question:
     learned = plain_text(sample.messages[-1]).strip()
     answers = tuple(sample.answers) or (learned,)
     options = tuple(sample.options)
-    letters = ascii_uppercase[: len(options)]
-    lettered = bool(options) and learned not in options and learned in letters
     text = plain_text(sample.messages[-2]).strip()
-    known = (text, answers, sample.kind, sample.group, options, lettered)
-    return Question(sample.id if sample.id is not None else name, sample, *known)
+    known = (text, answers, sample.kind, sample.group, options, _is_lettered(options, answers))
+    return Question(name if sample.id is None else sample.id, sample, *known)
+
+
+def _is_lettered(options: Sequence[str], answers: Sequence[str]) -> bool:
+    # Multiple choice answers with the letter, then the text; a letter may be an option's text too.
+    letters = ascii_uppercase[: len(options)]
+    named = len(answers) == 2 and len(answers[0]) == 1 and answers[0] in letters
+    return named and options[letters.index(answers[0])] == answers[1]
 
 
 def asked_once(questions: Iterable[Question]) -> list[Question]:
