@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
-from tuninglab.data.sample import Sample, count_images, plain_text
+from PIL import Image
+
+from tuninglab.data.sample import ImageSource, Sample, count_images, plain_text
+from tuninglab.data.sources import fingerprint
 from tuninglab.evaluation.metrics.metric import Scored
 
 
@@ -70,21 +73,23 @@ def _is_lettered(options: Sequence[str], answers: Sequence[str]) -> bool:
 
 
 def asked_once(questions: Iterable[Question]) -> list[Question]:
-    """The questions, of neighbours that ask the same of the same pictures the first.
+    """The questions in their order; of those that ask the same of the same pictures the first.
 
     A set of captions has a sample for each caption of a picture, each with all of them as answers.
     """
     kept: list[Question] = []
+    known: set[str] = set()
     for question in questions:
-        if not (kept and _asks_the_same(kept[-1], question)):
-            kept.append(question)
+        if len(question.answers) > 1:
+            asked = (question.sample.id, question.sample.messages[:-1], question.answers)
+            key = fingerprint([*asked, *map(_named, question.sample.images)])
+            if key in known:
+                continue
+            known.add(key)
+        kept.append(question)
     return kept
 
 
-def _asks_the_same(one: Question, other: Question) -> bool:
-    several = len(one.answers) > 1 and one.answers == other.answers
-    return (
-        several
-        and one.sample.messages[:-1] == other.sample.messages[:-1]
-        and one.sample.images == other.sample.images
-    )
+def _named(image: ImageSource) -> object:
+    # Pictures of files are told by where they lie, others by being one.
+    return id(image) if isinstance(image, bytes | Image.Image) else image
