@@ -13,6 +13,8 @@ from tuninglab.untrusted import MIB, read_json
 
 ASKED = "asked.json"
 FOLDER = "evaluation"
+# Inside an evaluation: the answers of what it is compared with.
+AGAINST = "against"
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Place:
     def prepare(self) -> None:
         """Delete what answers other questions, and write down what is asked now."""
         if not self.known:
-            for pattern in ownership.ANSWERS:
+            for pattern in (*ownership.ANSWERS, "report.*", f"{AGAINST}/*"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
         write_whole(self.folder / ASKED, json.dumps(self.asked, indent=2) + "\n")

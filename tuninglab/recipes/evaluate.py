@@ -23,7 +23,7 @@ from tuninglab.recipes.known_answers import prior_of
 from tuninglab.recipes.scored_model import ScoredModel, model_stamp, open_scored
 from tuninglab.run_folder.named_model import NamedModel, find_model
 
-BASE, AGAINST = "base", "against"
+BASE = "base"
 
 
 def evaluate(config: EvaluateConfig) -> Evaluated:

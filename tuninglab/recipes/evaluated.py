@@ -14,7 +14,7 @@ from tuninglab.console import Choices, is_main_process, say
 from tuninglab.evaluation.asking import Asking
 from tuninglab.evaluation.conditions import ASKED, Condition
 from tuninglab.evaluation.engine import Answerer, answer_all
-from tuninglab.evaluation.place import Place
+from tuninglab.evaluation.place import AGAINST, Place
 from tuninglab.evaluation.predictions import Answered, PredictionsFile, line_of
 from tuninglab.evaluation.questions import Question
 from tuninglab.evaluation.scoring import Report
@@ -22,7 +22,7 @@ from tuninglab.recipes.asked import Asked
 from tuninglab.reporting.evaluation_page import write_evaluation
 from tuninglab.run_folder import versions
 
-AGAINST, PRIOR = "against", "prior"
+PRIOR = "prior"
 
 
 class Evaluated(NamedTuple):
