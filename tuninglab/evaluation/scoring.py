@@ -1,4 +1,4 @@
-"""From answers to the figures of a report: scores with intervals, controls, what looking is worth."""
+"""From answers to figures: scores with intervals, controls, and what looking is worth."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
