@@ -28,10 +28,11 @@ def chosen(one: Scored) -> int | None:
     if len(exactly) == 1 and not one.lettered:
         return exactly.pop()
     rest = text[found.end() :] if (found := SAID_BEFORE.match(text)) else text
-    letter, tail = _by_letter(rest, one)
+    read, tail = _by_letter(rest, one)
     # "B. red" says it twice, "B, C" says two things.
     again = _by_text(tail, one) or _by_letter(tail, one)[0]
-    read = _by_text(text, one) | _by_text(rest, one) | letter | again
+    if not read or read != again:
+        read |= again | _by_text(text, one) | _by_text(rest, one)
     return read.pop() if len(read) == 1 else None
 
 

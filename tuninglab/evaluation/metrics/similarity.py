@@ -115,7 +115,7 @@ RELAXED_ACCURACY = Metric(
     "relaxed_accuracy",
     "right within 5 %",
     each(relaxed_accuracy),
-    source="Masry et al. 2022 (ChartQA), https://arxiv.org/abs/2203.10244; metrics.py of pix2struct",
+    source="Masry et al. 2022, https://arxiv.org/abs/2203.10244 (ChartQA); pix2struct's metrics.py",
     aliases=("relaxed",),
 )
 TOKEN_F1 = Metric(
