@@ -57,7 +57,7 @@ def choose_metrics(
         names = [*names, *found]
     metrics = list({m.name: m for m in map(metric_named, names)}.values())
     for metric in metrics:
-        _check(metric, questions)
+        _check(metric, questions, ranked)
     choices.add("metric", ", ".join(metric.name for metric in metrics), why)
     return metrics
 
@@ -88,14 +88,14 @@ def fitting(
     return SHORT, f"one short answer a question ({words:g} words)"
 
 
-def _check(metric: Metric, questions: Sequence[Question]) -> None:
+def _check(metric: Metric, questions: Sequence[Question], ranked: bool) -> None:
     """Pass if every question has what the metric needs.
 
     Raises:
         UserError: naming the first that has not.
     """
     for question in questions:
-        if not metric.fits(question.scored("", 0.5)):
+        if not metric.fits(question.scored("", 0.5 if ranked else None)):
             raise UserError(
                 f"--metric {metric.name} needs {metric.needs}; {question.sample.origin} has not. "
                 "Choose another metric, or auto"

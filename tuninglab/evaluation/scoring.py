@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tuninglab.errors import UserError
 from tuninglab.evaluation.conditions import ASKED
 from tuninglab.evaluation.metrics.metric import Metric, Scored
 from tuninglab.evaluation.metrics.statistics import difference, interval
@@ -89,13 +90,23 @@ class Report:
         Args:
             controls: the ways that are controls.
             prior: the way that is a guess without looking, if there is one.
+
+        Raises:
+            UserError: a metric has no score of such questions.
         """
         asked = self.ways[ASKED]
+        scored = asked.figures(self.metrics, self.seed)
+        for metric in self.metrics:
+            if scored[metric.name]["value"] is None:
+                raise UserError(
+                    f"{metric.name} of these {len(self.questions)} questions does not exist: "
+                    f"{metric.undefined}. Score more questions, or choose another --metric."
+                )
         unseen = [*controls, *([prior] if prior else [])]
         return {
             "count": len(self.questions),
             "primary": self.primary.name,
-            "metrics": asked.figures(self.metrics, self.seed),
+            "metrics": scored,
             "titles": {metric.name: metric.title for metric in self.metrics},
             "most": {metric.name: metric.most for metric in self.metrics},
             "by_type": self._parts(asked, self.types),
