@@ -16,12 +16,13 @@ from tuninglab.config.training import Precision
 from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
-from tuninglab.threads import allowed_cpus, tell_other_work
+from tuninglab.threads import CGROUP, allowed_cpus, tell_other_work
 from tuninglab.untrusted import shown
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
 PROCESS = Path("/proc/self")
+MEMORY = Path("/proc/meminfo")
 
 # What torchrun says of processes: how many and which.
 PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
@@ -199,6 +200,24 @@ def peak_memory_mib(device: torch.device) -> float:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # In bytes on macOS, in KiB elsewhere (getrusage(2) of each).
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What this process may still take: of a GPU's memory, else of the machine's or container's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = MEMORY.read_text(encoding="utf-8")
+        free = int(text.partition("MemAvailable:")[2].split()[0]) * 2**10
+    except (OSError, IndexError):
+        # macOS tells only how much there is.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        most, held = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    # No limit is the word "max", and no container has no such file.
+    except (OSError, ValueError):
+        return free
+    return max(0, min(free, most - held))
 
 
 def _has_bf16(device_type: str) -> bool:
