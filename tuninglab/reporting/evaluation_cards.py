@@ -17,7 +17,7 @@ MOST_CARDS = 300
 KEPT_FOR_RIGHT = 100
 # Letters of all small pictures together.
 MOST_THUMBNAILS = 24 * MIB
-LETTERS = 600
+LETTERS = 300
 MOST_ANSWERS = 6
 # Means of shares such as 1/3 miss 1 by rounding.
 ROUNDING = 1e-9
@@ -25,9 +25,9 @@ ROUNDING = 1e-9
 Row = Mapping[str, Any]
 # Other answers to the same question, and what a card calls them.
 OTHERS = {
-    "blank": "Blank picture",
-    "shuffled": "Other picture",
-    "prior": "Most frequent",
+    "blank": "Blank",
+    "shuffled": "Shuffled",
+    "prior": "Prior",
     "against": "Against",
 }
 # What cards can be filtered by, and what the filter calls it.
@@ -35,8 +35,8 @@ FILTERS = {
     "wrong": "wrong",
     "partly": "partly right",
     "right": "right",
-    "changed": "changed with another picture",
-    "same": "the same with another picture",
+    "changed": "changed when shuffled",
+    "same": "same when shuffled",
     "gained": "gained",
     "lost": "lost",
 }

@@ -1,15 +1,15 @@
 """Figures of an evaluation as people read them, in rows that the terminal and the page share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tuninglab.reporting.tables import Scale, duration, looking, mapping, number, plain
 
-# Scores of who does not look, and what they are called.
+# Scores of who does not look, and what they are of.
 UNSEEN = {
-    "blank": "Blank pictures",
-    "shuffled": "Other pictures",
-    "prior": "Most frequent answer",
+    "blank": "Blank: empty pictures",
+    "shuffled": "Shuffled: pictures of others",
+    "prior": "Prior: most frequent answer",
 }
 NOT_ASKED = "Nothing was asked without looking, so nothing tells whether it looks."
 
@@ -96,6 +96,14 @@ def written(scale: Scale, entry: object, full: float = 1.0) -> Written:
     return Written(scale.score(value), scale.span(low, high), width, *ends)
 
 
+def longest(scale: Scale, entries: Iterable[object]) -> float:
+    """The score whose bar is as long as can be: 1 of shares, of others the largest there is."""
+    if scale.most == 1:
+        return 1.0
+    ends = (number(mapping(entry).get(key)) for entry in entries for key in ("value", "high"))
+    return max((end for end in ends if end is not None), default=1.0)
+
+
 def bars(figures: Figures) -> list[Bar]:
     """The primary score, and beside it those of the other model and of who does not look."""
     name = primary_of(figures)
@@ -105,7 +113,7 @@ def bars(figures: Figures) -> list[Bar]:
     scores |= _unseen(figures)
     entries = {key: mapping(score).get(name) for key, score in scores.items() if score}
     scale = scale_of(figures, name)
-    full = scale.most if scale.most == 1 else _largest(entries.values())
+    full = longest(scale, entries.values())
     return [Bar(k, named[k], written(scale, entry, full)) for k, entry in entries.items() if entry]
 
 
@@ -116,7 +124,7 @@ def metric_rows(figures: Figures) -> list[dict[str, Any]]:
         scale = scale_of(figures, name)
         row = {"metric": scale.title, "score": str(written(scale, entry))}
         for key, scores in _unseen(figures).items():
-            row[UNSEEN[key].lower()] = written(scale, mapping(scores).get(name)).score
+            row[key] = written(scale, mapping(scores).get(name)).score
         rows.append(row)
     return rows
 
@@ -139,10 +147,7 @@ def parts(figures: Figures, key: str) -> list[Part]:
     metrics = mapping(figures.get("metrics"))
     scales = {name: scale_of(figures, name) for name in metrics}
     found = {label: mapping(part) for label, part in mapping(figures.get(key)).items()}
-    full = {
-        name: scale.most if scale.most == 1 else _largest(p.get(name) for p in found.values())
-        for name, scale in scales.items()
-    }
+    full = {n: longest(scale, [p.get(n) for p in found.values()]) for n, scale in scales.items()}
     rows = []
     for label, part in found.items():
         scores = [written(scales[name], part.get(name), full[name]) for name in metrics]
@@ -168,9 +173,8 @@ def looked(figures: Figures) -> str:
         return NOT_ASKED
     low, high = number(worth.get("low")), number(worth.get("high"))
     interval = None if low is None or high is None else (low, high)
-    known = {UNSEEN.get(control, control).lower(): value - gain}
     asked = number(figures.get("count"))
-    return looking(value, known, asked, interval, scale_of(figures, name))
+    return looking(value, {control: value - gain}, asked, interval, scale_of(figures, name))
 
 
 def moved(figures: Figures) -> str:
@@ -195,7 +199,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
         ("examples before each question", plain(figures.get("shots"))),
     ]
     if source := mapping(figures.get("prior")).get("source"):
-        rows.append(("most frequent answer of", str(source)))
+        rows.append(("prior from", str(source)))
     if (seconds := number(speed.get("wall_s"))) is not None:
         rows.append(("time", duration(seconds)))
     if (rate := number(speed.get("samples_per_s"))) is not None:
@@ -215,12 +219,6 @@ def _difference(scale: Scale, entry: object) -> str:
         return "–"
     said = scale.gain(value) if value < 0 else f"+{scale.gain(value)}"
     return said if low is None or high is None else f"{said} ({scale.reach(low, high)})"
-
-
-def _largest(entries: Any) -> float:
-    """The longest bar where a metric has no useful end: the largest score or end of an interval."""
-    ends = (number(mapping(entry).get(key)) for entry in entries for key in ("value", "high"))
-    return max((end for end in ends if end is not None), default=1.0)
 
 
 def _part(value: float, full: float) -> float:

@@ -10,10 +10,12 @@ from tuninglab.reporting.data_shown import bounded
 from tuninglab.reporting.evaluation_cards import Row, gallery
 from tuninglab.reporting.evaluation_facts import (
     Figures,
+    Written,
     against_rows,
     bars,
     facts,
     headline,
+    longest,
     looked,
     metric_rows,
     moved,
@@ -22,7 +24,7 @@ from tuninglab.reporting.evaluation_facts import (
     scale_of,
     written,
 )
-from tuninglab.reporting.tables import PARTS, Scale, flat, mapping, number, table
+from tuninglab.reporting.tables import PARTS, flat, mapping, plain, table
 from tuninglab.reporting.templates import render
 
 # Types and groups that are shown; a table of more is no overview.
@@ -75,7 +77,7 @@ def page(figures: Figures, rows: Sequence[Row]) -> str:
         moved=moved(figures),
         ids=_ids(mapping(figures.get("against"))),
         gallery=gallery(figures, rows),
-        facts=facts(figures),
+        facts_of=facts(figures),
         notes=[str(note) for note in figures.get("notes") or ()],
         settings=flat(mapping(figures.get("settings"))),
         choices=table([row for row in figures.get("choices") or () if isinstance(row, dict)]),
@@ -102,24 +104,25 @@ def confusion_rows(confusion: object) -> dict[str, Any] | None:
     return {"heads": [*answers, "other"], "lines": lines} if lines else None
 
 
-def _answers(figures: Figures) -> list[tuple[str, Any, Any]]:
+def _answers(figures: Figures) -> list[tuple[str, str, Written]]:
+    """The most frequent right answers, how often they are right, and the score of those."""
     scale = scale_of(figures, primary_of(figures))
-    # Beside shares a metric without a useful end has no bars worth drawing.
-    whole = scale if scale.most == 1 else Scale(scale.title, scale.most)
+    rows = figures.get("by_answer") or ()
+    full = longest(scale, rows)
     return [
-        (_short(row.get("answer")), row.get("count"), written(whole, {"value": row.get("value")}))
-        for row in figures.get("by_answer") or ()
+        (_short(row.get("answer")), plain(row.get("count")), written(scale, row, full))
+        for row in rows
     ]
 
 
-def _ids(against: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The names of questions gained and lost."""
+def _ids(against: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How many questions were gained and lost, and their names."""
     rows = []
     for title in ("gained", "lost"):
-        ids = [str(one) for one in against.get(title) or ()]
+        ids = [_short(one) for one in against.get(title) or ()]
         more = f" and {len(ids) - MOST_IDS:,} more" if len(ids) > MOST_IDS else ""
-        rows.append((title, ", ".join(ids[:MOST_IDS]) + more or "none"))
-    return rows if against else []
+        rows += [(title, f"{len(ids):,}", ", ".join(ids[:MOST_IDS]) + more)] if ids else []
+    return rows
 
 
 def _short(text: object) -> str:
