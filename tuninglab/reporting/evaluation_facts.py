@@ -178,12 +178,12 @@ def looked(figures: Figures) -> str:
 
 
 def moved(figures: Figures) -> str:
-    """How many questions the other model had wrong or right; "" if there is none."""
+    """How many questions are right now and were not of the other model, and how many not; or ""."""
     against = mapping(figures.get("against"))
     if not against:
         return ""
     gained, lost = (plain(len(against.get(key) or ())) for key in ("gained", "lost"))
-    return f"Against {against.get('model')}: {gained} questions gained, {lost} lost."
+    return f"Against {against.get('model')}: {gained} gained, {lost} lost."
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:

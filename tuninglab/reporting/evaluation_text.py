@@ -75,11 +75,11 @@ def _part_rows(figures: Figures, key: str) -> list[dict[str, Any]]:
 
 def _table(rows: Sequence[dict[str, Any]], names: str, title: str = "") -> Table:
     """A table of rows with the same keys; the column `names` stands left, figures stand right."""
-    shown = Table(title=Text(title) if title else None, title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(title=_line(title) if title else None, title_justify="left", box=SIMPLE_HEAD)
     content = table(rows) or {"columns": [], "lines": []}
     for column in content["columns"]:
         head = "" if column == "part" else column
-        shown.add_column(Text(head), justify="left" if column == names else "right")
+        shown.add_column(_line(_short(head)), justify="left" if column == names else "right")
     for line in content["lines"]:
         shown.add_row(*(_line(_short(cell)) for cell in line))
     return shown

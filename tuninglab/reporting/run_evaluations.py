@@ -15,7 +15,7 @@ from tuninglab.untrusted import MIB, read_json
 FOLDER = "evaluation"
 # Evaluations that are listed, and bytes of the figures of one.
 MOST = 200
-LARGEST = 16 * MIB
+LARGEST = 64 * MIB
 LETTERS = 300
 
 
@@ -58,7 +58,7 @@ def _linked(folder: Path) -> Linked:
         return Linked(name, link, "–", "its report.json is damaged")
     primary = primary_of(figures)
     score = written(scale_of(figures, primary), mapping(figures.get("metrics")).get(primary))
-    return Linked(name, link, str(score), visible(bounded(headline(figures), LETTERS)))
+    return Linked(name, link, bounded(str(score), LETTERS), visible(bounded(headline(figures), LETTERS)))
 
 
 def _holds(folder: Path, name: str) -> bool:
