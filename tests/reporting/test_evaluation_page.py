@@ -108,8 +108,7 @@ def test_nothing_is_fetched_and_no_other_script_can_run(figures):
     (policy,) = [one["content"] for one in made.of("meta") if "http-equiv" in one]
     value = base64.b64encode(hashlib.sha256(made.script.encode()).digest()).decode()
     assert policy == (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{value}'"
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{value}'"
     )
 
 

@@ -99,8 +99,7 @@ def test_scores_that_are_no_shares_are_no_percentages():
     assert str(written(cider, score(0.842, 0.1))) == "0.842 (0.742–0.942)"
     said = looking(0.842, {"blank": 0.3}, 50, (0.5, 0.6), cider)
     assert said == (
-        "0.842 CIDEr, 0.300 without looking (blank): "
-        "looking is worth 0.542 (+0.500 to +0.600)."
+        "0.842 CIDEr, 0.300 without looking (blank): looking is worth 0.542 (+0.500 to +0.600)."
     )
     # More than 1 is usual: the rule for shares does not hold.
     assert "worth 0.900." in looking(1.2, {"blank": 0.3}, 50, None, cider)

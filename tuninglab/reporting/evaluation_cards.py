@@ -79,7 +79,9 @@ def gallery(figures: Figures, rows: Sequence[Row]) -> Gallery:
         cards.append(card)
     counts = Counter(key for card in cards for key in card["is"])
     filters = [(key, name, counts[key]) for key, name in FILTERS.items() if counts[key]]
-    return Gallery(cards, filters, kinds, _said(rows, chosen, most))
+    return Gallery(
+        cards, filters, [bounded(kind, LETTERS) for kind in kinds], _said(rows, chosen, most)
+    )
 
 
 def choose(rows: Sequence[Row], most: float, moved: Collection[str]) -> list[Row]:
@@ -115,10 +117,10 @@ def _some(rows: Sequence[Row], count: int, first: Collection[str]) -> list[Row]:
     """So many rows in their order: half of them of `first` if there are so many, others evenly."""
     if len(rows) <= count:
         return list(rows)
-    named = [number for number, row in enumerate(rows) if str(row.get("id")) in first]
+    named = [place for place, row in enumerate(rows) if str(row.get("id")) in first]
     taken = set(_evenly(named, count // 2))
-    others = [number for number in range(len(rows)) if number not in taken]
-    return [rows[number] for number in sorted(taken | set(_evenly(others, count - len(taken))))]
+    others = [place for place in range(len(rows)) if place not in taken]
+    return [rows[place] for place in sorted(taken | set(_evenly(others, count - len(taken))))]
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:
@@ -157,7 +159,11 @@ def _card(row: Row, most: float, kinds: Sequence[str], room: int) -> dict[str, A
         ],
         "kind": None if kind is None else kinds.index(str(kind)),
         # Of own data a question that is asked often is its own type.
-        "kinds": [str(one) for one in (kind, group) if one and one != row.get("question")],
+        "kinds": [
+            bounded(str(one), LETTERS)
+            for one in (kind, group)
+            if one and one != row.get("question")
+        ],
         "pictures": pictures,
         "more": len(images) - len(pictures),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tuninglab.reporting.data_shown import bounded
 from tuninglab.reporting.tables import Scale, duration, looking, mapping, number, plain
 
 # Scores of who does not look, and what they are of.
@@ -11,6 +12,8 @@ UNSEEN = {
     "shuffled": "Shuffled: pictures of others",
     "prior": "Prior: most frequent answer",
 }
+# Letters of a type: of own data a question that is asked often is its own.
+LETTERS = 200
 NOT_ASKED = "Nothing was asked without looking, so nothing tells whether it looks."
 
 Figures = Mapping[str, Any]
@@ -151,7 +154,7 @@ def parts(figures: Figures, key: str) -> list[Part]:
     rows = []
     for label, part in found.items():
         scores = [written(scales[name], part.get(name), full[name]) for name in metrics]
-        rows.append(Part(label, plain(part.get("count")), scores))
+        rows.append(Part(bounded(label, LETTERS), plain(part.get("count")), scores))
     return rows
 
 

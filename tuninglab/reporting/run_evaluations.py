@@ -58,7 +58,9 @@ def _linked(folder: Path) -> Linked:
         return Linked(name, link, "–", "its report.json is damaged")
     primary = primary_of(figures)
     score = written(scale_of(figures, primary), mapping(figures.get("metrics")).get(primary))
-    return Linked(name, link, bounded(str(score), LETTERS), visible(bounded(headline(figures), LETTERS)))
+    return Linked(
+        name, link, bounded(str(score), LETTERS), visible(bounded(headline(figures), LETTERS))
+    )
 
 
 def _holds(folder: Path, name: str) -> bool:
