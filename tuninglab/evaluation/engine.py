@@ -155,7 +155,7 @@ def make_batches(
     Longest first, so that memory that does not suffice shows at once. Equally long ones stand by
     their ids: the order of the data changes nothing.
     """
-    order = sorted(range(len(questions)), key=lambda k: (-tokens[k], questions[k].id))
+    order = sorted(range(len(questions)), key=lambda k: (-tokens[k], str(questions[k].id)))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -171,12 +171,12 @@ def _prompts(work: _Work) -> list[Prompt]:
     prompts = []
     with working("reading questions", len(work.questions)) as note:
         for number, question in enumerate(work.questions):
-            if question.id in seen:
+            if str(question.id) in seen:
                 raise UserError(
                     f"{question.sample.origin}: the id {brief(question.id)} is another question's "
                     "too; give each its own"
                 )
-            seen.add(question.id)
+            seen.add(str(question.id))
             ids = work.asking.ids(question)
             longest = max(map(len, work.candidates_of(number)), default=answerer.max_new_tokens)
             # The last token of an answer is not read any more.
@@ -193,11 +193,11 @@ def _prompts(work: _Work) -> list[Prompt]:
 
 def _known(work: _Work, prompts: Sequence[Prompt], file: PredictionsFile) -> dict[int, Answered]:
     """What is in the file of these questions, by their number."""
-    numbers = {question.id: number for number, question in enumerate(work.questions)}
+    numbers = {str(question.id): number for number, question in enumerate(work.questions)}
     known: dict[int, Answered] = {}
     for line in file.read():
         name = line.get("id")
-        number = numbers.get(name) if isinstance(name, str) else None
+        number = numbers.get(str(name)) if isinstance(name, str | int) else None
         if number is None:
             continue
         count = len(work.candidates_of(number))

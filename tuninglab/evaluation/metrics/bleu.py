@@ -55,5 +55,6 @@ BLEU4 = Metric(
     "BLEU-4",
     _rows,
     _total,
+    aliases=("bleu",),
     source="Papineni et al.: BLEU (ACL 2002); figures as pycocoevalcap's, closest length",
 )

@@ -58,5 +58,6 @@ ROUGE_L = Metric(
     "rouge_l",
     "ROUGE-L",
     _rows,
+    aliases=("rouge",),
     source="Lin: ROUGE (2004); figures as pycocoevalcap's",
 )
