@@ -7,10 +7,9 @@ Models.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tuninglab.config.evaluate import Task
 from tuninglab.data.sample import ImageSource, plain_text
 from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.data.tokens import special_id
@@ -45,7 +44,7 @@ class Benchmark:
         dropped: ... and without these characters.
     """
 
-    name: Task
+    name: str
     title: str
     prompt: str = "openflamingo-vqa"
     opening: str = "Question:"
@@ -75,22 +74,23 @@ class Benchmark:
         return names
 
 
-_CAPTIONS: dict[str, Any] = {
-    "prompt": "openflamingo-caption",
-    "opening": "",
-    "response": "Output:",
-    "asks": False,
-    "max_new_tokens": 20,
-    "metrics": ("cider",),
-    "compat_metrics": ("cider",),
-    "cut": "Output",
-    "dropped": '"',
-}
-_RANKED: dict[str, Any] = {"between": "", "ranked": True}
-_MEMES = ("roc_auc", "exact_match")
+_CAPTION = Benchmark(
+    "caption",
+    "captions of COCO, Karpathy's test split",
+    prompt="openflamingo-caption",
+    opening="",
+    response="Output:",
+    asks=False,
+    max_new_tokens=20,
+    metrics=("cider",),
+    compat_metrics=("cider",),
+    cut="Output",
+    dropped='"',
+)
+_CLASSES = ("exact_match",)
 BENCHMARKS = (
-    Benchmark("caption", "captions of COCO, Karpathy's test split", **_CAPTIONS),
-    Benchmark("flickr30k", "captions of Flickr30k, Karpathy's test split", **_CAPTIONS),
+    _CAPTION,
+    replace(_CAPTION, name="flickr30k", title="captions of Flickr30k, Karpathy's test split"),
     Benchmark("vqa", "VQAv2"),
     Benchmark("okvqa", "OK-VQA"),
     Benchmark("vizwiz", "VizWiz"),
@@ -100,20 +100,25 @@ BENCHMARKS = (
         "Hateful Memes",
         opening="",
         response=" Answer:",
+        between="",
+        metrics=("roc_auc", *_CLASSES),
+        compat_metrics=("roc_auc", *_CLASSES),
+        ranked=True,
         choices=("yes", "no"),
-        metrics=_MEMES,
-        compat_metrics=_MEMES,
-        **_RANKED,
     ),
-    Benchmark(
-        "imagenet",
-        "ImageNet",
-        **_CAPTIONS | _RANKED | {"metrics": ("exact_match",), "compat_metrics": ("exact_match",)},
+    replace(
+        _CAPTION,
+        name="imagenet",
+        title="ImageNet, by the names of its folders",
+        between="",
+        metrics=_CLASSES,
+        compat_metrics=_CLASSES,
+        ranked=True,
     ),
 )
 
 
-def benchmark_named(name: Task) -> Benchmark:
+def benchmark_named(name: str) -> Benchmark:
     """The benchmark of --task."""
     return next(one for one in BENCHMARKS if one.name == name)
 
@@ -205,7 +210,7 @@ class OpenFlamingo(Asking):
         turns = question.sample.messages
         if len(turns) != 2 or question.pictures != 1:
             raise UserError(
-                f"{question.sample.origin}: {len(turns)} messages and {question.pictures} pictures; "
+                f"{question.sample.origin}: {len(turns)} messages, {question.pictures} pictures; "
                 "--compat openflamingo asks one question about one picture. Leave out --compat."
             )
         # Unlike `question.text` with the blanks that the data has.

@@ -1,4 +1,4 @@
-"""What computed features depend on: the tensors of a module, a configuration, how pictures are made."""
+"""What features of pictures depend on: tensors of a module, its configuration, how pixels come."""
 
 import hashlib
 import json

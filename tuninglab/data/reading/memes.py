@@ -7,7 +7,7 @@ from tuninglab.data.reading.fields import text_of
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.records import listed_pictures
 from tuninglab.data.reading.single_turns import single_turn
-from tuninglab.data.sample import MISSING, Sample, brief
+from tuninglab.data.sample import MISSING, ImageSource, Sample, brief
 
 ANSWERS = ("yes", "no")
 
@@ -22,12 +22,12 @@ def _meme(record: dict[str, Any], origin: str, reading: Reading) -> list[Sample]
     if label in (None, MISSING):
         raise ValueError(
             "there is no label; memes of a test split have none and cannot be learned or scored: "
-            "use a split with labels (dev_seen.jsonl)"
+            "use a split with labels (pictures with captions: --columns image=img)"
         )
     # Also true and false, which are 1 and 0.
     if not isinstance(label, int) or label not in (0, 1):
         raise ValueError(f"the label is {brief(label)}; expected 1 (hateful) or 0")
-    images = listed_pictures(record, ("img",))
+    images: list[ImageSource] = listed_pictures(record, ("img",))
     if len(images) != 1:
         raise ValueError(f"the record has {len(images)} pictures; a meme is one (img)")
     name = images[0]
