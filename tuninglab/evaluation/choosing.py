@@ -49,7 +49,7 @@ def choose_metrics(
     Raises:
         UserError: there is no such metric, or a question lacks what one needs.
     """
-    words = [word for entry in wish for word in entry.replace(",", " ").split()]
+    words = words_of(wish)
     check(bool(words), "metric", wish, "auto, or names of metrics")
     names, why = [word for word in words if word != AUTO], "--metric"
     if AUTO in words:
@@ -60,6 +60,11 @@ def choose_metrics(
         _check(metric, questions, ranked)
     choices.add("metric", ", ".join(metric.name for metric in metrics), why)
     return metrics
+
+
+def words_of(wish: Sequence[str]) -> list[str]:
+    """The names in --metric, which may stand apart or with commas between."""
+    return [word for entry in wish for word in entry.replace(",", " ").split()]
 
 
 def fitting(

@@ -79,12 +79,12 @@ class Similar(Examples):
                 found = zip(questions[some], similarities(asked[some], matrix), strict=True)
                 for question, row in found:
                     order = (seen[place] for place in best_first(row))
-                    self._nearest[question.id] = usable(pool, question, order, most)
+                    self._nearest[str(question.id)] = usable(pool, question, order, most)
                 note(len(self._nearest))
 
     def rows(self, question: Question, count: int) -> list[int]:
         """See `Examples`."""
-        return self._nearest[question.id]
+        return self._nearest[str(question.id)]
 
 
 def similarities(asked: Tensor, matrix: Tensor) -> Tensor:

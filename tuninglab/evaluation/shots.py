@@ -157,11 +157,13 @@ class Drawn(Examples):
 
     def rows(self, question: Question, count: int) -> list[int]:
         """See `Examples`."""
-        known = self._drawn.get(question.id, [])
+        known = self._drawn.get(str(question.id), [])
         if len(known) < count:
             digest = hashlib.sha256(f"{self.seed} {question.id}".encode()).digest()
             order = np.random.default_rng(int.from_bytes(digest)).permutation(len(self.pool))
-            known = self._drawn[question.id] = usable(self.pool, question, order.tolist(), count)
+            known = self._drawn[str(question.id)] = usable(
+                self.pool, question, order.tolist(), count
+            )
         return known
 
 

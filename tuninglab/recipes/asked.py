@@ -5,14 +5,17 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
 from tuninglab.config import EvaluateConfig
-from tuninglab.config.data import Data, columns_of, parts_of, pictures_checked
+from tuninglab.config.data import columns_of, parts_of, pictures_checked
 from tuninglab.console import Choices, say
-from tuninglab.data.reading.opening import Wishes
+from tuninglab.data.mixture import Joined
+from tuninglab.data.reading.opening import Wishes, open_part
+from tuninglab.data.sources import Source
 from tuninglab.errors import UserError
 from tuninglab.evaluation.asked_data import AskedData, check_ids, drawn, read_questions
-from tuninglab.evaluation.choosing import choose_metrics
+from tuninglab.evaluation.choosing import AUTO, choose_metrics, words_of
 from tuninglab.evaluation.metrics.metric import Metric
 from tuninglab.evaluation.metrics.names import metric_named
+from tuninglab.evaluation.openflamingo import benchmark_named
 from tuninglab.evaluation.own_data import MAX_ANSWER_TOKENS
 from tuninglab.evaluation.questions import Question, question_of
 
@@ -46,9 +49,17 @@ def what_to_ask(config: EvaluateConfig, choices: Choices) -> Asked:
         UserError: the data is wrong, or does not have what a setting asks for.
     """
     data = open_questions(config)
-    questions = with_candidates(data.questions, config.candidates)
-    rank = ranking(config, questions)
-    metrics = choose_metrics(config.metric, questions, data.what, rank is not None, choices)
+    candidates, wish, longest_tokens = config.candidates, config.metric, config.max_new_tokens
+    if config.task is not None:
+        bench = benchmark_named(config.task)
+        if bench.ranked and candidates is None:
+            candidates = bench.candidates(data.questions)
+        if wish == [AUTO]:
+            wish = bench.compat_metrics if config.compat else bench.metrics
+        longest_tokens = longest_tokens or bench.max_new_tokens
+    questions = with_candidates(data.questions, candidates)
+    rank = "texts" if candidates is not None else ranking(config, wish, questions)
+    metrics = choose_metrics(wish, questions, data.what, rank is not None, choices)
     longest = max(len(answer.encode()) for q in questions for answer in q.answers)
     return Asked(
         data,
@@ -56,7 +67,7 @@ def what_to_ask(config: EvaluateConfig, choices: Choices) -> Asked:
         metrics,
         None if rank is None else [candidates_of(question, rank) for question in questions],
         # No token is shorter than a byte, and one ends the answer.
-        config.max_new_tokens or min(MAX_ANSWER_TOKENS, longest + 1),
+        longest_tokens or min(MAX_ANSWER_TOKENS, longest + 1),
     )
 
 
@@ -77,13 +88,16 @@ def open_questions(config: EvaluateConfig) -> AskedData:
     return AskedData("embedded test questions", {}, questions, samples.content)
 
 
-def examples_of(config: EvaluateConfig, data: Data) -> list[Question]:
-    """The few-shot examples, all of them.
+def examples_of(config: EvaluateConfig) -> Source | None:
+    """What few-shot examples are taken from; None: there are none.
 
     Raises:
         UserError: a file or record is wrong.
     """
-    return read_questions(parts_of(data, "shots_data") or [], wishes_of(config), None).questions
+    parts = parts_of(config.shots_data, "shots_data") or []
+    wishes = wishes_of(config)
+    sources = [open_part(part, wishes) for part in parts]
+    return Joined([part.path for part in parts], sources) if sources else None
 
 
 def wishes_of(config: EvaluateConfig) -> Wishes:
@@ -120,14 +134,16 @@ def with_candidates(
     return asked
 
 
-def ranking(config: EvaluateConfig, questions: Sequence[Question]) -> str | None:
+def ranking(
+    config: EvaluateConfig, wish: Sequence[str], questions: Sequence[Question]
+) -> str | None:
     """What of the options is ranked, "letters" or "texts"; None: answers are generated.
 
     Raises:
         UserError: a question lacks the options that are to be ranked.
     """
-    named = [metric_named(word).name for word in _words(config) if word != "auto"]
-    wished = config.rank or ("texts" if config.candidates else None)
+    named = [metric_named(word).name for word in words_of(wish) if word != AUTO]
+    wished = config.rank
     if wished is None and any(name in OF_RANKS for name in named):
         wished = "texts"
     if wished is None and all(q.options and not q.lettered for q in questions):
@@ -147,7 +163,3 @@ def candidates_of(question: Question, rank: str) -> list[str]:
     if rank == "letters":
         return list(ascii_uppercase[: len(question.options)])
     return list(question.options)
-
-
-def _words(config: EvaluateConfig) -> list[str]:
-    return [word for entry in config.metric for word in entry.replace(",", " ").split()]

@@ -3,20 +3,25 @@
 import gc
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuninglab.config import EvaluateConfig
 from tuninglab.config.data import parts_of, split_path
 from tuninglab.console import Choices, is_main_process, say
+from tuninglab.data.reading.entries import kept_folder
+from tuninglab.data.sources import Source
 from tuninglab.errors import UserError
 from tuninglab.evaluation.asking import Asking, Dialogue
 from tuninglab.evaluation.conditions import ASKED, SHUFFLED, conditions_of
 from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.engine import Answerer
+from tuninglab.evaluation.openflamingo import TEXT_ONLY, OpenFlamingo, benchmark_named
 from tuninglab.evaluation.place import FOLDER, Place, find_place
 from tuninglab.evaluation.predictions import read_predictions
-from tuninglab.evaluation.questions import Question
+from tuninglab.evaluation.rices import PooledVectors, Similar
+from tuninglab.evaluation.shots import Drawn, Examples, FewShot, Pool, query_set
 from tuninglab.recipes.asked import Asked, examples_of, what_to_ask
 from tuninglab.recipes.evaluated import Evaluated, Evaluation
 from tuninglab.recipes.known_answers import prior_of
@@ -35,20 +40,22 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         KeyboardInterrupt: stopped by Ctrl-C; what was answered is kept.
     """
     choices = Choices()
+    if config.task is not None and config.prompt is None:
+        config = replace(config, prompt=benchmark_named(config.task).prompt)
     asked = what_to_ask(config, choices)
     if config.predictions is not None:
         return _score_again(config, asked, choices)
     named = find_model(str(config.model))
     other = None if config.against is None else _other(config.against, named)
-    examples = [] if config.shots_data is None else examples_of(config, config.shots_data)
+    examples = examples_of(config)
     evaluations = [_planned(config, asked, named, examples, n, choices) for n in config.shots]
     try:
         # Told before the model is loaded, by the process that writes.
         for one in evaluations:
             one.place.begin()
-        _ask(evaluations, named, config, choices)
+        _ask(evaluations, named, examples, choices)
         if isinstance(other, NamedModel):
-            _ask(evaluations, other, config, Choices(), against=True)
+            _ask(evaluations, other, examples, Choices(), against=True)
         for one in evaluations if isinstance(other, Path) else ():
             one.add_against(read_predictions(other, asked.questions))
         guesses = prior_of(asked.questions, named, examples)
@@ -62,7 +69,7 @@ def _planned(
     config: EvaluateConfig,
     asked: Asked,
     named: NamedModel,
-    examples: Sequence[Question],
+    examples: Source | None,
     shots: int,
     choices: Choices,
 ) -> Evaluation:
@@ -76,11 +83,13 @@ def _planned(
     name = config.name or _name_of(config, named)
     name += f"-{shots}-shots" if shots else ""
     identity = _identity(config, asked, named, shots)
+    if examples is not None:
+        identity["shots_data"] = examples.content
     given = config.name is not None
     place = Place(parent, {})
     if is_main_process():
         place = find_place(parent, name, identity, given, config.overwrite)
-    return Evaluation(config, asked, shots, place, conditions, list(examples), choices)
+    return Evaluation(config, asked, shots, place, conditions, choices)
 
 
 def _name_of(config: EvaluateConfig, named: NamedModel) -> str:
@@ -100,12 +109,10 @@ def _identity(
     names += ("task", "compat", "batch_size", *(("select",) if shots else ()))
     settings = {name: getattr(config, name) for name in names}
     settings |= {"shots": shots, "max_new_tokens": asked.max_new_tokens}
-    shown = [part.path for part in parts_of(config.shots_data) or []] if shots else []
     return {
         "model": model_stamp(named),
         "data": asked.data.content,
         "questions": len(asked.questions),
-        "shots_data": shown,
         "ranked": asked.candidates is not None,
         "settings": settings,
     }
@@ -131,15 +138,17 @@ def _other(against: str, named: NamedModel) -> NamedModel | Path:
 def _ask(
     evaluations: Sequence[Evaluation],
     named: NamedModel,
-    config: EvaluateConfig,
+    examples: Source | None,
     choices: Choices,
     against: bool = False,
 ) -> None:
     """Load a model, put all questions to it, and let it go."""
+    config = evaluations[0].config
     scored = open_scored(named, config, choices)
+    chosen = _examples(evaluations, scored, examples)
     pictures = EncodedPictures.repeatable(scored.accelerator.device)
     for one in evaluations:
-        asking = asking_of(one, scored)
+        asking = _asking(one, scored, chosen)
         answerer = Answerer(
             scored.model,
             scored.processor,
@@ -152,14 +161,39 @@ def _ask(
             normalise=True,
         )
         one.ask(answerer, asking, model_stamp(named) if against else None)
-    del scored, pictures
+    del scored, pictures, chosen
     # Before another is loaded.
     gc.collect()
 
 
-def asking_of(one: Evaluation, scored: ScoredModel) -> Asking:
+def _examples(
+    evaluations: Sequence[Evaluation], scored: ScoredModel, samples: Source | None
+) -> Examples | None:
+    """Which examples stand before which question; None without any.
+
+    Raises:
+        UserError: a question has too few, or a picture cannot be read.
+    """
+    if samples is None:
+        return None
+    config, questions = evaluations[0].config, evaluations[0].asked.questions
+    if config.select == "random":
+        return Drawn(query_set(samples, config.seed), config.seed)
+    place = kept_folder() / "vectors"
+    vectors = PooledVectors(scored.model, scored.processor, place, scored.accelerator)
+    most = max(TEXT_ONLY, *(one.shots for one in evaluations))
+    return Similar(Pool(samples), questions, most, vectors)
+
+
+def _asking(one: Evaluation, scored: ScoredModel, examples: Examples | None) -> Asking:
     """How the questions of an evaluation become prompts."""
-    return Dialogue(scored.processor)
+    config = one.config
+    if config.compat is not None and config.task is not None:
+        benchmark = benchmark_named(config.task)
+        return OpenFlamingo(scored.processor, benchmark, examples, one.shots)
+    if not one.shots or examples is None:
+        return Dialogue(scored.processor)
+    return FewShot(scored.processor, examples, one.shots)
 
 
 def _score_again(config: EvaluateConfig, asked: Asked, choices: Choices) -> Evaluated:
@@ -177,12 +211,12 @@ def _score_again(config: EvaluateConfig, asked: Asked, choices: Choices) -> Eval
     parts = parts_of(config.data) or []
     name = config.name or f"{Path(split_path(parts[0].path)[0][0]).stem}-{path.stem}"
     place = find_place(parent, name, identity, config.name is not None, config.overwrite)
-    one = Evaluation(config, asked, 0, place, {}, [], choices)
+    one = Evaluation(config, asked, 0, place, {}, choices)
     try:
         place.begin()
         one.add_predictions(predictions)
         if config.against is not None:
             one.add_against(read_predictions(Path(config.against), asked.questions))
-        return Evaluated([one.written(prior_of(asked.questions, None, []))])
+        return Evaluated([one.written(prior_of(asked.questions, None, None))])
     finally:
         place.release()

@@ -16,7 +16,6 @@ from tuninglab.evaluation.conditions import ASKED, Condition
 from tuninglab.evaluation.engine import Answerer, answer_all
 from tuninglab.evaluation.place import AGAINST, Place
 from tuninglab.evaluation.predictions import Answered, PredictionsFile, line_of
-from tuninglab.evaluation.questions import Question
 from tuninglab.evaluation.scoring import Report
 from tuninglab.recipes.asked import Asked
 from tuninglab.reporting.evaluation_page import write_evaluation
@@ -41,7 +40,6 @@ class Evaluation:
         shots: examples before each.
         place: its folder.
         conditions: what is shown: own pictures and, for the controls, others.
-        examples: that shots are drawn from.
         choices: what was decided, and why.
     """
 
@@ -50,7 +48,6 @@ class Evaluation:
     shots: int
     place: Place
     conditions: Mapping[str, Condition]
-    examples: list[Question]
     choices: Choices
     answers: list[Answered] = field(default_factory=list)
     against: list[Answered] = field(default_factory=list)

@@ -7,6 +7,7 @@ from tuninglab.config.data import columns_of, pictures_checked
 from tuninglab.config.yaml_file import read_config
 from tuninglab.console import say
 from tuninglab.data.reading.splits import read_splits
+from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 from tuninglab.evaluation.controls import Guesses
 from tuninglab.evaluation.own_data import GUESSED_FROM, evenly
@@ -19,7 +20,7 @@ Turn = tuple[str | None, str, str]  # type of a question, its text, the answer
 
 
 def prior_of(
-    questions: Sequence[Question], named: NamedModel | None, examples: Sequence[Question]
+    questions: Sequence[Question], named: NamedModel | None, examples: Sequence[Sample] | None
 ) -> tuple[list[str], str]:
     """The most frequent answer to each question's type, and what it was counted in.
 
@@ -28,7 +29,7 @@ def prior_of(
     Args:
         questions: to be answered.
         named: the model; that of a run knows its training data.
-        examples: few-shot examples, which a model without a run has seen instead.
+        examples: few-shot examples, which a model without a run has seen instead; None: no such.
     """
     turns, source = None, ""
     if named is not None and named.run is not None:
@@ -36,8 +37,8 @@ def prior_of(
             turns, source = list(_trained(named)), f"training data of {named.run}"
         except UserError as error:
             say(f"The training data of {named.run} is not there any more: {error}")
-    if turns is None and examples:
-        turns = [(q.kind, q.text, usual(q.answers)) for q in examples]
+    if turns is None and examples is not None:
+        turns = [turn for sample in evenly(examples, GUESSED_FROM) for turn in _turns(sample)]
         source = "the examples' data"
     if turns is None:
         turns = [(q.kind, q.text, usual(q.answers)) for q in questions]
@@ -81,4 +82,8 @@ def _trained(named: NamedModel) -> Iterator[Turn]:
         check=pictures_checked(settings.check),
     )
     for sample in evenly(splits.train, GUESSED_FROM):
-        yield from ((turn.kind, turn.question, turn.answer) for turn in asked(sample))
+        yield from _turns(sample)
+
+
+def _turns(sample: Sample) -> list[Turn]:
+    return [(turn.kind, turn.question, turn.answer) for turn in asked(sample)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -56,7 +57,8 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
         UserError: there is no such model, its base is gone, or the machine does not allow it.
     """
     settings = settings_of(named, config)
-    accelerator = make_accelerator(settings.precision, choices, config.threads)
+    why = "asked for" if config.precision != "auto" else f"as {named.tuned} was tuned"
+    accelerator = make_accelerator(settings.precision, choices, config.threads, why)
     settings = replace(settings, precision=precision_of(accelerator))
     run = RunFolder(named.run or Path(), resumed=named.run is not None)
     with working("loading the model"), base_named(named):
@@ -87,9 +89,11 @@ def settings_of(named: NamedModel, config: EvaluateConfig) -> FinetuneConfig:
     if named.run is None:
         return FinetuneConfig(model=named.base, precision=config.precision)
     settings = read_config(named.run / "config.yaml", FinetuneConfig)
-    if config.precision == "auto":
-        return settings
-    return replace(settings, precision=config.precision)
+    if config.precision != "auto":
+        return replace(settings, precision=config.precision)
+    # Tuned on a GPU: a CPU has no such arithmetic.
+    here = settings.precision != "fp16" or torch.accelerator.is_available()
+    return settings if here else replace(settings, precision="auto")
 
 
 @contextmanager
