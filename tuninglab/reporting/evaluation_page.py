@@ -43,7 +43,8 @@ def write_evaluation(folder: Path, figures: Figures, rows: Sequence[Row]) -> Pat
         rows: the answers, in the order of the data.
 
     Raises:
-        ValueError: a figure is not finite, or nothing that JSON knows.
+        ValueError: a figure is not finite.
+        TypeError: a figure is nothing that JSON knows.
         WorkError: the files cannot be written.
     """
     # Both before anything is written: a folder holds what belongs together.
