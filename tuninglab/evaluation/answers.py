@@ -56,20 +56,43 @@ def generate_answers(
         pictures: where what is computed of them is kept for the next answers.
     """
     rows = SampleDataset(samples, processor, prompts_only=True, features=features)
-    collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
-    device = next(model.parameters()).device
-    ending = ending_with(model, special_id(rows.prompt.end, processor.tokenizer))
     answers: list[str] = []
     with evaluation_mode(model), working("answering questions", len(rows)) as note:
         for start in range(0, len(rows), batch_size):
-            batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
-            inputs = batch.to(device).inputs
-            inputs = inputs if pictures is None else pictures.encoded(model, inputs)
-            ids = model.generate(**inputs, **ending, max_new_tokens=max_new_tokens, do_sample=False)
-            new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-            answers += [decode_answer(row, processor.tokenizer, rows.prompt) for row in new]
+            some = [rows[k] for k in range(start, min(start + batch_size, len(rows)))]
+            answers += answer_rows(model, processor, some, max_new_tokens, pictures)
             note(len(answers))
     return answers
+
+
+@torch.inference_mode()
+def answer_rows(
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    max_new_tokens: int,
+    pictures: EncodedPictures | None = None,
+    **options: Any,
+) -> list[str]:
+    """Answers to the prompts of one batch, greedy unless `options` say otherwise.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT, in evaluation mode.
+        processor: its processor.
+        rows: prompts, as `SampleDataset` has them.
+        max_new_tokens: longer answers are cut.
+        pictures: where what is computed of pictures is kept for the next answers.
+        options: of `generate`, such as num_beams.
+    """
+    tokenizer, prompt = processor.tokenizer, processor.prompt
+    collate = Collator(tokenizer.pad_token_id, processor.image_size, "left")
+    inputs = collate(rows).to(next(model.parameters()).device).inputs
+    inputs = inputs if pictures is None else pictures.encoded(model, inputs)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    settings |= ending_with(model, special_id(prompt.end, tokenizer)) | options
+    ids = model.generate(**inputs, **settings)
+    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    return [decode_answer(row, tokenizer, prompt) for row in new]
 
 
 def exact_match(
