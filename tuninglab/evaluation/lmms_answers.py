@@ -103,17 +103,18 @@ def _room(model: Any, row: Mapping[str, Any], asked: Asked, wanted: int) -> int:
 
 
 @torch.inference_mode()
-def log_likelihoods(
+def losses_of(
     model: Any,
     processor: Any,
     asked: Sequence[Asked],
     batch_size: int = 1,
     pictures: EncodedPictures | None = None,
 ) -> list[tuple[float, bool]]:
-    """Log-probability of each continuation, and whether greedy generation would write it.
+    """Loss of each question's continuation, and whether greedy generation would write it.
 
-    As lmms-eval defines them: the sum over the continuation's own tokens, without the token that
-    ends an answer; blanks around it belong to a plain text prompt and are left out.
+    The mean cross-entropy of the continuation's own tokens, as the model classes of lmms-eval have
+    it, without the token that ends an answer. Blanks around a continuation belong to the plain text
+    prompts of other models and are left out.
 
     Raises:
         UserError: a question cannot be asked, or a continuation is empty or too long.
@@ -132,8 +133,10 @@ def log_likelihoods(
             inputs = inputs if pictures is None else pictures.encoded(model, inputs)
             logits = model(**inputs).logits[:, :-1].float().transpose(1, 2)  # (B, V, T - 1)
             losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-            other = (logits.argmax(1) != targets) & (targets != IGNORED)
-            found += zip((-losses.sum(-1)).tolist(), (~other.any(-1)).tolist(), strict=True)
+            scored = targets != IGNORED
+            means = losses.sum(-1) / scored.sum(-1)
+            greedy = ((logits.argmax(1) == targets) | ~scored).all(-1)
+            found += zip(means.tolist(), greedy.tolist(), strict=True)
             note(len(found))
     return found
 

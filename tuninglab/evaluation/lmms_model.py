@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult  # pyright: ignore[reportMissingImports]
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 
 from tuninglab.data.sample import brief
 from tuninglab.errors import UserError
 from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.lmms import Asked, Settings, user_turn
-from tuninglab.evaluation.lmms_answers import answers_to, log_likelihoods
+from tuninglab.evaluation.lmms_answers import answers_to, losses_of
 from tuninglab.serving.open_model import open_model
 
 
@@ -116,8 +117,11 @@ class Chat(lmms):
             asked = following
         return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether greedy generation would write it.
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """The loss of each continuation, and whether greedy generation would write it.
+
+        A loss and no log-probability, whatever the name says: lmms-eval takes the choice with the
+        lowest (`process_results` in api/task.py), because its own classes return losses.
 
         Raises:
             UserError: a question cannot be asked, or a continuation cannot be scored.
@@ -130,7 +134,10 @@ class Chat(lmms):
             messages = partial(self._turn, context, doc_to_visual, doc_id, task, split)
             origin = f"task {task}, {split} {doc_id}"
             asked.append(Asked(messages, origin, continuation=str(continuation)))
-        return log_likelihoods(self.model, self.processor, asked, self.batch_size, self.pictures)
+        found = losses_of(self.model, self.processor, asked, self.batch_size, self.pictures)
+        # Not the plain pairs of the interface: 0.7.3 makes a text of what is neither a text nor
+        # this (`unwrap_generation_output`), and then fails on it.
+        return [GenerationResult(text=pair) for pair in found]
 
     def _answers(self, asked: Sequence[Asked]) -> list[str]:
         return answers_to(self.model, self.processor, asked, self.batch_size, self.pictures)
