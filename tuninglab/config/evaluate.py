@@ -13,7 +13,7 @@ from tuninglab.errors import UserError
 
 # OpenFlamingo's benchmarks; docs/evaluation.md says which files each reads.
 Task = Literal[
-    *("caption", "vqa", "okvqa", "vizwiz", "textvqa", "hateful_memes", "imagenet", "flickr30k"),
+    "caption", "vqa", "okvqa", "vizwiz", "textvqa", "hateful_memes", "imagenet", "flickr30k"
 ]
 MOST_SHOTS = 64
 

@@ -89,17 +89,17 @@ def prompt_inputs(
 
 
 def continued(model: Any, processor: Any, inputs: dict[str, Any], **options: Any) -> list[str]:
-    """What a model in evaluation mode writes after each prompt, as plain text, without sampling.
+    """What a model in evaluation mode writes after each prompt, as plain text.
 
     Args:
         model: a Flamingo, or one wrapped by PEFT.
         processor: its processor, whose prompt tells what ends an answer.
         inputs: from `prompt_inputs`.
-        options: of `generate`: max_new_tokens, num_beams ...
+        options: of `generate`: max_new_tokens, num_beams ...; unless do_sample says so, nothing is drawn.
     """
     tokenizer, prompt = processor.tokenizer, processor.prompt
     ending = ending_with(model, special_id(prompt.end, tokenizer))
-    ids = model.generate(**inputs, **ending, **options, do_sample=False)
+    ids = model.generate(**inputs, **({"do_sample": False} | ending | options))
     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
     return [decode_answer(row, tokenizer, prompt) for row in new]
 

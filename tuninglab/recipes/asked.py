@@ -1,5 +1,6 @@
 """What an evaluation asks and how it scores: questions, metrics, candidates, longest answer."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
@@ -85,7 +86,7 @@ def open_questions(config: EvaluateConfig) -> AskedData:
     samples = EmbeddedSamples("test", TEST_QUESTIONS)
     every = [question_of(sample, number) for number, sample in enumerate(samples, 1)]
     questions = drawn(every, config.limit, config.seed)
-    return AskedData("embedded test questions", {}, questions, samples.content)
+    return AskedData("embedded test questions", Counter(), questions, samples.content)
 
 
 def examples_of(config: EvaluateConfig) -> Source | None:

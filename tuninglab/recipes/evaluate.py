@@ -56,8 +56,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         _ask(evaluations, named, examples, choices)
         if isinstance(other, NamedModel):
             _ask(evaluations, other, examples, Choices(), against=True)
-        for one in evaluations if isinstance(other, Path) else ():
-            one.add_against(read_predictions(other, asked.questions))
+        if isinstance(other, Path):
+            for one in evaluations:
+                one.add_against(read_predictions(other, asked.questions))
         guesses = prior_of(asked.questions, named, examples)
         return Evaluated([one.written(guesses) for one in evaluations])
     finally:

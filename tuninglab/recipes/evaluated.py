@@ -1,5 +1,6 @@
 """One evaluation as it comes together: answers, scores, and the files of its folder."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class Evaluation:
             "model": self.config.model or str(self.config.predictions),
             "data": self.asked.data.name,
             "shots": self.shots,
-            "settings": leaves(self.config),
+            "settings": json.loads(json.dumps(leaves(self.config), default=str)),
             "choices": self.choices.made,
             "notes": self.notes,
             "speed": {"samples_per_s": speed, "wall_s": self.wall_s, "answers": self.computed},
