@@ -95,7 +95,7 @@ def continued(model: Any, processor: Any, inputs: dict[str, Any], **options: Any
         model: a Flamingo, or one wrapped by PEFT.
         processor: its processor, whose prompt tells what ends an answer.
         inputs: from `prompt_inputs`.
-        options: of `generate`: max_new_tokens, num_beams ...; unless do_sample says so, nothing is drawn.
+        options: of `generate`: max_new_tokens, num_beams ... Nothing is drawn unless one says so.
     """
     tokenizer, prompt = processor.tokenizer, processor.prompt
     ending = ending_with(model, special_id(prompt.end, tokenizer))
