@@ -36,8 +36,8 @@ def choose_metrics(
     what: Mapping[str, int],
     ranked: bool,
     choices: Choices,
-) -> list[Metric]:
-    """The metrics, the headline first; says which and why.
+) -> tuple[list[Metric], str]:
+    """The metrics, the headline first, and why; says so.
 
     Args:
         wish: names, or `auto` among them.
@@ -59,7 +59,7 @@ def choose_metrics(
     for metric in metrics:
         _check(metric, questions, ranked)
     choices.add("metric", ", ".join(metric.name for metric in metrics), why)
-    return metrics
+    return metrics, why
 
 
 def words_of(wish: Sequence[str]) -> list[str]:

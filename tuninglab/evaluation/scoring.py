@@ -138,11 +138,9 @@ class Report:
 
     def _way(self, way: str) -> Figures:
         scores = self.ways[way]
-        return {**scores.figures(self.metrics, self.seed), **self._types_of(scores)}
-
-    def _types_of(self, scores: Scores) -> Figures:
-        parts = self._parts(scores, self.types)
-        return {"by_type": parts} if parts else {}
+        parts = {"by_type": self._parts(scores, self.types)}
+        parts |= {"by_group": self._parts(scores, self.groups)}
+        return {**scores.figures(self.metrics, self.seed), **parts}
 
     def _parts(self, scores: Scores, names: Sequence[str] | None) -> Figures:
         """Scores of each type of question, the most frequent first."""

@@ -32,6 +32,7 @@ class Asked:
         data: where the questions are from.
         questions: in the order of the data.
         metrics: the headline first.
+        why: they score it.
         candidates: what is ranked for each question; None: answers are generated.
         max_new_tokens: of a generated answer.
     """
@@ -39,6 +40,7 @@ class Asked:
     data: AskedData
     questions: list[Question]
     metrics: list[Metric]
+    why: str
     candidates: list[list[str]] | None
     max_new_tokens: int
 
@@ -60,12 +62,13 @@ def what_to_ask(config: EvaluateConfig, choices: Choices) -> Asked:
         longest_tokens = longest_tokens or bench.max_new_tokens
     questions = with_candidates(data.questions, candidates)
     rank = "texts" if candidates is not None else ranking(config, wish, questions)
-    metrics = choose_metrics(wish, questions, data.what, rank is not None, choices)
+    metrics, why = choose_metrics(wish, questions, data.what, rank is not None, choices)
     longest = max(len(answer.encode()) for q in questions for answer in q.answers)
     return Asked(
         data,
         questions,
         metrics,
+        why,
         None if rank is None else [candidates_of(question, rank) for question in questions],
         # No token is shorter than a byte, and one ends the answer.
         longest_tokens or min(MAX_ANSWER_TOKENS, longest + 1),

@@ -82,7 +82,7 @@ def _planned(
         say("Only one question has pictures: there are no others to exchange them with.")
     parent = Path(config.output_dir or (named.run or Path()) / FOLDER)
     name = config.name or _name_of(config, named)
-    name += f"-{shots}-shots" if shots else ""
+    name += f"-{shots}shots" if shots else ""
     identity = _identity(config, asked, named, shots)
     if examples is not None:
         identity["shots_data"] = examples.content
@@ -96,7 +96,7 @@ def _planned(
 def _name_of(config: EvaluateConfig, named: NamedModel) -> str:
     """The name of an evaluation where none is given: of the data, outside of a run the model's."""
     parts = parts_of(config.data) or []
-    data = Path(split_path(parts[0].path)[0][0]).stem if parts else "embedded"
+    data = Path(split_path(parts[0].path)[0][0]).stem if parts else "test-questions"
     model = "" if named.run is not None else f"{Path(str(config.model)).name}-"
     # As a folder may be called.
     return f"{model}{data}".strip(".-_ ")[:100] or "evaluation"

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from tuninglab.config import EvaluateConfig
 from tuninglab.config.fields import leaves
 from tuninglab.console import Choices, is_main_process, say
+from tuninglab.errors import UserError
 from tuninglab.evaluation.asking import Asking
 from tuninglab.evaluation.conditions import ASKED, Condition
 from tuninglab.evaluation.engine import Answerer, answer_all
@@ -21,8 +23,10 @@ from tuninglab.evaluation.scoring import Report
 from tuninglab.recipes.asked import Asked
 from tuninglab.reporting.evaluation_page import write_evaluation
 from tuninglab.run_folder import versions
+from tuninglab.untrusted import MIB, read_json
 
 PRIOR = "prior"
+LARGEST = 64 * MIB
 
 
 class Evaluated(NamedTuple):
@@ -118,18 +122,27 @@ class Evaluation:
         return figures
 
     def _about(self) -> dict[str, Any]:
-        speed = None if not self.computed else self.computed / self.wall_s
         return {
             "name": self.place.folder.name,
             "model": self.config.model or str(self.config.predictions),
             "data": self.asked.data.name,
             "shots": self.shots,
+            "why": self.asked.why,
             "settings": json.loads(json.dumps(leaves(self.config), default=str)),
             "choices": self.choices.made,
             "notes": self.notes,
-            "speed": {"samples_per_s": speed, "wall_s": self.wall_s, "answers": self.computed},
+            "speed": self._speed(),
             "versions": versions(),
         }
+
+    def _speed(self) -> dict[str, Any]:
+        """How fast it was answered; where all was known, how fast that was."""
+        path = self.place.folder / "report.json"
+        if not self.computed and self.place.known and path.is_file():
+            with suppress(UserError):
+                return read_json(path, LARGEST, "report of the evaluation")["speed"]
+        rate = self.computed / self.wall_s if self.computed else None
+        return {"samples_per_s": rate, "wall_s": self.wall_s, "answers": self.computed}
 
     def _write(
         self, figures: dict[str, Any], scores: Sequence[float], guesses: Sequence[str]

@@ -57,7 +57,7 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
         UserError: there is no such model, its base is gone, or the machine does not allow it.
     """
     settings = settings_of(named, config)
-    why = "asked for" if config.precision != "auto" else f"as {named.tuned} was tuned"
+    why = "asked for" if config.precision != "auto" else f"as {named.run} was tuned"
     accelerator = make_accelerator(settings.precision, choices, config.threads, why)
     settings = replace(settings, precision=precision_of(accelerator))
     run = RunFolder(named.run or Path(), resumed=named.run is not None)

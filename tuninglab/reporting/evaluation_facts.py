@@ -113,7 +113,7 @@ def bars(figures: Figures) -> list[Bar]:
     against = mapping(figures.get("against"))
     named = {"model": "This model", "against": str(against.get("model", "")), **UNSEEN}
     scores = {"model": figures.get("metrics"), "against": against.get("metrics")}
-    scores |= _unseen(figures)
+    scores |= unseen(figures)
     entries = {key: mapping(score).get(name) for key, score in scores.items() if score}
     scale = scale_of(figures, name)
     full = longest(scale, entries.values())
@@ -126,7 +126,7 @@ def metric_rows(figures: Figures) -> list[dict[str, Any]]:
     for name, entry in mapping(figures.get("metrics")).items():
         scale = scale_of(figures, name)
         row = {"metric": scale.title, "score": str(written(scale, entry))}
-        for key, scores in _unseen(figures).items():
+        for key, scores in unseen(figures).items():
             row[key] = written(scale, mapping(scores).get(name)).score
         rows.append(row)
     return rows
@@ -210,7 +210,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     return rows
 
 
-def _unseen(figures: Figures) -> dict[str, Any]:
+def unseen(figures: Figures) -> dict[str, Any]:
     """The scores of who does not look, by the names in UNSEEN, those that there are."""
     found = {**mapping(figures.get("controls")), "prior": mapping(figures.get("prior"))}
     return {key: found[key] for key in UNSEEN if found.get(key)}

@@ -16,8 +16,9 @@ from tuninglab.reporting.evaluation_facts import (
     looked,
     metric_rows,
     moved,
-    parts,
+    primary_of,
     scale_of,
+    unseen,
     written,
 )
 from tuninglab.reporting.tables import PARTS, mapping, plain, table
@@ -63,14 +64,17 @@ def several(evaluations: Sequence[Figures]) -> Table:
 
 
 def _part_rows(figures: Figures, key: str) -> list[dict[str, Any]]:
-    titles = [scale_of(figures, name).title for name in mapping(figures.get("metrics"))]
-    return [
-        # The first is in full; beside it the others would not fit a terminal.
-        {"part": part.label, "count": part.count}
-        | dict(zip(titles, [str(part.scores[0]), *(s.score for s in part.scores[1:])], strict=True))
-        for part in parts(figures, key)
-        if part.scores
-    ]
+    """The headline metric of each part, and beside it those of who does not look at it."""
+    name = primary_of(figures)
+    scale, rows = scale_of(figures, name), []
+    for label, part in mapping(figures.get(key)).items():
+        row = {"part": label, "count": plain(mapping(part).get("count"))}
+        row[scale.title] = str(written(scale, mapping(part).get(name)))
+        for way, scores in unseen(figures).items():
+            of_part = mapping(mapping(mapping(scores).get(key)).get(label))
+            row[way] = written(scale, of_part.get(name)).score
+        rows.append(row)
+    return rows
 
 
 def _table(rows: Sequence[dict[str, Any]], names: str, title: str = "") -> Table:
