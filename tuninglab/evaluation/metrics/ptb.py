@@ -6,7 +6,6 @@ several fit, the one that reads furthest wins, and of equals the first, as in ev
 """
 
 import re
-import sys
 import unicodedata
 from functools import cache
 
@@ -199,5 +198,5 @@ def tokens(text: str) -> list[str]:
         place = match.end(1)
         token = _spelt(match[1])
         if token and token not in UNCOUNTED:
-            found.append(sys.intern(token))
+            found.append(token)
     return found
