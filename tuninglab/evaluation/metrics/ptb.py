@@ -1,12 +1,11 @@
 """Words of captions as coco-caption counts them: the Penn Treebank tokenizer, without Java.
 
 coco-caption scores what Stanford's PTBTokenizer (CoreNLP 3.4.1, `-lowerCase`) makes of a caption,
-less a list of punctuation. The rules here were written from what that tokenizer answers; where
-several fit, the one that reads furthest wins, and of equals the first, as in every lexer.
+less a list of punctuation. Its rules are written anew here, from what is known of its lexer and
+from what it answers. Where several fit, the one that reads furthest wins, and of equals the first.
 """
 
 import re
-import sys
 import unicodedata
 from functools import cache
 
@@ -199,5 +198,5 @@ def tokens(text: str) -> list[str]:
         place = match.end(1)
         token = _spelt(match[1])
         if token and token not in UNCOUNTED:
-            found.append(sys.intern(token))
+            found.append(token)
     return found
