@@ -54,7 +54,10 @@ def whole(text: str = "") -> dict[str, Any]:
         "by_group": {f"scene{text}": {"count": 4, **both}},
         "by_answer": [{"answer": f"red{text}", "count": 2, "value": 0.5}],
         "confusion": {"answers": [f"red{text}", "blue"], "counts": [[1, 1, 0], [0, 3, 1]]},
-        "controls": {"blank": unseen, "shuffled": {"exact_match": score(0.35)}},
+        "controls": {
+            "blank": unseen | {"by_type": {"shape": unseen}},
+            "shuffled": {"exact_match": score(0.35)},
+        },
         "prior": {"exact_match": score(0.3), "anls": score(0.3), "source": f"train.json{text}"},
         "looking": {
             "metric": "exact_match",

@@ -17,6 +17,7 @@ from tuninglab.errors import UserError
 from tuninglab.evaluation.asking import Asking
 from tuninglab.evaluation.conditions import ASKED, Condition
 from tuninglab.evaluation.engine import Answerer, answer_all
+from tuninglab.evaluation.metrics.ptb import TOKENIZER
 from tuninglab.evaluation.place import AGAINST, Place
 from tuninglab.evaluation.predictions import Answered, PredictionsFile, line_of
 from tuninglab.evaluation.scoring import Report
@@ -26,6 +27,7 @@ from tuninglab.run_folder import versions
 from tuninglab.untrusted import MIB, read_json
 
 PRIOR = "prior"
+OF_CAPTIONS = {"cider", "bleu4", "rouge_l"}
 LARGEST = 64 * MIB
 
 
@@ -122,6 +124,7 @@ class Evaluation:
         return figures
 
     def _about(self) -> dict[str, Any]:
+        names = {metric.name for metric in self.asked.metrics}
         return {
             "name": self.place.folder.name,
             "model": self.config.model or str(self.config.predictions),
@@ -132,6 +135,8 @@ class Evaluation:
             "choices": self.choices.made,
             "notes": self.notes,
             "speed": self._speed(),
+            # Scores of captions depend on what counts as a word.
+            **({"tokenizer": TOKENIZER} if names & OF_CAPTIONS else {}),
             "versions": versions(),
         }
 

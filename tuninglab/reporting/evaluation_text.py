@@ -79,7 +79,9 @@ def _part_rows(figures: Figures, key: str) -> list[dict[str, Any]]:
 
 def _table(rows: Sequence[dict[str, Any]], names: str, title: str = "") -> Table:
     """A table of rows with the same keys; the column `names` stands left, figures stand right."""
-    shown = Table(title=_line(title) if title else None, title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(
+        title=_line(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     content = table(rows) or {"columns": [], "lines": []}
     for column in content["columns"]:
         head = "" if column == "part" else column
