@@ -56,7 +56,7 @@ def ways_of(samples: dict[str, Sequence[Any]], model: Any, processor: Any, accel
     shown = {name: lambda k, some=some: some[k].images for name, some in samples.items()}
 
     def engine() -> dict[str, list[str]]:
-        pictures = EncodedPictures.repeatable(accelerator.device)
+        pictures = EncodedPictures.repeatable(accelerator.device, BATCH_SIZE)
         answerer = Answerer(model, processor, accelerator, pictures, BATCH_SIZE)
         with tempfile.TemporaryDirectory() as folder:
             file = PredictionsFile(Path(folder))

@@ -80,7 +80,7 @@ def answer(folder, asked=None, conditions=None, candidates=None, size=3, **optio
     asked = questions() if asked is None else asked
     accelerator = Accelerator(cpu=True)
     options = {"batch_size": size, "max_new_tokens": TOKENS, **options}
-    pictures = EncodedPictures.repeatable(accelerator.device)
+    pictures = EncodedPictures.repeatable(accelerator.device, size)
     answerer = Answerer(model, processor, accelerator, pictures, **options)
     file = PredictionsFile(folder, accelerator.process_index)
     conditions = conditions_of(asked) if conditions is None else conditions

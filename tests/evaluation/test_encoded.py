@@ -100,10 +100,8 @@ def test_in_groups_of_one_size_a_picture_comes_out_alike_in_any_company(
 def test_repeatable_pictures_take_a_share_of_the_memory_that_is_free(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr("tuninglab.evaluation.encoded.free_memory_bytes", lambda device: 2**34)
-    assert (EncodedPictures.repeatable(cpu).left, EncodedPictures.repeatable(cpu).group) == (
-        2**31,
-        1,
-    )
+    assert [EncodedPictures.repeatable(cpu, size).group for size in (1, 5, 64)] == [1, 5, 8]
+    assert EncodedPictures.repeatable(cpu, 1).left == 2**31
     # Whatever is free, what a run keeps.
     monkeypatch.setattr("tuninglab.evaluation.encoded.free_memory_bytes", lambda device: 0)
-    assert EncodedPictures.repeatable(cpu).left == EncodedPictures().left
+    assert EncodedPictures.repeatable(cpu, 1).left == EncodedPictures().left

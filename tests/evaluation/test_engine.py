@@ -226,7 +226,7 @@ def test_each_picture_is_encoded_once_for_all_conditions(tmp_path, monkeypatch):
             seen.append(len(pixel_values)) or forward(self, pixel_values, **more)
         ),
     )
-    answer(tmp_path)
+    answer(tmp_path, size=1)
     # Each of the questions' own, the grey one, and what stands where there is none.
     assert seen == [1] * (sum(question.pictures for question in questions()) + 2)
 
