@@ -17,7 +17,6 @@ from tuninglab.evaluation.questions import question_of
 from tuninglab.evaluation.shots import Drawn, FewShot, Pool, query_set
 
 
-
 def readable_tokenizer():
     """One token a byte, and back."""
     tokenizer = byte_tokenizer()
