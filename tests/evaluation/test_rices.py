@@ -119,6 +119,13 @@ def test_a_tower_that_pools_nothing_is_refused():
         pooled(model.vision_encoder, torch.zeros(1, 3, 16, 16))
 
 
+def test_a_tower_whose_numbers_overflow_is_refused():
+    model = seeing()
+    model.vision_encoder.post_layernorm.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite, in torch.float32. Take --precision fp32"):
+        pooled(model.vision_encoder, torch.zeros(2, 3, 16, 16))
+
+
 def test_a_vector_does_not_depend_on_the_others():
     pictures = [noise(seed) for seed in range(40)]
     pixels = PROCESSOR.image_processor(pictures, return_tensors="pt")["pixel_values"]

@@ -233,7 +233,7 @@ def pooled(tower: PreTrainedModel, pixels: Tensor) -> Tensor:
     """Pixels (N, 3, H, W) -> what the tower pools of each, as unit vectors (N, D) in float16.
 
     Raises:
-        UserError: the tower pools nothing.
+        UserError: the tower pools nothing, or numbers that are not finite.
     """
     vectors = []
     for group in pixels.split(GROUP):
@@ -245,4 +245,11 @@ def pooled(tower: PreTrainedModel, pixels: Tensor) -> Tensor:
                 "pools nothing (SigLIP without its head). Take --select random."
             )
         vectors.append(F.normalize(found[: len(group)].float(), dim=-1).half().cpu())
-    return torch.cat(vectors)
+    whole = torch.cat(vectors)
+    # They have no order.
+    if not whole.isfinite().all():
+        raise UserError(
+            f"The vision tower pools numbers of a picture that are not finite, in {tower.dtype}. "
+            "Take --precision fp32, or --select random."
+        )
+    return whole
