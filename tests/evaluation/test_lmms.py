@@ -215,10 +215,15 @@ def test_an_answer_is_cut_and_beams_are_what_transformers_makes_of_them(opened):
         [{"role": "user", "content": [{"type": "text", "text": "x"}]}], add_generation_prompt=True
     )
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    made = model.generate(input_ids=ids, num_beams=3, max_new_tokens=6, do_sample=False)
+    ways = {"num_beams": 3, "repetition_penalty": 5.0}
+    made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, **ways)
     said = processor.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    beams = Settings(6, (), (("num_beams", 3),))
-    assert answers_to(*opened, [asking("x", settings=beams)]) == [said]
+    greedy = alone(opened, ("x",), 6)
+    settings = Settings.of({"max_new_tokens": 6, **ways})
+    assert answers_to(*opened, [asking("x", settings=settings)]) == [said] != [greedy]
+    # Drawn among the single likeliest token, whatever the temperature.
+    drawn = Settings.of({"max_new_tokens": 6, "temperature": 9.0, "top_k": 1})
+    assert answers_to(*opened, [asking("x", settings=drawn)]) == [greedy]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
