@@ -121,6 +121,11 @@ class ScoringConfig:
             raise UserError("--shots is given without --shots_data. Name data for the examples.")
         if self.compat is not None and self.task is None:
             raise UserError("--compat is given without --task. Name the benchmark, e.g. --task vqa")
+        if self.compat is not None and self.shots_data is None:
+            raise UserError(
+                "--compat openflamingo shows two examples without their pictures where --shots is "
+                "0. Name where they come from: --shots_data, training data."
+            )
 
 
 @dataclass
