@@ -180,7 +180,7 @@ def test_candidates_are_ranked(run, tiny_data):
         (["--against", "base", "--predictions", "x"], "leave out a model"),
         (["--candidates", "red"], "--candidates is ['red']"),
         (["--name", "a/b"], "--name is 'a/b'"),
-        (["--against", "nowhere"], "there is no directory"),
+        (["--against", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_end_with_2_and_what_to_do(words, message, tiny_data, capsys):

@@ -21,6 +21,8 @@ from tuninglab.models.generation import ending_with
 from tuninglab.progress import working
 
 GREY = (128, 128, 128)
+# Models of fewer parameters answer so many questions together, larger ones the least.
+BATCHES, LEAST_BATCH = ((100_000_000, 64), (1_000_000_000, 16)), 8
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def generate_answers(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    batch_size: int = 64,
+    batch_size: int | None = None,
     max_new_tokens: int = 12,
     features: FeatureCache | None = None,
     pictures: EncodedPictures | None = None,
@@ -50,7 +52,7 @@ def generate_answers(
         model: a Flamingo, or one wrapped by PEFT; its mode (train or eval) is left as it was.
         processor: its processor.
         samples: dialogues whose last turn is the true answer, which the model does not see.
-        batch_size: dialogues generated together.
+        batch_size: dialogues generated together; None: by the size of the model.
         max_new_tokens: longer answers are cut, and so are wrong.
         features: what was computed of the pictures, to be read instead.
         pictures: where what is computed of them is kept for the next answers.
@@ -58,7 +60,7 @@ def generate_answers(
     rows = SampleDataset(samples, processor, prompts_only=True, features=features)
     tokens = [len(rows.ids(number)) for number in range(len(rows))]
     # Named by their places: as `evaluate` asks records that have no other names.
-    batches = make_batches(tokens, range(1, len(rows) + 1), batch_size)
+    batches = make_batches(tokens, range(1, len(rows) + 1), batch_size or usual_batch_size(model))
     answers: dict[int, str] = {}
     with evaluation_mode(model), working("answering questions", len(rows)) as note:
         for batch in batches:
@@ -67,6 +69,12 @@ def generate_answers(
             answers |= zip(batch, texts, strict=True)
             note(len(answers))
     return [answers[number] for number in range(len(rows))]
+
+
+def usual_batch_size(model: Any) -> int:
+    """Questions that a model answers together where nothing else is said: by its size."""
+    parameters = model.num_parameters()
+    return next((size for most, size in BATCHES if parameters < most), LEAST_BATCH)
 
 
 def make_batches(

@@ -147,7 +147,7 @@ def _ask(
     config = evaluations[0].config
     scored = open_scored(named, config, choices)
     chosen = _examples(evaluations, scored, examples)
-    pictures = EncodedPictures.repeatable(scored.accelerator.device)
+    pictures = EncodedPictures.repeatable(scored.accelerator.device, scored.batch_size)
     for one in evaluations:
         asking = _asking(one, scored, chosen)
         answerer = Answerer(

@@ -20,6 +20,7 @@ from tuninglab.config.prompts import kept_prompt
 from tuninglab.config.yaml_file import read_config
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
+from tuninglab.evaluation.answers import usual_batch_size
 from tuninglab.models.decoding import decoding_of
 from tuninglab.progress import working
 from tuninglab.recipes.flamingo import load_model
@@ -27,9 +28,6 @@ from tuninglab.run_folder import RunFolder
 from tuninglab.run_folder.named_model import NamedModel, shipped
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 
-# Bases of fewer parameters answer so many questions together.
-BATCHES = ((100_000_000, 64), (1_000_000_000, 16))
-LEAST_BATCH = 8
 HEAD = 2**20
 
 
@@ -76,9 +74,8 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
         use_onednn(model)
     if accelerator.device.type == "cpu":
         choices.add("decoding", *decoding_of(model.lang_encoder))
-    parameters = model.num_parameters()
-    usual = next((size for most, size in BATCHES if parameters < most), LEAST_BATCH)
-    why = f"for a model of {parameters / 1e6:,.1f} M parameters"
+    usual = usual_batch_size(model)
+    why = f"for a model of {model.num_parameters() / 1e6:,.1f} M parameters"
     if config.batch_size is None:
         choices.add("batch size", str(usual), why)
     return ScoredModel(model.eval(), processor, accelerator, config.batch_size or usual)

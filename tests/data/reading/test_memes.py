@@ -7,7 +7,7 @@ ASKED = "is an image with: 'its their character' written on it. Is it hateful?"
 
 
 def expected(answer, origin, image="img/42953.png"):
-    known = {"id": "42953", "answers": (answer,), "options": ("yes", "no")}
+    known = {"id": 42953, "answers": (answer,), "options": ("yes", "no")}
     return sample([image], ASKED, answer, f"set.json, record {origin}", **known)
 
 
