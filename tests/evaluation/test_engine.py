@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.evaluation.asked import CHOICES, TOKENS, answer, conditions_of, questions, tiny
 from tuninglab.data.prompt import encode_prompt
 from tuninglab.errors import UserError
-from tuninglab.evaluation.engine import make_batches
+from tuninglab.evaluation.answers import make_batches
 from tuninglab.evaluation.predictions import NAME, prompt_sha
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,13 +231,14 @@ def test_candidates_are_ranked_as_one_by_one_and_the_likeliest_is_the_answer(tmp
 def test_batches_go_from_long_to_short_whatever_the_order():
     asked = list(questions())
     tokens = [len(question.text) for question in asked]
-    batches = make_batches(tokens, asked, 4)
+    names = [question.id for question in asked]
+    batches = make_batches(tokens, names, 4)
     assert sorted(k for batch in batches for k in batch) == list(range(11))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     flat = [tokens[k] for batch in batches for k in batch]
     assert flat == sorted(tokens, reverse=True)
     order = random.Random(1).sample(range(11), 11)
-    moved = make_batches([tokens[k] for k in order], [asked[k] for k in order], 4)
+    moved = make_batches([tokens[k] for k in order], [names[k] for k in order], 4)
     assert [[order[k] for k in batch] for batch in moved] == batches
 
 

@@ -119,8 +119,7 @@ class SampleDataset(Dataset[dict[str, Any]]):
         row: dict[str, Any] = {"sample_id": sample.origin}
         with named(sample):
             if self.prompts_only:
-                # The dialogue as it stood when the last question was asked, with earlier answers.
-                row["input_ids"] = encode_prompt(sample.messages[:-1], tokenizer, self.prompt)
+                row["input_ids"] = self._prompt_ids(sample)
             else:
                 encoded = encode_dialogue(sample.messages, tokenizer, self.prompt)
                 row["input_ids"], labels = encoded
@@ -137,6 +136,20 @@ class SampleDataset(Dataset[dict[str, Any]]):
             row |= {"labels": [IGNORED] * len(row["labels"]), "left_out": True}
             row |= self._blank(len(sample.images))
         return row
+
+    def ids(self, index: int) -> list[int]:
+        """The tokens of prompt `index`, whose pictures are not read.
+
+        Raises:
+            UserError: the prompt has no place for something in the dialogue.
+        """
+        sample = self.samples[int(index)]
+        with named(sample):
+            return self._prompt_ids(sample)
+
+    def _prompt_ids(self, sample: Sample) -> list[int]:
+        # The dialogue as it stood when the last question was asked, with earlier answers.
+        return encode_prompt(sample.messages[:-1], self.processor.tokenizer, self.prompt)
 
     def _blank(self, count: int) -> dict[str, Tensor]:
         """What a row has of so many pictures that are not there: zeros, the mean colour."""

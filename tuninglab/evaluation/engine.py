@@ -18,7 +18,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tuninglab.data.sample import ImageSource, brief
 from tuninglab.errors import UserError
 from tuninglab.evaluation.answerer import Answerer, BatchPixels, Row
-from tuninglab.evaluation.answers import evaluation_mode
+from tuninglab.evaluation.answers import (
+    evaluation_mode,
+    make_batches,
+)
 from tuninglab.evaluation.asking import Asking
 from tuninglab.evaluation.predictions import (
     MOST_PROBABILITIES,
@@ -135,7 +138,8 @@ def answer_all(
     if accelerator.is_main_process:
         file.write(line_of(questions[number], found[number]) for number in sorted(found))
     accelerator.wait_for_everyone()
-    batches = make_batches([p.tokens for p in prompts], questions, answerer.batch_size)
+    names = [question.id for question in questions]
+    batches = make_batches([p.tokens for p in prompts], names, answerer.batch_size)
     left = [batch for batch in batches if not all(number in found for number in batch)]
     mine = _answer_batches(work, left, file)
     # Batches that were kept in part were computed anew, whole.
@@ -145,18 +149,6 @@ def answer_all(
         file.write(map(line_of, questions, answered))
     accelerator.wait_for_everyone()
     return answered
-
-
-def make_batches(
-    tokens: Sequence[int], questions: Sequence[Question], batch_size: int
-) -> list[list[int]]:
-    """Numbers of questions by length of their prompts, longest first, in batches.
-
-    Longest first, so that memory that does not suffice shows at once. Equally long ones stand by
-    their ids: the order of the data changes nothing.
-    """
-    order = sorted(range(len(questions)), key=lambda k: (-tokens[k], questions[k].id))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _prompts(work: _Work) -> list[Prompt]:
@@ -171,12 +163,12 @@ def _prompts(work: _Work) -> list[Prompt]:
     prompts = []
     with working("reading questions", len(work.questions)) as note:
         for number, question in enumerate(work.questions):
-            if question.id in seen:
+            if str(question.id) in seen:
                 raise UserError(
                     f"{question.sample.origin}: the id {brief(question.id)} is another question's "
                     "too; give each its own"
                 )
-            seen.add(question.id)
+            seen.add(str(question.id))
             ids = work.asking.ids(question)
             longest = max(map(len, work.candidates_of(number)), default=answerer.max_new_tokens)
             # The last token of an answer is not read any more.
@@ -193,11 +185,11 @@ def _prompts(work: _Work) -> list[Prompt]:
 
 def _known(work: _Work, prompts: Sequence[Prompt], file: PredictionsFile) -> dict[int, Answered]:
     """What is in the file of these questions, by their number."""
-    numbers = {question.id: number for number, question in enumerate(work.questions)}
+    numbers = {str(question.id): number for number, question in enumerate(work.questions)}
     known: dict[int, Answered] = {}
     for line in file.read():
         name = line.get("id")
-        number = numbers.get(name) if isinstance(name, str) else None
+        number = numbers.get(str(name)) if isinstance(name, str | int) else None
         if number is None:
             continue
         count = len(work.candidates_of(number))

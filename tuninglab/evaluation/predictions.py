@@ -167,7 +167,7 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> list[str]:
         except ValueError as error:
             raise UserError(f"{origin}: {error}") from None
         said[name] = prediction
-    asked = [question.id for question in questions]
+    asked = [str(question.id) for question in questions]
     missing, strange = [i for i in asked if i not in said], sorted(said.keys() - set(asked))
     if missing:
         cause = "Is it of another data file?" if strange else "Did it stop early?"

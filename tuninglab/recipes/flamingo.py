@@ -20,6 +20,7 @@ from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.own_data import Asked, OwnTask
 from tuninglab.evaluation.task import Task
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
+from tuninglab.models.encoding import VISION_GROUP
 from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.recipe import Base, Recipe
 from tuninglab.run_folder import RunFolder
@@ -90,7 +91,9 @@ def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:
     model, processor = load_model(config, run)
     # Of the processor too, so that one that is saved with a new base asks as the run does.
     processor.use_prompt(config.prompt)
-    tokenizer, prompt, pictures = processor.tokenizer, processor.prompt, EncodedPictures()
+    tokenizer, prompt = processor.tokenizer, processor.prompt
+    # In groups of one size, as `evaluate` does, so that both come to the same answers.
+    pictures = EncodedPictures(group=VISION_GROUP)
 
     def rows(samples: Sequence[Sample], features: FeatureCache | None = None) -> SampleDataset:
         skip = config.on_bad_picture == "skip"

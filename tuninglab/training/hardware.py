@@ -32,7 +32,9 @@ PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 _before: int | None = None
 
 
-def make_accelerator(precision: str, choices: Choices, threads: int | None = None) -> Accelerator:
+def make_accelerator(
+    precision: str, choices: Choices, threads: int | None = None, why: str = "asked for"
+) -> Accelerator:
     """Choose device, threads and precision; set up autocast, scaler and process group for them.
 
     Raises:
@@ -59,7 +61,7 @@ def make_accelerator(precision: str, choices: Choices, threads: int | None = Non
     answer_main_process(accelerator.is_main_process)
     choices.add("device", _device_name(device), f"{processes} process{'es' * (processes > 1)}")
     choose_threads(threads, device, choices)
-    chosen = choose_precision(precision, device.type, choices)
+    chosen = choose_precision(precision, device.type, choices, why)
     return accelerator if chosen == "fp32" else accelerator_in(chosen)
 
 
@@ -133,8 +135,8 @@ def use_threads(asked: int | None) -> None:
     _before = None if asked is None else usual
 
 
-def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
-    """Resolve `auto` into fp32, bf16 or fp16 for a device, with the reason.
+def choose_precision(asked: str, device_type: str, choices: Choices, why: str = "asked for") -> str:
+    """Resolve `auto` into fp32, bf16 or fp16 for a device, with the reason; else `why` it is so.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -153,7 +155,7 @@ def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
     if asked != "auto":
         slow = asked == "bf16" and not native
         # Measured, 512x256x256 matmul on an AVX2 CPU: 64 times the time of fp32.
-        note = "asked for, though this device must emulate it: slow" if slow else "asked for"
+        note = f"{why}, though this device must emulate it: slow" if slow else why
         return choices.add("precision", asked, note)
     if native:
         return choices.add("precision", "bf16", f"this {device_type} computes in bf16")

@@ -181,12 +181,12 @@ def test_a_process_killed_while_it_reads_leaves_nothing_in_the_way(data):
 def test_where_nothing_can_be_kept_it_works_all_the_same(data, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv(entries.PLACE, str(tmp_path / "file" / "cache"))
-    entries._place.cache_clear()
+    entries.kept_folder.cache_clear()
     try:
         assert len(read_samples(data)) == 4
         assert "is not kept for the next start" in capsys.readouterr().err
     finally:
-        entries._place.cache_clear()
+        entries.kept_folder.cache_clear()
 
 
 def test_a_limit_draws_by_the_seed_and_keeps_the_order_of_the_file(data):
@@ -354,13 +354,13 @@ def test_what_was_read_is_kept_in_no_folder_of_everybody(
     place.mkdir()
     place.chmod(0o777)
     monkeypatch.setenv(entries.PLACE, str(place))
-    entries._place.cache_clear()
+    entries.kept_folder.cache_clear()
     try:
         read_samples(data)
         assert not list(place.iterdir())
         assert "can be written by everybody" in capsys.readouterr().err
         place.chmod(0o700)
-        entries._place.cache_clear()
+        entries.kept_folder.cache_clear()
         first = read_samples(data)
         # A link in the place of the lock empties nothing.
         other, lock = tmp_path / "other", first.folder.with_name(f"{first.folder.name}.lock")
@@ -369,7 +369,7 @@ def test_what_was_read_is_kept_in_no_folder_of_everybody(
         lock.symlink_to(other)
         assert read_samples(data).content == first.content and other.read_text() == "mine"
     finally:
-        entries._place.cache_clear()
+        entries.kept_folder.cache_clear()
 
 
 def test_a_full_disk_says_how_to_keep_data_elsewhere(data, monkeypatch):
