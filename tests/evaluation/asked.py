@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.tiny import colour_flamingo, processor_of, tiny_tokenizer
-from tuninglab.data.sample import Sample
+from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.evaluation.answerer import Answerer
 from tuninglab.evaluation.asking import Dialogue
 from tuninglab.evaluation.encoded import EncodedPictures
@@ -21,7 +21,7 @@ SHAPES = [(3, 1), (1, 0), (9, 2), (3, 1), (5, 1), (2, 2), (1, 1), (14, 1), (5, 0
 CHOICES = ["red", "green and blue", "blue", "a", "green"]
 
 
-def picture(number: int) -> Image.Image:
+def picture(number: int) -> ImageSource:
     made = Image.new("RGB", (16, 16), (23 * number % 256, 200 - 11 * number, 5 * number))
     made.putpixel((number % 16, 3), (255, 255, 255))
     return made
