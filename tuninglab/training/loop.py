@@ -23,6 +23,14 @@ from tuninglab.data.sampler import StepSampler
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder, how_to_end
 from tuninglab.threads import BusyWatch, Sleep
+from tuninglab.training.best import (
+    Measure,
+    forget_lost_best,
+    has_waited,
+    note_validation,
+    put_back_best,
+    tell_early_stop,
+)
 from tuninglab.training.checkpoint import (
     Collect,
     load_checkpoint,
@@ -41,6 +49,10 @@ from tuninglab.training.step import Outcome, batch_loss, count_step, optimizer_s
 # Takes each line of metrics: a file, the screen, a tracker.
 Sink = Callable[[dict[str, Any]], None]
 
+# Validates the model as it is: `val_loss`, and more whose names begin with `val_`. All processes
+# must call it, and get the same. It may leave the model in eval mode.
+Validate = Callable[[], dict[str, float]]
+
 
 def train(
     model: nn.Module,
@@ -48,11 +60,14 @@ def train(
     config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
-    val_loaders: Mapping[str, DataLoader] | None = None,
+    validate: Validate | None = None,
+    measure: Measure | None = None,
     sinks: Sequence[Sink] = (),
     collect: Collect | None = None,
 ) -> Progress:
     """Train what requires gradients, in place; returns how far the run came.
+
+    With a `measure` the model ends as it was at the best validation by that.
 
     Args:
         model: takes a batch with labels and `num_items_in_batch`; its output has `loss`.
@@ -60,7 +75,8 @@ def train(
         config: settings of the run.
         run: its folder, for checkpoints; a resumed one goes on from its newest.
         accelerator: carries device, precision and processes.
-        val_loaders: by the name of what they load; for every `eval_steps` and the end.
+        validate: for every `eval_steps` and the end; None: there is nothing to validate on.
+        measure: what the best validation is chosen by; None: the last step is what counts.
         sinks: take every line of metrics; the screen does besides.
         collect: makes of the model what writes more into a checkpoint.
 
@@ -70,14 +86,16 @@ def train(
     """
     state = start(model, cast("StepSampler", loader.batch_sampler), config, accelerator)
     _go_on(state, run, accelerator)
-    progress, total = state.progress, state.total_steps
+    progress, patience = state.progress, config.patience
+    # A run that stopped early and is gone on with ends where it stands.
+    total = progress.step if has_waited(progress, patience) else state.total_steps
     keep, limit = config.keep_checkpoints, config.max_grad_norm
     save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     log = TrainingLog(total, progress.step)
     with stop_signals() as stop, log, _watch(config, accelerator) as watches:
         sinks = [*sinks, log.show, *watches]
         begun = lap = time.perf_counter()
-        for batches in _steps(loader, state, save, stop, run.path, accelerator):
+        for batches in _steps(loader, total - progress.step, save, stop, run.path, accelerator):
             counts = count_step(batches, accelerator)
             outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
             # Only now: a checkpoint holds the steps that were made, not those that were begun.
@@ -86,21 +104,28 @@ def train(
             last = progress.step == total
             if last or _due(config.logging_steps, progress.step):
                 _tell(sinks, _metrics_line(state, outcome, accelerator.device))
-            if val_loaders and (last or _due(config.eval_steps, progress.step)):
-                line = validation_line(state, val_loaders, accelerator)
+            better = False
+            if validate and (last or _due(config.eval_steps, progress.step)):
+                line = validation_line(state, validate)
                 _tell(sinks, line)
-                progress.val_loss = line["val_loss"]
+                better = note_validation(progress, line, measure)
+            ended = last or has_waited(progress, patience)
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
             lap = progress.spend(lap)
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
-            if last or outcome.stop or _due(config.save_steps, progress.step):
+            if ended or better or outcome.stop or _due(config.save_steps, progress.step):
                 save()
-            if outcome.stop and not last:
+            if ended:
+                break
+            if outcome.stop:
                 raise_stopped(run.path, progress.step)
             begun = time.perf_counter()
         progress.spend(lap)
     accelerator.unwrap_model(state.wrapped, keep_fp32_wrapper=False)
+    if measure:
+        tell_early_stop(progress, patience, state.total_steps, measure)
+        put_back_best(state, run.checkpoints, measure)
     return progress
 
 
@@ -139,6 +164,7 @@ def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
     checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
     load_checkpoint(checkpoint, state, accelerator)
     progress = state.progress
+    forget_lost_best(progress, run.checkpoints)
     # The steps after the checkpoint come again, and their lines with them.
     run.cut_metrics(progress.step, progress.step - progress.window_steps)
     say(f"Going on after step {progress.step} ({checkpoint}).")
@@ -157,7 +183,7 @@ def set_training_mode(model: nn.Module) -> None:
 
 def _steps(
     loader: DataLoader,
-    state: TrainState,
+    steps: int,
     save: Callable[[], Path],
     stop: Sequence[int],
     run: Path,
@@ -165,7 +191,7 @@ def _steps(
 ) -> Iterator[list[Batch]]:
     """The batches of steps; if they end because a worker did, the steps made so far are saved."""
     try:
-        yield from step_batches(loader, state.total_steps - state.progress.step)
+        yield from step_batches(loader, steps)
     except LostWorker as error:
         # Processes save together: of several, one alone cannot.
         if accelerator.num_processes > 1:
@@ -194,13 +220,11 @@ def _metrics_line(state: TrainState, outcome: Outcome, device: torch.device) -> 
     }
 
 
-def validation_line(
-    state: TrainState, loaders: Mapping[str, DataLoader], accelerator: Accelerator
-) -> dict[str, Any]:
+def validation_line(state: TrainState, validate: Validate) -> dict[str, Any]:
     """A validation line of metrics.jsonl; the model is back in training mode afterwards."""
-    losses = validation_losses(state.model, loaders, accelerator)
+    values = validate()
     set_training_mode(state.model)
-    return {"step": state.progress.step, "epoch": _epoch(state), **losses}
+    return {"step": state.progress.step, "epoch": _epoch(state), **values}
 
 
 def validation_losses(

@@ -35,6 +35,13 @@ class Progress:
     last_loss: float | None = None
     # Of the last validation.
     val_loss: float | None = None
+    # With --keep_best, of the validation that is the best so far: after which step, what it was
+    # chosen by, its loss; what the last one came to; and how many came after the best.
+    best_step: int | None = None
+    best_value: float | None = None
+    best_val_loss: float | None = None
+    last_value: float | None = None
+    validations_since_best: int = 0
     # Since the last line in metrics.jsonl.
     window_loss: float = 0.0
     window_steps: int = 0
