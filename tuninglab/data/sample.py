@@ -76,7 +76,7 @@ class Sample:
     images: list[ImageSource]
     origin: str = "sample"
     kind: str | None = None
-    id: str | None = None
+    id: str | int | None = None
     answers: Sequence[str] = ()
     group: str | None = None
     options: Sequence[str] = ()

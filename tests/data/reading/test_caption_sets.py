@@ -24,9 +24,9 @@ def test_each_caption_of_coco_is_a_sample_and_all_of_a_picture_are_answers():
     names = [f"COCO_val2014_{number:012d}.jpg" for number in (25, 9)]
     at = "set.json, annotation"
     assert samples == [
-        sample([names[0]], "", GIRAFFE[0], f"{at} 1", id="7", answers=GIRAFFE),
-        sample([names[1]], "", "Boxes of food.", f"{at} 2", id="3", answers=("Boxes of food.",)),
-        sample([names[0]], "", GIRAFFE[1], f"{at} 3", id="8", answers=GIRAFFE),
+        sample([names[0]], "", GIRAFFE[0], f"{at} 1", id=25, answers=GIRAFFE),
+        sample([names[1]], "", "Boxes of food.", f"{at} 2", id=9, answers=("Boxes of food.",)),
+        sample([names[0]], "", GIRAFFE[1], f"{at} 3", id=25, answers=GIRAFFE),
     ]
     assert problems == []
     assert reading.notes == {"COCO images without a caption, left out": 1}
@@ -75,9 +75,9 @@ def test_karpathy_trains_on_restval_and_never_on_test():
     first = ["val2014/COCO_val2014_000000000042.jpg"]
     second = ["train2014/COCO_train2014_000000000072.jpg"]
     assert samples == [
-        sample(first, "", "A shoe.", "set.json, image 1", id="1", answers=shoe),
-        sample(first, "", "A dog.", "set.json, image 1", id="2", answers=shoe),
-        sample(second, "", "Two.", "set.json, image 2", id="5", answers=two),
+        sample(first, "", "A shoe.", "set.json, image 1", id=42, answers=shoe),
+        sample(first, "", "A dog.", "set.json, image 1", id=42, answers=shoe),
+        sample(second, "", "Two.", "set.json, image 2", id=72, answers=two),
     ]
     assert problems == []
     left_out = "of other splits than train, left out (PATH:SPLIT reads them)"
@@ -86,12 +86,12 @@ def test_karpathy_trains_on_restval_and_never_on_test():
 
 def test_another_split_of_karpathy_is_read_on_request():
     samples, _ = read_documents(KARPATHY, reading=Reading(split="test"))
-    assert [one.id for one in samples] == ["6"]
+    assert [one.id for one in samples] == [73]
     with pytest.raises(UserError, match=r"no split 'dev'; it has 'train', 'test'"):
         read_documents(KARPATHY, reading=Reading(split="dev"))
     # The only one there is needs no name.
     samples, _ = read_documents(KARPATHY | {"images": KARPATHY["images"][2:]})
-    assert [one.id for one in samples] == ["6"]
+    assert [one.id for one in samples] == [73]
     with pytest.raises(UserError, match=r"no split 'train'; it has 'val', 'test'"):
         first, second, third = KARPATHY["images"]
         read_documents({"images": [first | {"split": "val"}, third, second | {"split": "val"}]})
@@ -122,8 +122,8 @@ def test_a_list_of_captions_is_as_many_samples():
         sample(images, "", cake, "set.json, record 1", answers=(cake, knife)),
         sample(images, "", knife, "set.json, record 1", answers=(cake, knife)),
         sample(images, "", cake, "set.json, record 2"),
-        sample(images, "", cake, "set.json, record 3", answers=(cake, knife), id="4"),
-        sample(images, "", knife, "set.json, record 3", answers=(cake, knife), id="4"),
+        sample(images, "", cake, "set.json, record 3", answers=(cake, knife), id=4),
+        sample(images, "", knife, "set.json, record 3", answers=(cake, knife), id=4),
     ]
     assert problems == []
 

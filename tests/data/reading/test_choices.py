@@ -26,6 +26,7 @@ def test_aokvqa_asks_with_letters_and_accepts_letter_and_text():
             "set.json, record 1",
             id="22MexNkBPpdZGX6sxbxVBH",
             answers=("D", "cab"),
+            options=("skateboarder", "train", "delivery", "cab"),
         )
     ]
     assert problems == []
@@ -102,6 +103,7 @@ def test_scienceqa_has_problems_with_and_without_a_picture():
             "set.json, problem '1'",
             kind="social science",
             id="1",
+            options=("West Virginia", "Louisiana"),
             answers=("A", "West Virginia"),
         ),
         sample(
@@ -111,6 +113,7 @@ def test_scienceqa_has_problems_with_and_without_a_picture():
             "set.json, problem '2'",
             kind="language science",
             id="2",
+            options=("one", "two", "three"),
             answers=("C", "three"),
         ),
     ]
@@ -124,6 +127,7 @@ def test_rows_of_scienceqa_from_a_table_bring_their_pictures():
     ((found,), problems) = read_records(row | {"image": {"bytes": b"PNG", "path": None}})
     expected = sample([b"PNG"], STATES, "A", "set.json, record 1", kind="social science")
     expected.answers = ("A", "West Virginia")
+    expected.options = ("West Virginia", "Louisiana")
     assert found == expected and problems == []
 
 
@@ -163,6 +167,7 @@ def test_the_questions_of_ai2d_are_joined_over_files():
                 "set.json, question 'Which label is the root?'",
                 id="3.png-0",
                 answers=("B", "D"),
+                options=("A", "D", "C", "B"),
             ),
             sample(
                 ["4.png"],
@@ -170,6 +175,7 @@ def test_the_questions_of_ai2d_are_joined_over_files():
                 "A",
                 "set.json, question 'Is it?'",
                 answers=("A", "no"),
+                options=("no", "yes"),
             ),
         ],
         [],
@@ -225,6 +231,7 @@ def test_numbers_as_text_are_read_by_name():
     question = "How many legs?\nA. 2\nB. 4\nC. 1\nD. 3"
     samples, problems = read_records(AI2D_ROW, format=AI2D_ROWS)
     expected = sample([b"\x89PNG..."], question, "C", "set.json, record 1", answers=("C", "1"))
+    expected.options = ("2", "4", "1", "3")
     assert samples == [expected] and problems == []
     _, (line,) = read_records(AI2D_ROW)
     assert "the answer '2' fits several options" in line and "--format ai2d_rows" in line

@@ -527,7 +527,7 @@ def test_several_answers():
     (sample,) = samples_of(record, "", Reading())
     assert sample.messages[-1] == answer("b")  # of equals the first
     assert sample.answers == ("b", "a", "b", "a", "")
-    assert sample.id == "7"
+    assert sample.id == 7
     of_vqa = {"question": "Q?", "answers": [{"answer": w, "answer_id": 1} for w in "xyy"]}
     (sample,) = samples_of(of_vqa, "", Reading())
     assert sample.messages[-1] == answer("y")
@@ -567,7 +567,7 @@ def test_the_usual_names_of_questions_and_answers(query, response):
 def test_names_and_kinds_are_kept():
     record = {"instruction": "Q?", "response": "A.", "category": "open_qa", "id": 12}
     (sample,) = samples_of(record, "", Reading())
-    assert (sample.kind, sample.id) == ("open_qa", "12")
+    assert (sample.kind, sample.id) == ("open_qa", 12)
     record = {"conversations": [ASK, SAY], "id": "0012", "kind": "detail", "answers": ["A.", "B"]}
     (sample,) = samples_of(record, "", Reading())
     assert (sample.kind, sample.id, sample.answers) == ("detail", "0012", ("A.", "B"))
@@ -663,3 +663,19 @@ def test_any_record_gives_samples_or_a_reason(record, format):
     except ValueError as error:
         str(error).encode()
         assert len(str(error)) < 3000
+
+
+def test_any_record_may_say_its_group_and_what_its_answer_is_chosen_from():
+    record = {"image": "a.png", "question": "Is it red?", "answer": "yes"}
+    told = record | {"group": "drawings", "candidates": ["yes", "no"]}
+    (found,) = samples_of(told, "here", Reading())
+    assert (found.group, found.options) == ("drawings", ("yes", "no"))
+    (plain,) = samples_of(record, "here", Reading())
+    assert (plain.group, plain.options) == (None, ())
+
+
+@pytest.mark.parametrize("wrong", ["yes", ["yes"], ["yes", "yes"], [], [{}]])
+def test_candidates_are_two_different_texts_or_more(wrong):
+    record = {"image": "a.png", "question": "Is it red?", "answer": "yes", "candidates": wrong}
+    with pytest.raises(ValueError, match="expected a (list of two different )?text"):
+        samples_of(record, "here", Reading())

@@ -20,7 +20,7 @@ def test_textvqa_in_its_own_form():
                 "What is the brand of this camera?",
                 "dakota digital",
                 "set.json, question 1",
-                id="0",
+                id=0,
                 answers=("nous les gosses", "dakota", *["dakota digital"] * 8),
             )
         ],
@@ -37,7 +37,7 @@ def test_docvqa_learns_the_first_of_equally_frequent_answers():
                 "University of California",
                 "set.json, question 1",
                 kind="handwritten",
-                id="49153",
+                id=49153,
                 answers=("University of California", "UCSF"),
             )
         ],

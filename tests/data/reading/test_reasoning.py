@@ -41,7 +41,7 @@ def test_clevr_has_its_pictures_in_folders_and_kinds_by_the_last_step():
                 "yes",
                 "set.json, question 1",
                 kind="greater_than",
-                id="0",
+                id=0,
                 answers=("yes",),
             )
         ],

@@ -123,9 +123,9 @@ def test_a_format_that_is_named_may_find_any_keys(record):
 def check(samples, problems):
     for sample in samples:
         assert isinstance(sample, Sample)
-        assert sample.id is None or isinstance(sample.id, str)
+        assert sample.id is None or isinstance(sample.id, str | int)
         assert sample.kind is None or isinstance(sample.kind, str)
         assert sample.answers == () or all(isinstance(one, str) for one in sample.answers)
-        "".join([sample.id or "", sample.kind or "", *sample.answers]).encode()
+        "".join([str(sample.id or ""), sample.kind or "", *sample.answers]).encode()
     for problem in problems:
         assert problem.startswith("set.json, ") and len(problem) < 400

@@ -26,7 +26,7 @@ def test_questions_and_annotations_are_joined_by_their_ids():
             "pink",
             "set.json, question 1",
             kind="what colour is",
-            id="458752000",
+            id=458752000,
             answers=COLOURS,
         ),
         sample(
@@ -35,7 +35,7 @@ def test_questions_and_annotations_are_joined_by_their_ids():
             "yes",
             "set.json, question 2",
             kind="is it",
-            id="9001",
+            id=9001,
             answers=(*["yes"] * 9, "no"),
         ),
     ]
@@ -180,7 +180,7 @@ def test_flat_lists_hold_all_answers_in_the_record():
             "Where is he looking?",
             "down",
             "set.json, record 1",
-            id="262148000",
+            id=262148000,
             answers=("down", "up", "down", "skateboard"),
         ),
         sample(

@@ -1,7 +1,7 @@
 """Sets of captions: COCO's own file, Karpathy's splits, LAION's rows.
 
 Each caption is a sample of its own whose question is the picture alone; all captions of the picture
-are its answers, for scores that compare with every one of them.
+are its answers, for scores that compare with every one of them, and they have its name.
 """
 
 from collections import defaultdict
@@ -64,7 +64,7 @@ def _coco(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[Raw
                 "image": reading.existing([name, *folders]),
                 "caption": caption,
                 "answers": captions[image_id],
-                "id": annotation["id"],
+                "id": annotation["image_id"],
             }
         ]
 
@@ -92,7 +92,8 @@ def _karpathy(documents: Sequence[Any], file: str, reading: Reading) -> Iterator
             raise ValueError(f"the sentences are {brief(sentences)}; expected a list of objects")
         captions = [one["raw"] for one in sentences if isinstance(one.get("raw"), str)]
         of_all = {"image": reading.existing(names), "answers": captions}
-        return [of_all | {"caption": one.get("raw"), "id": one.get("sentid")} for one in sentences]
+        of_all["id"] = given(image, "cocoid", "imgid")
+        return [of_all | {"caption": one.get("raw")} for one in sentences]
 
     return each(of_split(items, split_of, file, reading), convert)
 

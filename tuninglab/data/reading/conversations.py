@@ -5,6 +5,7 @@ from typing import Any
 
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.records import (
+    id_of,
     leading_pictures,
     marks,
     name_of,
@@ -50,7 +51,7 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
         notes.append(PUT_FIRST)
     elif not reading.keep_marks:
         messages = [_mark_first(message, notes) for message in messages]
-    kind, name = name_of(record, ["kind"]), name_of(record)
+    kind, name = name_of(record, ["kind"]), id_of(record)
     sample = Sample(messages, pictures, origin, kind, name, right_answers(record))
     return noted(sample, reading, notes)
 

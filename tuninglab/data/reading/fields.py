@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuninglab.data.reading.found import RawRecord, Reading
-from tuninglab.data.reading.records import answer_texts, checked_object
+from tuninglab.data.reading.records import HUGE, answer_texts, checked_object
 from tuninglab.data.sample import brief, checked_text
 from tuninglab.errors import UserError
 
 SPLIT = re.compile(r"(train|val|test)(?:-dev)?(20\d\d)")
-HUGE = 2**63  # no set counts so far; a number of a million digits would be a name as well
 
 
 def named_split(text: str) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.records import (
     answer_texts,
+    id_of,
     majority,
     name_of,
     noted,
@@ -46,7 +47,7 @@ def samples(record: dict[str, Any], origin: str, reading: Reading) -> list[Sampl
         answer = majority(answers) if answers else record.get("answer")
         messages += [_answer(answer)] if answer is not None else []
     messages = with_question(messages, len(pictures))
-    kind, name = name_of(record, ["kind"]), name_of(record)
+    kind, name = name_of(record, ["kind"]), id_of(record)
     try:
         sample = Sample(messages, pictures, origin, kind, name, answers)
     except ValueError as error:

@@ -19,7 +19,7 @@ from tuninglab.data.reading.fields import (
     texts_of,
 )
 from tuninglab.data.reading.found import Document, Format, RawRecord, Reading
-from tuninglab.data.reading.records import listed_pictures, majority, name_of
+from tuninglab.data.reading.records import id_of, listed_pictures, majority
 from tuninglab.data.reading.single_turns import single_turn
 from tuninglab.data.sample import ImageSource, Sample, brief
 
@@ -59,7 +59,7 @@ def _docvqa(documents: Sequence[Any], file: str, reading: Reading) -> Iterator[R
 
 
 def _record(item: dict[str, Any], image: str, kind: Any = None) -> dict[str, Any]:
-    return question_record(item, image, answers_of(item, "answers"), id=name_of(item), kind=kind)
+    return question_record(item, image, answers_of(item, "answers"), id=id_of(item), kind=kind)
 
 
 def _is_ocrvqa(documents: Sequence[Any]) -> bool:

@@ -21,6 +21,7 @@ from tuninglab.data.sample import (
 IMAGE_KEYS = ("image", "images")
 ID_KEYS = ("question_id", "questionId", "id")
 SYSTEM_KEYS = ("system", "system_prompt")
+HUGE = 2**63  # a number of a million digits would be a name as well
 COMPARED = "learning from comparisons is not done"
 # What a record is about, where these hold anything.
 UNREAD = {key: "videos cannot be read" for key in ("video", "videos")}
@@ -175,8 +176,19 @@ def marks(messages: list[Message]) -> int:
     return count_images(parts)
 
 
-def name_of(record: Mapping[str, Any], keys: Sequence[str] = ID_KEYS) -> str | None:
-    """What the data calls a record, or its kind, as text.
+def id_of(record: Mapping[str, Any]) -> str | int | None:
+    """What the data calls a record; a whole number stays one, as other tools look for it.
+
+    Raises:
+        ValueError: it is neither text nor a number.
+    """
+    value = first_of(record, ID_KEYS)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < HUGE
+    return value if whole else name_of(record, ID_KEYS)
+
+
+def name_of(record: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """What the data calls a kind, or another thing, as text.
 
     Raises:
         ValueError: it is neither text nor a number.

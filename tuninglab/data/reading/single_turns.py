@@ -6,6 +6,7 @@ from typing import Any
 from tuninglab.data.reading.found import Reading
 from tuninglab.data.reading.records import (
     answer_texts,
+    id_of,
     leading_pictures,
     listed_pictures,
     majority,
@@ -97,7 +98,7 @@ def single_turn(
     if pictures and not marks(messages):
         messages = leading_pictures(messages, len(pictures))
     kind = name_of(record, ["kind"]) if kind is None else kind
-    return Sample(messages, pictures, origin, kind, name_of(record), answers)
+    return Sample(messages, pictures, origin, kind, id_of(record), answers)
 
 
 def _history(record: Mapping[str, Any]) -> list[Message]:

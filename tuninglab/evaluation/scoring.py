@@ -1,0 +1,200 @@
+"""From answers to the figures of a report: scores with intervals, controls, what looking is worth."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuninglab.evaluation.conditions import ASKED
+from tuninglab.evaluation.metrics.metric import Metric, Scored
+from tuninglab.evaluation.metrics.statistics import difference, interval
+from tuninglab.evaluation.questions import Question
+
+# A type of which there are fewer, and more types than these, are not reported apart.
+ROW_SHARE, MOST_TYPES = 0.02, 40
+MOST_ANSWERS, MOST_CONFUSED = 20, 12
+OTHER = "other"
+Figures = dict[str, Any]
+
+
+@dataclass
+class Scores:
+    """The metrics of one way of asking.
+
+    Args:
+        scored: each question with what was answered.
+        rows: by metric, (N, K) numbers of each question.
+    """
+
+    scored: list[Scored]
+    rows: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric], scored: Sequence[Scored]) -> "Scores":
+        """Score every question by every metric."""
+        return cls(list(scored), {metric.name: metric.rows(scored) for metric in metrics})
+
+    def figures(
+        self, metrics: Sequence[Metric], seed: int, which: np.ndarray | None = None
+    ) -> Figures:
+        """`{"value", "low", "high"}` by metric, of all questions or of those chosen."""
+        chosen = slice(None) if which is None else which
+        return {m.name: interval(m, self.rows[m.name][chosen], seed) for m in metrics}
+
+
+class Report:
+    """The figures of an evaluation as they come together.
+
+    Args:
+        questions: in the order of the data.
+        metrics: the headline first.
+        seed: draws the samples of the intervals.
+    """
+
+    def __init__(self, questions: Sequence[Question], metrics: Sequence[Metric], seed: int):
+        self.questions, self.metrics, self.seed = questions, metrics, seed
+        self.ways: dict[str, Scores] = {}
+        self.types = _types([question.kind for question in questions])
+        self.groups = _types([question.group for question in questions])
+
+    @property
+    def primary(self) -> Metric:
+        """The headline."""
+        return self.metrics[0]
+
+    def add(
+        self,
+        way: str,
+        predictions: Sequence[str],
+        shares: Sequence[float | None] | None = None,
+    ) -> None:
+        """Score one way of asking: as asked, a control, guesses, another model."""
+        given = shares or [None] * len(predictions)
+        rows = zip(self.questions, predictions, given, strict=True)
+        self.ways[way] = Scores.of(self.metrics, [q.scored(text, share) for q, text, share in rows])
+
+    def scores(self) -> list[float]:
+        """Of each question, by the headline."""
+        return self.ways[ASKED].rows[self.primary.name][:, 0].tolist()
+
+    def figures(self, controls: Sequence[str], prior: str | None) -> Figures:
+        """What report.json holds of the scores.
+
+        Args:
+            controls: the ways that are controls.
+            prior: the way that is a guess without looking, if there is one.
+        """
+        asked = self.ways[ASKED]
+        unseen = [*controls, *([prior] if prior else [])]
+        return {
+            "count": len(self.questions),
+            "primary": self.primary.name,
+            "metrics": asked.figures(self.metrics, self.seed),
+            "titles": {metric.name: metric.title for metric in self.metrics},
+            "most": {metric.name: metric.most for metric in self.metrics},
+            "by_type": self._parts(asked, self.types),
+            "by_group": self._parts(asked, self.groups),
+            "by_answer": self._by_answer(asked),
+            "confusion": confusion(asked.scored),
+            "controls": {way: self._way(way) for way in controls},
+            "prior": self._way(prior) if prior else {},
+            "looking": self._looking(unseen),
+        }
+
+    def against(self, way: str) -> Figures:
+        """How the answers differ from those of another way, question by question."""
+        one, other = self.ways[ASKED], self.ways[way]
+        apart = {
+            metric.name: difference(
+                metric, one.rows[metric.name], other.rows[metric.name], self.seed
+            )
+            for metric in self.metrics
+        }
+        step = one.rows[self.primary.name][:, 0] - other.rows[self.primary.name][:, 0]
+        names = [question.id for question in self.questions]
+        return {
+            "metrics": other.figures(self.metrics, self.seed),
+            "difference": apart,
+            "gained": [names[k] for k in np.flatnonzero(step > 0).tolist()],
+            "lost": [names[k] for k in np.flatnonzero(step < 0).tolist()],
+        }
+
+    def _way(self, way: str) -> Figures:
+        scores = self.ways[way]
+        return {**scores.figures(self.metrics, self.seed), **self._types_of(scores)}
+
+    def _types_of(self, scores: Scores) -> Figures:
+        parts = self._parts(scores, self.types)
+        return {"by_type": parts} if parts else {}
+
+    def _parts(self, scores: Scores, names: Sequence[str] | None) -> Figures:
+        """Scores of each type of question, the most frequent first."""
+        if names is None:
+            return {}
+        found = np.array(names)
+        return {
+            name: {"count": count, **scores.figures(self.metrics, self.seed, found == name)}
+            for name, count in Counter(names).most_common()
+        }
+
+    def _by_answer(self, scores: Scores) -> list[Figures]:
+        """How often the most frequent right answers were met."""
+        of_answer: dict[str, list[float]] = defaultdict(list)
+        numbers = scores.rows[self.primary.name][:, 0].tolist()
+        for one, number in zip(scores.scored, numbers, strict=True):
+            of_answer[usual(one.answers)].append(number)
+        most = sorted(of_answer.items(), key=lambda item: (-len(item[1]), item[0]))
+        if len(most) == len(scores.scored):
+            return []
+        return [
+            {"answer": answer, "count": len(found), "value": sum(found) / len(found)}
+            for answer, found in most[:MOST_ANSWERS]
+        ]
+
+    def _looking(self, unseen: Sequence[str]) -> Figures | None:
+        """By how much the answers beat the best of those that do not look."""
+        if not unseen:
+            return None
+        metric, own = self.primary, self.ways[ASKED].rows[self.primary.name]
+        # Of equals the first, in the order of the controls.
+        values = {way: _value(metric, self.ways[way].rows[metric.name]) for way in unseen}
+        best = max(values, key=lambda way: values[way])
+        apart = difference(metric, own, self.ways[best].rows[metric.name], self.seed)
+        return {"metric": metric.name, "control": best, **apart}
+
+
+def usual(answers: Sequence[str]) -> str:
+    """The most frequent of the right answers; of equals the first."""
+    return Counter(answers).most_common(1)[0][0]
+
+
+def confusion(scored: Sequence[Scored]) -> Figures | None:
+    """How often which answer was given where which was right, if there are few right ones.
+
+    Rows are right answers, columns predictions, the last column all others.
+    """
+    right = Counter(usual(one.answers) for one in scored)
+    if not 1 < len(right) <= MOST_CONFUSED:
+        return None
+    names = [name for name, _ in sorted(right.items(), key=lambda item: (-item[1], item[0]))]
+    place: Callable[[str], int] = {name: k for k, name in enumerate(names)}.get  # pyright: ignore
+    counts = np.zeros((len(names), len(names) + 1), np.int64)
+    for one in scored:
+        said = place(one.prediction)
+        counts[place(usual(one.answers)), len(names) if said is None else said] += 1
+    return {"answers": names, "counts": counts.tolist()}
+
+
+def _types(names: Sequence[str | None]) -> list[str] | None:
+    """The names of each question's part, rare ones under one; None where there is one part only."""
+    counts: Mapping[str, int] = Counter(name for name in names if name is not None)
+    often = [name for name, count in counts.items() if count >= ROW_SHARE * len(names)]
+    often = sorted(often, key=lambda name: (-counts[name], name))[:MOST_TYPES]
+    parts = [name if name in often else OTHER for name in names]
+    return [str(part) for part in parts] if len(set(parts)) > 1 else None
+
+
+def _value(metric: Metric, rows: np.ndarray) -> float:
+    return float(metric.total(rows, np.ones((1, len(rows))))[0])
