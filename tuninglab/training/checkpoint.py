@@ -40,8 +40,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-NNNNNN`; all processes must call it. Returns the new folder.
 
-    Of all checkpoints in `folder` the newest `keep` stay, and that of the best validation. What `collect` returns of the model, on
-    all processes, writes what else belongs into one, from the first.
+    Of all checkpoints in `folder` the newest `keep` stay, and that of the best validation. What
+    `collect` returns of the model, on all processes, writes what else belongs into one, from the
+    first.
 
     Raises:
         WorkError: the disk is full; earlier checkpoints stay whole.

@@ -65,6 +65,11 @@ class Progress:
         """Keep the highest of what was seen, also over the starts of a resumed run."""
         self.peak_memory_mib = max(self.peak_memory_mib, peak_mib)
 
+    @property
+    def kept_val_loss(self) -> float | None:
+        """The loss of the validation that a run ends with: the best, where one is chosen."""
+        return self.val_loss if self.best_step is None else self.best_val_loss
+
     def spend(self, since: float) -> float:
         """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""
         now = time.perf_counter()
