@@ -20,7 +20,7 @@ from tuninglab.console import Choices, say
 from tuninglab.evaluation.task import evenly
 from tuninglab.recipes.loaders import make_base_loader
 from tuninglab.recipes.recipe import Base
-from tuninglab.training.loop import validation_loss
+from tuninglab.training.validation import validation_loss
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

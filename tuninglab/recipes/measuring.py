@@ -10,9 +10,9 @@ from tuninglab.evaluation.metrics.names import metric_named
 from tuninglab.evaluation.task import Answer
 from tuninglab.recipes.recipe import Setup
 from tuninglab.training.best import VAL_LOSS, Measure, early_stop
-from tuninglab.training.loop import validation_losses
 from tuninglab.training.parallel import shared_out
 from tuninglab.training.state import Progress
+from tuninglab.training.validation import validation_losses
 
 
 def chosen_metrics(config: TrainingConfig) -> list[Metric]:

@@ -70,15 +70,26 @@ def early_stop(
     return {"step": progress.step, "reason": reason}
 
 
-def tell_early_stop(
-    progress: Progress, patience: int | None, planned_steps: int, measure: Measure
+def end_with_best(
+    state: TrainState, checkpoints: Path, measure: Measure | None, patience: int | None
 ) -> None:
-    """Say that a run stopped early, if it did, and how to let it go on."""
-    if stop := early_stop(progress, patience, planned_steps, measure):
+    """Say how a run ended, and give the model the weights of the best validation, in place.
+
+    Nothing happens where no best one was looked for.
+
+    Raises:
+        WorkError: their checkpoint was damaged meanwhile.
+        UserError: it is of another model.
+    """
+    if measure is None:
+        return
+    planned = state.total_steps
+    if stop := early_stop(state.progress, patience, planned, measure):
         say(
-            f"Stopped early after step {stop['step']} of {planned_steps}: {stop['reason']}. "
+            f"Stopped early after step {stop['step']} of {planned}: {stop['reason']}. "
             "A larger --patience with --resume goes on."
         )
+    _put_back_best(state, checkpoints, measure)
 
 
 def forget_lost_best(progress: Progress, checkpoints: Path) -> None:
@@ -99,13 +110,7 @@ def forget_lost_best(progress: Progress, checkpoints: Path) -> None:
     progress.validations_since_best = 0
 
 
-def put_back_best(state: TrainState, checkpoints: Path, measure: Measure) -> None:
-    """Give the model the weights of the best validation, in place, and say which that was.
-
-    Raises:
-        WorkError: its checkpoint was damaged meanwhile.
-        UserError: it is of another model.
-    """
+def _put_back_best(state: TrainState, checkpoints: Path, measure: Measure) -> None:
     progress = state.progress
     if progress.best_step is None:
         return

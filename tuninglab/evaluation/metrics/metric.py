@@ -35,6 +35,15 @@ def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ rows[:, 0] / weights.sum(1)
 
 
+def each(score: Callable[[Scored], float]) -> Callable[[Sequence[Scored]], np.ndarray]:
+    """The rows (N, 1) of a metric that scores every question by itself."""
+
+    def rows(questions: Sequence[Scored]) -> np.ndarray:
+        return np.array([score(one) for one in questions], np.float64).reshape(-1, 1)
+
+    return rows
+
+
 @dataclass(frozen=True)
 class Metric:
     """One way to score.
@@ -49,6 +58,9 @@ class Metric:
         source: where the rule comes from: paper, released code.
         needs: what questions must have, in words; "" if every one will do.
         fits: whether a question has it.
+        undefined: of which sets there is no score though every question fits, in words; `total` is
+            nan then. "" if of none.
+        aliases: shorter names, the shortest first ("vqa").
     """
 
     name: str
@@ -59,3 +71,5 @@ class Metric:
     source: str = ""
     needs: str = ""
     fits: Callable[[Scored], bool] = lambda scored: True
+    undefined: str = ""
+    aliases: tuple[str, ...] = ()
