@@ -263,7 +263,8 @@ def test_the_best_validation_of_pairs_is_kept(tiny_t5, pairs, tmp_path):
         max_steps=6,
         batch_size=3,
         # So high that the loss goes up and down.
-        learning_rate=0.5,
+        learning_rate=1.0,
+        lr_scheduler="constant",
         eval_steps=1,
         eval_metric=["f1"],
         keep_best="val_loss",
