@@ -83,6 +83,20 @@ def _print_audit(result: tuple[Any, str, UserError | None], as_json: bool) -> No
         raise error
 
 
+def _print_evaluations(result: Any, as_json: bool) -> None:
+    evaluations = result.figures
+    _print_json(evaluations[0] if len(evaluations) == 1 else evaluations, as_json)
+    if not as_json and is_main_process():
+        from rich.console import Console
+
+        from tuninglab.reporting.evaluation_text import several, table_of
+
+        for figures in evaluations:
+            Console().print(table_of(figures))
+        if len(evaluations) > 1:
+            Console().print(several(evaluations))
+
+
 class Verb(NamedTuple):
     """A row of the table of verbs. What it names is imported when the verb is run, not before.
 
@@ -121,7 +135,7 @@ VERBS = {
     "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_audit),
     "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
     "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
-    "evaluate": Verb("EvaluateConfig", "recipes.evaluate", "evaluate", _print_json),
+    "evaluate": Verb("EvaluateConfig", "recipes.evaluate", "evaluate", _print_evaluations),
     "tree": Verb("TreeConfig", "inspection.show_tree", "tree_of", _print_text),
     "convert": Verb("ConvertConfig", "conversion.convert", "convert", _print_conversion),
     "chat": Verb("ChatConfig", "serving.terminal", "chat"),

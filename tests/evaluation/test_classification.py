@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 
 from tuninglab.embedded import base_directory
 from tuninglab.embedded.scenes import Scene, Thing
-from tuninglab.evaluation.classification import candidate_log_probs, classify
+from tuninglab.evaluation.classification import candidate_log_probs, classify, own_log_probs
+from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.models import load_flamingo
 
 MARKS = [[2], [], [3, 5], [4, 6, 8]]  # make_batch pads row k with k tokens on the left
@@ -62,6 +63,48 @@ def test_neither_chunks_nor_the_order_of_candidates_matter(make_flamingo, make_b
     lengths = torch.tensor([1, 2, 3, 4, 1, 3])
     mean = candidate_log_probs(model, ids, CANDIDATES, **batch, normalise=True)
     torch.testing.assert_close(mean, whole / lengths, atol=1e-6, rtol=1e-5)
+
+
+OWN = [CANDIDATES, [[9, 11]], [[5, 8, 8, 40], [7]], [[33], [4], [4, 4, 4], [9, 11, 30]]]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mpt", "gemma2", "falcon_h1"])
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_prompts_with_candidates_of_their_own(family, size, make_flamingo, make_batch):
+    model, batch = make_flamingo(family), make_batch(MARKS)
+    found = own_log_probs(model, batch, OWN, batch_size=size)
+    mean = own_log_probs(model, batch, OWN, normalise=True, batch_size=size)
+    for row, candidates in enumerate(OWN):
+        alone = {name: value[row : row + 1] for name, value in batch.items()}
+        expected = brute_force(model, alone, candidates)[0]
+        torch.testing.assert_close(found[row], expected, atol=5e-5, rtol=1e-5)
+        lengths = torch.tensor([len(candidate) for candidate in candidates])
+        torch.testing.assert_close(mean[row], expected / lengths, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [None, "perceiver"])
+def test_own_candidates_with_features_that_were_kept(trained, make_flamingo, make_batch):
+    model, batch = make_flamingo().requires_grad_(False), make_batch(MARKS)
+    if trained:
+        model.get_submodule(trained).requires_grad_(True)
+    kept = EncodedPictures(group=2).encoded(model, batch)
+    assert ("patch_features" if trained else "image_features") in kept
+    for one, other in zip(
+        own_log_probs(model, kept, OWN), own_log_probs(model, batch, OWN), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_single_tokens_cost_nothing_more(make_flamingo, make_batch):
+    model, batch, calls = make_flamingo(), make_batch(MARKS), []
+    model.lang_encoder.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: calls.append(tuple(args[0].shape))
+    )
+    own_log_probs(model, batch, [[[3], [4]], [[5]], [[6]], [[7]]])
+    assert calls == [(4, 10)]
+    # Rows 1 and 3 alone are continued.
+    own_log_probs(model, batch, [[[3]], [[5], [8, 9]], [[6]], [[7, 9, 9], [7, 8]]])
+    assert calls[1:] == [(4, 10), (3, 2)]
 
 
 @pytest.mark.parametrize("family", ["llama", "mpt"])
@@ -152,6 +195,10 @@ def test_wrong_inputs_say_what_is_wrong(make_flamingo, make_batch):
     refused("batch_size is 0", batch_size=0)
     refused("a prompt is empty", mask=torch.zeros_like(mask))
     refused("row 1 has 2 <image> marks but 1", pixels=batch["pixel_values"][:, :1])
+    with pytest.raises(ValueError, match="2 prompts but 1 lists of candidates"):
+        own_log_probs(model, batch, [CANDIDATES])
+    with pytest.raises(ValueError, match="candidate 1 has no tokens"):
+        own_log_probs(model, batch, [CANDIDATES, [[3], []]])
     with pytest.raises(ValueError, match="give a list"):
         classify(model, None, "<image>", [[]], ["red"])
     with pytest.raises(ValueError, match="2 prompts but 1 lists"):

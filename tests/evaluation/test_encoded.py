@@ -76,3 +76,32 @@ def test_texts_alone_stay_as_they_are(make_flamingo, make_batch):
     for pixels in (torch.zeros(2, 0, 1, 3, 16, 16), None):
         given = batch | {"pixel_values": pixels}
         assert EncodedPictures().encoded(model, given) == given
+
+
+def test_in_groups_of_one_size_a_picture_comes_out_alike_in_any_company(
+    make_flamingo, make_batch, encoded
+):
+    model, batch = make_flamingo().requires_grad_(False), make_batch(MARKS)
+    pixels = batch["pixel_values"][:, :2].contiguous()
+    sizes, found = [], []
+    for some in ([0, 1, 2, 3], [3], [2, 0], [1, 3, 2]):
+        encoded.clear()
+        pictures = EncodedPictures(group=3)
+        made = pictures.encoded(model, {"pixel_values": pixels[some]})["image_features"]
+        found += zip(some, made, strict=True)
+        sizes.append(list(encoded))
+    # Two pictures a row, always three at a time.
+    assert sizes == [[3, 3, 3], [3], [3, 3], [3, 3]]
+    first = dict(found[:4])
+    assert all(torch.equal(made, first[row]) for row, made in found)
+    torch.testing.assert_close(model.encode_images(pixels), torch.stack([*first.values()]))
+
+
+def test_repeatable_pictures_take_a_share_of_the_memory_that_is_free(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("tuninglab.evaluation.encoded.free_memory_bytes", lambda device: 2**34)
+    assert [EncodedPictures.repeatable(cpu, size).group for size in (1, 5, 64)] == [1, 5, 8]
+    assert EncodedPictures.repeatable(cpu, 1).left == 2**31
+    # Whatever is free, what a run keeps.
+    monkeypatch.setattr("tuninglab.evaluation.encoded.free_memory_bytes", lambda device: 0)
+    assert EncodedPictures.repeatable(cpu, 1).left == EncodedPictures().left

@@ -133,3 +133,19 @@ def test_nonsense_about_processes_names_its_variable(name, environment):
 )
 def test_what_torchrun_and_job_templates_say_of_processes_passes(environment):
     check_processes(environment)
+
+
+@pytest.mark.parametrize(
+    ("most", "free"), [("max", 3000), (str(5000 * 1024), 3000), (str(1500 * 1024), 500), ("900", 0)]
+)
+def test_free_memory_is_that_of_the_machine_or_of_its_container(monkeypatch, tmp_path, most, free):
+    monkeypatch.setattr(hardware, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    cpu = torch.device("cpu")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert hardware.free_memory_bytes(cpu) == pages // 2
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    3000 kB\nX: 1 kB\n")
+    assert hardware.free_memory_bytes(cpu) == 3000 * 1024
+    (tmp_path / "memory.max").write_text(most)
+    (tmp_path / "memory.current").write_text(str(1000 * 1024))
+    assert hardware.free_memory_bytes(cpu) == free * 1024

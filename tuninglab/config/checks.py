@@ -23,7 +23,7 @@ def check(holds: bool, flag: str, value: object, expected: str, remedy: str = ""
         raise UserError(f"--{flag} is {shown(repr(value))}; expected {expected}. {remedy}".rstrip())
 
 
-def check_run_name(name: str) -> None:
+def check_run_name(name: str, flag: str = "run_name") -> None:
     """Refuse a run name that is not one plain folder name.
 
     Raises:
@@ -32,13 +32,13 @@ def check_run_name(name: str) -> None:
     # What the locale could not read stands there as half pairs of surrogates.
     readable = not any("\ud800" <= c <= "\udfff" for c in name)
     letters = "a name in letters of the locale"
-    check(readable, "run_name", name, letters, "Set PYTHONUTF8=1 or LANG=C.UTF-8.")
+    check(readable, flag, name, letters, "Set PYTHONUTF8=1 or LANG=C.UTF-8.")
     plain = name.strip() == name and name not in ("", ".", "..")
     plain = plain and name.isprintable() and not any(c in name for c in "/\\")
     # A leading dash would read as a flag wherever the folder is named later.
     plain = plain and not name.startswith("-") and len(name.encode()) <= LONGEST_NAME
     expected = f"a name without leading dash, slash, control character, up to {LONGEST_NAME} bytes"
-    check(plain, "run_name", name, expected, "Use --output_dir to move the folder of all runs.")
+    check(plain, flag, name, expected, "Use --output_dir to move the folder that it is in.")
 
 
 def check_positive(settings: object, *names: str, least: int = 1, most: int = MOST) -> None:

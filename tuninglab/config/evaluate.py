@@ -13,7 +13,7 @@ from tuninglab.errors import UserError
 
 # OpenFlamingo's benchmarks; docs/evaluation.md says which files each reads.
 Task = Literal[
-    *("caption", "vqa", "okvqa", "vizwiz", "textvqa", "hateful_memes", "imagenet", "flickr30k"),
+    "caption", "vqa", "okvqa", "vizwiz", "textvqa", "hateful_memes", "imagenet", "flickr30k"
 ]
 MOST_SHOTS = 64
 
@@ -90,7 +90,7 @@ class ScoringConfig:
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "model", "against", "predictions", "output_dir")
         if self.name is not None:
-            check_run_name(self.name)
+            check_run_name(self.name, "name")
         if self.prompt is not None:
             kept_prompt(self.prompt)
         for count in self.shots:

@@ -135,7 +135,15 @@ class FeatureCache:
     def _row(self, image: ImageSource) -> Tensor:
         # By its name a file stays what it was when the run began.
         known = self.files.get(os.fspath(image)) if is_file(image) else None
-        number = self.rows.get(known or content_digest(image))
+        return self.row(known or content_digest(image))
+
+    def row(self, digest: bytes) -> Tensor:
+        """Features (*shape) of a picture by its sha256.
+
+        Raises:
+            UserError: as `read`.
+        """
+        number = self.rows.get(digest)
         if number is None:
             raise UserError(
                 f"a picture has no features in {self.folder}: it is none of the run's data, or "

@@ -55,22 +55,85 @@ def generate_answers(
         pictures: where what is computed of them is kept for the next answers.
     """
     rows = SampleDataset(samples, processor, prompts_only=True, features=features)
-    collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
-    device = next(model.parameters()).device
-    ending = ending_with(model, special_id(rows.prompt.end, processor.tokenizer))
     answers: list[str] = []
     with evaluation_mode(model), working("answering questions", len(rows)) as note:
         for start in range(0, len(rows), batch_size):
-            batch = collate([rows[k] for k in range(start, min(start + batch_size, len(rows)))])
-            inputs = batch.to(device).inputs
-            inputs = inputs if pictures is None else pictures.encoded(model, inputs)
-            ids = model.generate(**inputs, **ending, max_new_tokens=max_new_tokens, do_sample=False)
-            new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-            answers += [decode_answer(row, processor.tokenizer, rows.prompt) for row in new]
+            some = [rows[k] for k in range(start, min(start + batch_size, len(rows)))]
+            inputs = prompt_inputs(model, processor, some, pictures)
+            answers += continued(model, processor, inputs, max_new_tokens=max_new_tokens)
             note(len(answers))
     return answers
 
 
+<<<<<<< HEAD
+=======
+def prompt_inputs(
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    pictures: EncodedPictures | None = None,
+) -> dict[str, Any]:
+    """Prompts as one batch on the model's device, padded on the left.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT.
+        processor: its processor.
+        rows: B of them, as a `SampleDataset` of prompts has them.
+        pictures: where what is computed of pictures is kept; then it stands in place of pixels.
+
+    Returns:
+        `input_ids` and `attention_mask` (B, T), and the pictures under one of the model's names.
+    """
+    collate = Collator(processor.tokenizer.pad_token_id, processor.image_size, "left")
+    inputs = collate(rows).to(next(model.parameters()).device).inputs
+    return inputs if pictures is None else pictures.encoded(model, inputs)
+
+
+def continued(model: Any, processor: Any, inputs: dict[str, Any], **options: Any) -> list[str]:
+    """What a model in evaluation mode writes after each prompt, as plain text.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT.
+        processor: its processor, whose prompt tells what ends an answer.
+        inputs: from `prompt_inputs`.
+        options: of `generate`: max_new_tokens, num_beams ... Nothing is drawn unless one says so.
+    """
+    tokenizer, prompt = processor.tokenizer, processor.prompt
+    ending = ending_with(model, special_id(prompt.end, tokenizer))
+    ids = model.generate(**inputs, **({"do_sample": False} | ending | options))
+    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    return [decode_answer(row, tokenizer, prompt) for row in new]
+
+
+def exact_match(
+    answers: Sequence[str], truths: Sequence[str], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Share of answers equal to the truth, over all and by type of question.
+
+    Returns:
+        `exact_match` (0 to 1), `by_type` {type: share}, `count`, `count_by_type`.
+
+    Raises:
+        ValueError: the three lists differ in length, or are empty.
+    """
+    if not len(answers) == len(truths) == len(kinds) or not answers:
+        raise ValueError(
+            f"{len(answers)} answers, {len(truths)} truths, {len(kinds)} types;"
+            " expected as many of each"
+        )
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for answer, truth, kind in zip(answers, truths, kinds, strict=True):
+        hits[kind].append(answer == truth)
+    total = sum(sum(of_type) for of_type in hits.values())
+    return {
+        "exact_match": total / len(answers),
+        "by_type": {kind: sum(of_type) / len(of_type) for kind, of_type in sorted(hits.items())},
+        "count": len(answers),
+        "count_by_type": {kind: len(of_type) for kind, of_type in sorted(hits.items())},
+    }
+
+
+>>>>>>> eval
 class Blanked(Sequence[Sample]):
     """The same dialogues, every picture replaced by a grey one of its size: a control."""
 

@@ -36,8 +36,8 @@ def choose_metrics(
     what: Mapping[str, int],
     ranked: bool,
     choices: Choices,
-) -> list[Metric]:
-    """The metrics, the headline first; says which and why.
+) -> tuple[list[Metric], str]:
+    """The metrics, the headline first, and why; says so.
 
     Args:
         wish: names, or `auto` among them.
@@ -49,7 +49,7 @@ def choose_metrics(
     Raises:
         UserError: there is no such metric, or a question lacks what one needs.
     """
-    words = [word for entry in wish for word in entry.replace(",", " ").split()]
+    words = words_of(wish)
     check(bool(words), "metric", wish, "auto, or names of metrics")
     names, why = [word for word in words if word != AUTO], "--metric"
     if AUTO in words:
@@ -57,9 +57,14 @@ def choose_metrics(
         names = [*names, *found]
     metrics = list({m.name: m for m in map(metric_named, names)}.values())
     for metric in metrics:
-        _check(metric, questions)
+        _check(metric, questions, ranked)
     choices.add("metric", ", ".join(metric.name for metric in metrics), why)
-    return metrics
+    return metrics, why
+
+
+def words_of(wish: Sequence[str]) -> list[str]:
+    """The names in --metric, which may stand apart or with commas between."""
+    return [word for entry in wish for word in entry.replace(",", " ").split()]
 
 
 def fitting(
@@ -88,14 +93,14 @@ def fitting(
     return SHORT, f"one short answer a question ({words:g} words)"
 
 
-def _check(metric: Metric, questions: Sequence[Question]) -> None:
+def _check(metric: Metric, questions: Sequence[Question], ranked: bool) -> None:
     """Pass if every question has what the metric needs.
 
     Raises:
         UserError: naming the first that has not.
     """
     for question in questions:
-        if not metric.fits(question.scored("", 0.5)):
+        if not metric.fits(question.scored("", 0.5 if ranked else None)):
             raise UserError(
                 f"--metric {metric.name} needs {metric.needs}; {question.sample.origin} has not. "
                 "Choose another metric, or auto"

@@ -1,7 +1,7 @@
 """Ranking answers by their log-probability: each prompt is read once, for all its candidates."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -101,25 +101,61 @@ def candidate_log_probs(
         ValueError: no candidate, one that is empty or holds `<image>`, a prompt without tokens,
             or a prompt with more marks than images.
     """
-    _check(candidates, model.config.image_token_id, batch_size)
+    pictures = {"pixel_values": pixel_values, "image_features": image_features}
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **pictures}
+    each = [candidates] * len(input_ids)
+    return torch.stack(own_log_probs(model, inputs, each, normalise, batch_size))
+
+
+@torch.no_grad()
+def own_log_probs(
+    model: Any,
+    inputs: Mapping[str, Any],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    normalise: bool = False,
+    batch_size: int = 64,
+) -> list[Tensor]:
+    """As `candidate_log_probs`, where each of B prompts has candidates of its own.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT; its mode (train or eval) is left as it was.
+        inputs: `input_ids` (B, T), and as far as there are any `attention_mask` (B, T) and one of
+            `pixel_values`, `image_features`, `patch_features`, as for `generate`.
+        candidates: for each prompt, C token id lists of any lengths; C may differ.
+        normalise: divide each sum by the candidate's number of tokens.
+        batch_size: pairs of a prompt and a candidate computed together.
+
+    Returns:
+        For each prompt (C,) in float32.
+
+    Raises:
+        ValueError: as `candidate_log_probs`, or the numbers of prompts and of lists differ.
+    """
+    if len(candidates) != len(inputs["input_ids"]):
+        given = f"{len(inputs['input_ids'])} prompts but {len(candidates)} lists of candidates"
+        raise ValueError(f"{given}; give one a prompt")
+    # Prompts may share one list of a thousand.
+    for some in {id(some): some for some in candidates}.values():
+        _check(some, model.config.image_token_id, batch_size)
+    counts = [len(some) for some in candidates]
+    flat = [(row, candidate) for row, some in enumerate(candidates) for candidate in some]
+    # Candidates of similar length together, so that a batch has little padding.
+    further = sorted(
+        (number for number, (_, candidate) in enumerate(flat) if len(candidate) > 1),
+        key=lambda number: len(flat[number][1]),
+    )
     with evaluation_mode(model):
         # Not even the prompt's cache is kept where single tokens are compared.
-        further = any(len(candidate) > 1 for candidate in candidates)
-        prompts = _Prompts(model, input_ids, attention_mask, pixel_values, image_features, further)
-        log_probs = prompts.next_log_probs[:, [candidate[0] for candidate in candidates]]
-        # Candidates of similar length together, so that a batch has little padding.
-        pairs = [
-            (row, column)
-            for column in sorted(range(len(candidates)), key=lambda c: len(candidates[c]))
-            for row in range(len(input_ids))
-            if len(candidates[column]) > 1
-        ]
-        for start in range(0, len(pairs), batch_size):
-            rows, columns = map(list, zip(*pairs[start : start + batch_size], strict=True))
-            rest = prompts.further_log_probs(rows, [candidates[c] for c in columns])
-            log_probs[rows, columns] += rest.to(log_probs.device)
-    lengths = torch.tensor([len(candidate) for candidate in candidates], device=log_probs.device)
-    return log_probs / lengths if normalise else log_probs
+        prompts = _Prompts(model, inputs, use_cache=bool(further))
+        rows, firsts = [row for row, _ in flat], [candidate[0] for _, candidate in flat]
+        log_probs = prompts.next_log_probs[rows, firsts]
+        for start in range(0, len(further), batch_size):
+            chosen = further[start : start + batch_size]
+            pairs = [flat[number] for number in chosen]
+            rest = prompts.further_log_probs([row for row, _ in pairs], [c for _, c in pairs])
+            log_probs[chosen] += rest.to(log_probs.device)
+    lengths = torch.tensor([len(candidate) for _, candidate in flat], device=log_probs.device)
+    return list((log_probs / lengths if normalise else log_probs).split(counts))
 
 
 def _check(candidates: Sequence[Sequence[int]], image_token_id: int, batch_size: int) -> None:
@@ -136,15 +172,8 @@ def _check(candidates: Sequence[Sequence[int]], image_token_id: int, batch_size:
 class _Prompts:
     """B prompts computed in one forward, their images encoded once; ready to be continued."""
 
-    def __init__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        pixel_values: Tensor | None,
-        image_features: Tensor | None,
-        use_cache: bool,
-    ):
+    def __init__(self, model: Any, inputs: Mapping[str, Any], use_cache: bool):
+        input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         if not mask.any(-1).all():
             raise ValueError("a prompt is empty: its attention_mask is 0 everywhere")
@@ -154,7 +183,8 @@ class _Prompts:
         self.model = model
         self.input_ids, self.mask = input_ids.gather(1, order), mask.gather(1, order)  # (B, T)
         # (B, G, M, L, 2 * width), or None
-        self.media = model.key_values_of(self.input_ids, pixel_values, image_features)
+        forms = ("pixel_values", "image_features", "patch_features")
+        self.media = model.key_values_of(self.input_ids, *map(inputs.get, forms))
         outputs = model(
             input_ids=self.input_ids,
             attention_mask=self.mask,

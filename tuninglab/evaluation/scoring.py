@@ -1,21 +1,23 @@
-"""From answers to the figures of a report: scores with intervals, controls, what looking is worth."""
+"""From answers to figures: scores with intervals, controls, and what looking is worth."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tuninglab.errors import UserError
 from tuninglab.evaluation.conditions import ASKED
 from tuninglab.evaluation.metrics.metric import Metric, Scored
 from tuninglab.evaluation.metrics.statistics import difference, interval
 from tuninglab.evaluation.questions import Question
 
-# A type of which there are fewer, and more types than these, are not reported apart.
-ROW_SHARE, MOST_TYPES = 0.02, 40
+# Of data that names no types, questions asked less often have no row of their own; more types than
+# these have none either.
+ROW_SHARE, MOST_TYPES = 0.05, 40
 MOST_ANSWERS, MOST_CONFUSED = 20, 12
-OTHER = "other"
+OTHER = "other questions"
 Figures = dict[str, Any]
 
 
@@ -56,8 +58,11 @@ class Report:
     def __init__(self, questions: Sequence[Question], metrics: Sequence[Metric], seed: int):
         self.questions, self.metrics, self.seed = questions, metrics, seed
         self.ways: dict[str, Scores] = {}
-        self.types = _types([question.kind for question in questions])
-        self.groups = _types([question.group for question in questions])
+        self.types = _parts_of([question.kind for question in questions], 1)
+        if self.types is None:
+            often = ROW_SHARE * len(questions)
+            self.types = _parts_of([question.text or None for question in questions], often)
+        self.groups = _parts_of([question.group for question in questions], 1)
 
     @property
     def primary(self) -> Metric:
@@ -85,13 +90,23 @@ class Report:
         Args:
             controls: the ways that are controls.
             prior: the way that is a guess without looking, if there is one.
+
+        Raises:
+            UserError: a metric has no score of such questions.
         """
         asked = self.ways[ASKED]
+        scored = asked.figures(self.metrics, self.seed)
+        for metric in self.metrics:
+            if scored[metric.name]["value"] is None:
+                raise UserError(
+                    f"{metric.name} of these {len(self.questions)} questions does not exist: "
+                    f"{metric.undefined}. Score more questions, or choose another --metric."
+                )
         unseen = [*controls, *([prior] if prior else [])]
         return {
             "count": len(self.questions),
             "primary": self.primary.name,
-            "metrics": asked.figures(self.metrics, self.seed),
+            "metrics": scored,
             "titles": {metric.name: metric.title for metric in self.metrics},
             "most": {metric.name: metric.most for metric in self.metrics},
             "by_type": self._parts(asked, self.types),
@@ -123,11 +138,9 @@ class Report:
 
     def _way(self, way: str) -> Figures:
         scores = self.ways[way]
-        return {**scores.figures(self.metrics, self.seed), **self._types_of(scores)}
-
-    def _types_of(self, scores: Scores) -> Figures:
-        parts = self._parts(scores, self.types)
-        return {"by_type": parts} if parts else {}
+        parts = {"by_type": self._parts(scores, self.types)}
+        parts |= {"by_group": self._parts(scores, self.groups)}
+        return {**scores.figures(self.metrics, self.seed), **parts}
 
     def _parts(self, scores: Scores, names: Sequence[str] | None) -> Figures:
         """Scores of each type of question, the most frequent first."""
@@ -187,13 +200,19 @@ def confusion(scored: Sequence[Scored]) -> Figures | None:
     return {"answers": names, "counts": counts.tolist()}
 
 
-def _types(names: Sequence[str | None]) -> list[str] | None:
-    """The names of each question's part, rare ones under one; None where there is one part only."""
-    counts: Mapping[str, int] = Counter(name for name in names if name is not None)
-    often = [name for name, count in counts.items() if count >= ROW_SHARE * len(names)]
-    often = sorted(often, key=lambda name: (-counts[name], name))[:MOST_TYPES]
-    parts = [name if name in often else OTHER for name in names]
-    return [str(part) for part in parts] if len(set(parts)) > 1 else None
+def _parts_of(names: Sequence[str | None], least: float) -> list[str] | None:
+    """The part that each question belongs to, seldom ones under one name.
+
+    Args:
+        names: of the parts; None where the data has none.
+        least: as many questions has a part of its own.
+
+    Returns:
+        None where the data names none, or none is frequent.
+    """
+    counts: Counter[str] = Counter(name for name in names if name is not None)
+    often = {name for name, count in counts.most_common(MOST_TYPES) if count >= least}
+    return [name if name in often else OTHER for name in names] if often else None
 
 
 def _value(metric: Metric, rows: np.ndarray) -> float:

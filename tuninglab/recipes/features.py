@@ -16,24 +16,19 @@ from torch import Tensor, nn
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, say
 from tuninglab.data.features import FeatureCache, filling, open_cache
-from tuninglab.data.images import MAX_ASPECT
 from tuninglab.data.loading import picture_batches
 from tuninglab.data.looking import Seen, look_at
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
+from tuninglab.models.identity import digest_of, pictures_identity, said_of
 from tuninglab.progress import working
 from tuninglab.recipes.recipe import Base
 from tuninglab.training.parallel import shared_out
 
 # Encoded together and then written: what a killed run loses.
 AT_A_TIME = 64
-# Of the way from a file to RGB: one higher where `load_image` comes to make other pixels.
-CONVERSION = 2
 # Of the files of a cache: one higher where they come to be read otherwise.
 FORM = 2
-# What configurations say of where they came from, and not of what is computed.
-ORIGIN = {"transformers_version", "dtype", "torch_dtype", "processor_class", "auto_map"}
-ORIGIN |= {"image_processor_type", "feature_extractor_type"}
 
 
 class Place(NamedTuple):
@@ -154,33 +149,17 @@ def encoder(model: Any, level: Level, accelerator: Accelerator) -> Callable[[Ten
 
 def identity_of(model: Any, level: Level, image_processor: Any, blank: Tensor) -> dict[str, Any]:
     """All that features depend on beside the picture; `blank` (1, *shape) are those of one."""
-    cropped = "shortest_edge" in image_processor.size
     return {
         "form": FORM,
         "level": level.name,
         "dtype": str(blank.dtype).removeprefix("torch."),
         "shape": list(blank.shape[1:]),
         **{part: digest_of(getattr(model, part)) for part in level.parts},
-        "vision_config": _said(model.config.vision_config),
+        "vision_config": said_of(model.config.vision_config),
         # Not to be seen from the tensors.
         "perceiver_heads": model.config.perceiver_heads if level is LATENTS else None,
-        "image_processor": _said(image_processor),
-        "pictures": {"conversion": CONVERSION, "max_aspect": MAX_ASPECT if cropped else None},
+        **pictures_identity(image_processor),
     }
-
-
-def digest_of(module: nn.Module) -> str:
-    """A sha256 over the tensors of a module with their names, formats and shapes."""
-    total = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def _said(config: Any) -> dict[str, Any]:
-    plain = json.loads(json.dumps(config.to_dict(), default=str))
-    return {k: v for k, v in sorted(plain.items()) if k not in ORIGIN and not k.startswith("_")}
 
 
 def find_pictures(

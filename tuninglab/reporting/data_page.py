@@ -3,17 +3,15 @@
 import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tuninglab.data.images import load_image
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, bounded, picture_name, visible
+from tuninglab.reporting.data_shown import Shown, bounded, picture_name
 from tuninglab.reporting.tables import percent, table
+from tuninglab.reporting.templates import render
 
 # Pixels of the longer side, and how many pictures of a record: 1,000 records stay below 100 MB.
 THUMBNAIL = 320
@@ -24,17 +22,9 @@ MOST_ANSWERS = 20
 
 def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
     """The page; every text of the data is escaped, and nothing is fetched from elsewhere."""
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        # What turns the direction of letters would turn those of the page as well.
-        finalize=lambda value: visible(value) if isinstance(value, str) else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     problems = figures["problems"]
-    content = jinja.get_template("data.html.jinja").render(
+    return render(
+        "data.html.jinja",
         name=" + ".join(one["path"] for one in figures["sets"]),
         share=percent(figures["usable"] / figures["records"] if figures["records"] else None),
         headline=headline(figures),
@@ -49,8 +39,6 @@ def page(figures: Mapping[str, Any], records: Sequence[Shown]) -> str:
         records=[_record(record) for record in records],
         command=figures["command"],
     )
-    # Half a pair of surrogates, which a file's name may hold, is no text.
-    return content.encode("utf-8", "replace").decode("utf-8")
 
 
 def _record(record: Shown) -> dict[str, Any]:

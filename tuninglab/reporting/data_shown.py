@@ -97,7 +97,7 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
-def bounded(text: str) -> str:
-    """A span of a record, cut where it is very long, which is said."""
-    rest = len(text) - MOST_LETTERS
-    return text if rest <= 0 else f"{text[:MOST_LETTERS]}… ({rest:,} letters more)"
+def bounded(text: str, most: int = MOST_LETTERS) -> str:
+    """A text of a record, cut where it is very long, which is said."""
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]}… ({rest:,} letters more)"

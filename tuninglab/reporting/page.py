@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tuninglab.reporting.run_evaluations import Linked
 from tuninglab.reporting.tables import (
     CONTROLS,
     Scores,
@@ -54,8 +55,12 @@ def page(
     cards: Sequence[dict[str, Any]],
     trainable: Sequence[dict[str, Any]],
     curves: Path,
+    evaluations: Sequence[Linked] = (),
 ) -> str:
-    """The page of a run from the contents of its files; `starts` are those of environment.json."""
+    """The page of a run from the contents of its files; `starts` are those of environment.json.
+
+    `evaluations` are those that the run folder holds.
+    """
     scores = _scores(figures)
     exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
     cost = mapping(figures.get("train")) | {"adapter_bytes": figures.get("adapter_bytes")}
@@ -81,6 +86,7 @@ def page(
         accuracies=accuracies(exact),
         cards_title="Pictures it answered" if pictures else "What it wrote",
         cards=[_card(run_dir, card) for card in cards],
+        evaluations=evaluations,
         curves=_data_uri(curves),
         curves_text=_curves_text(metrics),
         train=train,

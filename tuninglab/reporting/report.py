@@ -12,6 +12,7 @@ from tuninglab.config import ReportConfig
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError
 from tuninglab.reporting.page import page
+from tuninglab.reporting.run_evaluations import evaluations_of
 from tuninglab.reporting.tables import mapping, number
 from tuninglab.run_folder import elsewhere, how_to_end, read_starts
 from tuninglab.run_folder.folder import MOST_METRICS
@@ -68,6 +69,7 @@ def write_report(run_dir: str | Path) -> Path:
         cards=_read_rows(run_dir / "answers.json"),
         trainable=_read_rows(run_dir / "trainable.json"),
         curves=curves,
+        evaluations=evaluations_of(run_dir),
     )
     # Half a pair of surrogates, which JSON can write, is no text.
     write_whole(path, content.encode("utf-8", "replace").decode("utf-8"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 # The evaluations in the order of the columns: what is to be beaten first, the result last.
 CONTROLS = (
@@ -151,26 +151,81 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def looking(after: float, controls: Mapping[str, float], questions: float | None) -> str:
+class Scale(NamedTuple):
+    """How the scores of a metric are written: as shares in percent, others by their value.
+
+    Attributes:
+        title: what stands behind a score, for people.
+        most: the best score there is.
+    """
+
+    title: str
+    most: float = 1.0
+
+    def score(self, value: float | None) -> str:
+        """`12.3 %`, or `0.842` where scores are no shares; a dash where it is not known."""
+        if value is None or self.most == 1:
+            return percent(value)
+        return f"{value:.3f}"
+
+    def gain(self, value: float) -> str:
+        """A difference of two scores: `12.3 points`, `0.842`."""
+        return f"{100 * value:.1f} points" if self.most == 1 else f"{value:.3f}"
+
+    def span(self, low: float, high: float) -> str:
+        """The ends of a score's interval: `10.1–14.6`."""
+        return f"{100 * low:.1f}–{100 * high:.1f}" if self.most == 1 else f"{low:.3f}–{high:.3f}"
+
+    def reach(self, low: float, high: float) -> str:
+        """The ends of a difference's interval, which may lie on both sides of zero."""
+        if self.most == 1:
+            return f"{100 * low:+.1f} to {100 * high:+.1f}"
+        return f"{low:+.3f} to {high:+.3f}"
+
+
+EXACT = Scale("exactly right")
+
+
+def looking(
+    after: float,
+    controls: Mapping[str, float],
+    questions: float | None,
+    interval: tuple[float, float] | None = None,
+    scale: Scale = EXACT,
+) -> str:
     """In one sentence what looking is worth: at the pictures, or at the text if there are none.
 
     Args:
-        after: exact match of the tuned model, from 0 to 1.
+        after: the score of the model that looks.
         controls: the same of blank, shuffled and prior, by name, at least one; data without
             pictures has the prior alone.
         questions: how many were asked; None where it is not known.
+        interval: of the paired difference to the best control. None: answers were not kept, and
+            two standard errors are taken, as if the two were asked other questions.
+        scale: how scores are written.
     """
     name, best = max(controls.items(), key=lambda item: item[1])
-    figures = f"{100 * after:.1f} % exactly right, {100 * best:.1f} % without looking ({name})"
+    figures = f"{scale.score(after)} {scale.title}, {scale.score(best)} without looking ({name})"
+    reach = "" if interval is None else f" ({scale.reach(*interval)})"
     if after > best:
-        worth = f"{figures}: looking is worth {100 * (after - best):.1f} points"
-        # Two standard errors of the difference, as if the two were asked other questions.
-        spread = 2 * math.sqrt(after * (1 - after) + best * (1 - best))
-        if questions and after - best < spread / math.sqrt(questions):
-            worth += f", which on {questions:.0f} questions can be chance: hold out more records"
+        worth = f"{figures}: looking is worth {scale.gain(after - best)}{reach}"
+        if interval[0] <= 0 if interval else _within_chance(after, best, questions, scale):
+            asked = f"on {questions:,.0f} questions " if questions else ""
+            more = "hold out more records" if interval is None else "ask more of them"
+            worth += f", which {asked}can be chance: {more}"
         return f"{worth}."
+    if interval is not None:
+        return f"{figures}: it answers no better than without looking{reach}."
     parts = ", or --tuning_config.train_perceiver true" if controls.keys() != {"prior"} else ""
     return (
         f"{figures}: it did not learn to look. More --epochs, a higher --learning_rate, more "
         f"records{parts} may help."
     )
+
+
+def _within_chance(after: float, best: float, questions: float | None, scale: Scale) -> bool:
+    """Whether two shares of right answers are less than two standard errors apart."""
+    if not questions or scale.most != 1:
+        return False
+    spread = 2 * math.sqrt(after * (1 - after) + best * (1 - best))
+    return after - best < spread / math.sqrt(questions)

@@ -25,12 +25,14 @@ class NamedModel:
     Attributes:
         tuned: what the user named, in words, if that was the result of tuning and not the base.
         tuned_on: how a run held its base (`--quantization`).
+        run: the folder of the run that it is of.
     """
 
     base: str
     adapter: Path | None = None
     tuned: str = ""
     tuned_on: str = "none"
+    run: Path | None = None
 
 
 def shipped(name: str | Path) -> str | Path:
@@ -141,7 +143,7 @@ def _tuned(run: Path, adapter: Path, what: str) -> NamedModel:
         )
     # A run that started from a plain language model and a tower keeps the Flamingo they made.
     base = str(run / "base") if (run / "base").is_dir() else settings.model
-    return NamedModel(base, adapter, what, settings.base_format)
+    return NamedModel(base, adapter, what, settings.base_format, run)
 
 
 def _base_of_adapter(adapter: Path) -> str:

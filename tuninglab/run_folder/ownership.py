@@ -17,15 +17,20 @@ FILES = (
     *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "fingerprints.json"),
     *("answers.json", "report.json", "report.html", "loss.png"),
 )
-FOLDERS = ("adapter", "checkpoints", "base", "pictures")
+FOLDERS = ("adapter", "checkpoints", "base", "pictures", "evaluation")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "tuninglab.json")
 CHECKPOINT = ("state.pt", "trainable.safetensors", "manifest.json")
+# Of a folder in evaluation/.
+ANSWERS = ("asked.json", "predictions.jsonl", "predictions.rank-*.jsonl")
+EVALUATION = (*ANSWERS, "report.json", "report.html", MARKER, ".lock")
 # What runs write into these folders; of base/ the marker says it.
 INSIDE = (
     "pictures/[0-9][0-9][0-9].png",
     *(f"adapter/{name}" for name in ADAPTER),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/step-*/adapter/{name}" for name in ADAPTER),
+    *(f"evaluation/*/{name}" for name in EVALUATION),
+    *(f"evaluation/*/against/{name}" for name in ANSWERS),
 )
 # What a killed process leaves beside a file or folder that it was writing (disk.py).
 LEFT_OVER = re.compile(r"\..+\.(writing|old)")

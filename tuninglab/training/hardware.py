@@ -16,12 +16,13 @@ from tuninglab.config.training import Precision
 from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
-from tuninglab.threads import allowed_cpus, tell_other_work
+from tuninglab.threads import CGROUP, allowed_cpus, tell_other_work
 from tuninglab.untrusted import shown
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
 PROCESS = Path("/proc/self")
+MEMORY = Path("/proc/meminfo")
 
 # What torchrun says of processes: how many and which.
 PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
@@ -31,7 +32,9 @@ PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 _before: int | None = None
 
 
-def make_accelerator(precision: str, choices: Choices, threads: int | None = None) -> Accelerator:
+def make_accelerator(
+    precision: str, choices: Choices, threads: int | None = None, why: str = "asked for"
+) -> Accelerator:
     """Choose device, threads and precision; set up autocast, scaler and process group for them.
 
     Raises:
@@ -58,7 +61,7 @@ def make_accelerator(precision: str, choices: Choices, threads: int | None = Non
     answer_main_process(accelerator.is_main_process)
     choices.add("device", _device_name(device), f"{processes} process{'es' * (processes > 1)}")
     choose_threads(threads, device, choices)
-    chosen = choose_precision(precision, device.type, choices)
+    chosen = choose_precision(precision, device.type, choices, why)
     return accelerator if chosen == "fp32" else accelerator_in(chosen)
 
 
@@ -132,8 +135,8 @@ def use_threads(asked: int | None) -> None:
     _before = None if asked is None else usual
 
 
-def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
-    """Resolve `auto` into fp32, bf16 or fp16 for a device, with the reason.
+def choose_precision(asked: str, device_type: str, choices: Choices, why: str = "asked for") -> str:
+    """Resolve `auto` into fp32, bf16 or fp16 for a device, with the reason; else `why` it is so.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -152,7 +155,7 @@ def choose_precision(asked: str, device_type: str, choices: Choices) -> str:
     if asked != "auto":
         slow = asked == "bf16" and not native
         # Measured, 512x256x256 matmul on an AVX2 CPU: 64 times the time of fp32.
-        note = "asked for, though this device must emulate it: slow" if slow else "asked for"
+        note = f"{why}, though this device must emulate it: slow" if slow else why
         return choices.add("precision", asked, note)
     if native:
         return choices.add("precision", "bf16", f"this {device_type} computes in bf16")
@@ -199,6 +202,24 @@ def peak_memory_mib(device: torch.device) -> float:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # In bytes on macOS, in KiB elsewhere (getrusage(2) of each).
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What this process may still take: of a GPU's memory, else of the machine's or container's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = MEMORY.read_text(encoding="utf-8")
+        free = int(text.partition("MemAvailable:")[2].split()[0]) * 2**10
+    except (OSError, IndexError):
+        # macOS tells only how much there is.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        most, held = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    # No limit is the word "max", and no container has no such file.
+    except (OSError, ValueError):
+        return free
+    return max(0, min(free, most - held))
 
 
 def _has_bf16(device_type: str) -> bool:

@@ -400,6 +400,7 @@ MMC4 = {
     ],
 }
 LAION = {"URL": "https://pictures.example/1.jpg", "TEXT": "A chair", "WIDTH": 5, "HEIGHT": 5}
+MEME = {"id": 42953, "img": "img/42953.png", "label": 0, "text": "its their character"}
 RECORDS_RELEASED = {
     "aokvqa": AOKVQA,
     "choices": AI2D_ROW,
@@ -412,5 +413,6 @@ RECORDS_RELEASED = {
     "captions": BLIP_CAPTION,
     "captions ": BLIP_CAPTIONS,
     "mmc4": MMC4,
+    "hateful_memes": MEME,
     "laion": LAION,
 }

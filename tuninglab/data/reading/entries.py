@@ -57,7 +57,7 @@ class Entry:
 def entry_folder(identity: Mapping[str, Any]) -> Path:
     """The folder of a set, by all that decides which samples come of its files."""
     text = json.dumps({"form": FORM, **identity}, sort_keys=True)
-    return _place() / hashlib.sha256(text.encode()).hexdigest()[:24]
+    return kept_folder() / hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def _inside(folder: Path) -> Iterator[tuple[Any, ...]]:
 
 
 @cache
-def _place() -> Path:
+def kept_folder() -> Path:
     """The folder of all entries; one that is gone at the end where none can be kept."""
     if named := os.environ.get(PLACE):
         folder, why = Path(named).absolute(), ""

@@ -10,6 +10,7 @@ from tuninglab.data.reading.choices import (
     SCIENCEQA,
 )
 from tuninglab.data.reading.interleaved import MMC4
+from tuninglab.data.reading.memes import HATEFUL_MEMES
 from tuninglab.data.reading.ocr import CHARTQA, DOCVQA, OCRVQA, TEXTVQA
 from tuninglab.data.reading.reasoning import CLEVR, GQA, NLVR2, SNLI_VE
 from tuninglab.data.reading.vqa import VQA
@@ -19,4 +20,7 @@ DOCUMENTS = (
     *(AI2D, SCIENCEQA, OCRVQA, GQA),
 )
 # Direct answers of A-OKVQA and rows of AI2D look like others before them: --format names them.
-FORMATS = (MMC4, AOKVQA, AOKVQA_DIRECT, CHOICES, AI2D_ROWS, NLVR2, SNLI_VE, CHARTQA, LAION)
+FORMATS = (
+    *(MMC4, AOKVQA, AOKVQA_DIRECT, CHOICES, AI2D_ROWS, NLVR2, SNLI_VE, CHARTQA),
+    *(HATEFUL_MEMES, LAION),
+)
