@@ -21,7 +21,7 @@ OTHER_NAMES = {
     "fp16": "precision fp16",
     **dict.fromkeys(("eval_strategy", "evaluation_strategy"), "eval_steps"),
     "save_strategy": "save_steps",
-    "load_best_model_at_end": "keep_best val_loss",
+    "load_best_model_at_end": "keep_best",
     "metric_for_best_model": "eval_metric",
     "early_stopping_patience": "patience",
     "warmup_ratio": "warmup_steps",
