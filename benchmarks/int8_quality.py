@@ -49,13 +49,13 @@ def score_flamingo(adapter: Path, dtype: Any) -> float:
     from tuninglab.adapters.saving import load_adapter
     from tuninglab.embedded import base_directory
     from tuninglab.embedded.scoring import EmbeddedTask
-    from tuninglab.evaluation.answers import exact_match, generate_answers
+    from tuninglab.evaluation.answers import generate_answers
     from tuninglab.models.build import load_flamingo
 
     model, processor = load_flamingo(base_directory(), dtype=dtype)
     task = EmbeddedTask(8)
     answers = generate_answers(load_adapter(model, adapter).eval(), processor, task.scored)
-    return exact_match(answers, task.truths, task.kinds)["exact_match"]
+    return task.score("in 16 bits", answers)["exact_match"]
 
 
 def score_t5(adapter: Path, dtype: Any) -> float:
@@ -63,7 +63,6 @@ def score_t5(adapter: Path, dtype: Any) -> float:
     from tuninglab.adapters.saving import load_adapter
     from tuninglab.embedded import text_base_directory
     from tuninglab.embedded.text_task import DateTask
-    from tuninglab.evaluation.answers import exact_match
     from tuninglab.evaluation.texts import generate_texts
     from tuninglab.models.text_to_text import load_text_to_text
 
@@ -71,7 +70,7 @@ def score_t5(adapter: Path, dtype: Any) -> float:
     tuned = load_adapter(model, adapter).eval()
     task = DateTask(8)
     answers = generate_texts(tuned, tokenizer, [pair.source for pair in task.scored])
-    return exact_match(answers, task.truths, task.kinds)["exact_match"]
+    return task.score("in 16 bits", answers)["exact_match"]
 
 
 TASKS = {"flamingo": (tune_flamingo, score_flamingo), "t5": (tune_t5, score_t5)}

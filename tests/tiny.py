@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from tuninglab.data.reading.splits import read_splits
-from tuninglab.evaluation.answers import exact_match
+from tuninglab.evaluation.by_type import scored_by_type
+from tuninglab.evaluation.metrics.metric import Scored
 from tuninglab.evaluation.task import Task
 from tuninglab.models import FlamingoConfig, FlamingoForConditionalGeneration
 from tuninglab.models.build import add_flamingo_tokens
@@ -208,7 +209,8 @@ class Colours(Task):
     def before(self, answer):
         answers = answer(self.splits.train, 4)
         truths = [s.messages[-1]["content"][0]["text"] for s in self.splits.train]
-        return {"answers": answers, **exact_match(answers, truths, ["colour"] * len(truths))}
+        scored = [Scored(*pair) for pair in zip(answers, ([t] for t in truths), strict=True)]
+        return {"answers": answers, **scored_by_type(scored, ["colour"] * len(scored))}
 
     def after(self, answer):
         return {"after": self.before(answer)}

@@ -33,6 +33,9 @@ THEIRS = {
     "fp16": ("precision fp16", "precision: fp16"),
     "eval_strategy": ("eval_steps", "eval_steps: ..."),
     "val_size": ("val_split", "val_split: ..."),
+    "load_best_model_at_end": ("keep_best", "keep_best: ..."),
+    "metric_for_best_model": ("eval_metric", "eval_metric: ..."),
+    "early_stopping_patience": ("patience", "patience: ..."),
     "freeze_vision_tower": ("tuning_config.freeze vision", "tuning_config: {freeze: vision}"),
 }
 # Theirs that are ours already, or other spellings of ours.

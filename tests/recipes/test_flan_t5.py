@@ -250,3 +250,38 @@ def test_the_shipped_base_is_a_model_directory_that_knows_no_iso_dates():
         return generate_texts(model, tokenizer, [pair.source for pair in pairs], 128, most)
 
     assert task.before(answer)["exact_match"] == 0.0
+
+
+def test_the_best_validation_of_pairs_is_kept(tiny_t5, pairs, tmp_path):
+    config = FlanT5Config(
+        model=str(tiny_t5),
+        data=str(pairs),
+        val_split=0.25,
+        output_dir=str(tmp_path),
+        run_name="best",
+        precision="fp32",
+        max_steps=6,
+        batch_size=3,
+        # So high that the loss goes up and down.
+        learning_rate=1.0,
+        lr_scheduler="constant",
+        eval_steps=1,
+        eval_metric=["f1"],
+        keep_best="val_loss",
+        patience=3,
+    )
+    train = flan_t5(config)["train"]
+    lines = [json.loads(line) for line in (tmp_path / "best" / "metrics.jsonl").open()]
+    found = {line["step"]: line for line in lines if "val_loss" in line and line["step"]}
+    assert all("val_token_f1" in line for line in found.values())
+    best = min(found, key=lambda step: (found[step]["val_loss"], step))
+    assert best < 6 and train["steps"] == min(best + 3, 6)
+    assert train["best"] == {
+        "step": best,
+        "metric": "val_loss",
+        "value": found[best]["val_loss"],
+    }
+    folder = tmp_path / "best"
+    ends = [folder / "adapter", folder / "checkpoints" / f"step-{best:06d}" / "adapter"]
+    weights = [(place / "adapter_model.safetensors").read_bytes() for place in ends]
+    assert weights[0] == weights[1]

@@ -202,6 +202,21 @@ def test_counts_by_type_and_groups_are_shown_where_known(run):
     assert "13" in text and "unseen" in text and "77.0 %" in text
 
 
+def test_the_best_validation_is_said_and_any_right_answer_counts(run):
+    best = {"step": 5, "metric": "exact_match", "value": 0.5}
+    stopped = {"step": 8, "reason": "no exact_match better"}
+    (run / "report.json").write_text(
+        json.dumps({"train": {"best": best, "stopped_early": stopped}})
+    )
+    card = {"question": "Colour?", "truth": "red", "also_right": ["crimson"], "before": "blue"}
+    cards = [card | {"after": after} for after in ("crimson", "red", "pink")]
+    (run / "answers.json").write_text(json.dumps(cards))
+    text = parsed(run).text
+    assert "step 5, metric exact_match, value 0.5" in text and "best validation" in text
+    assert "step 8, reason no exact_match better" in text
+    assert text.count("✓ right") == 2 and text.count("✗ wrong") == 4
+
+
 def test_the_least_run_folder_is_enough(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     assert "No figures" in parsed(tmp_path).text

@@ -36,14 +36,10 @@ GROUPS = {
         *("checkpoint_every", "cache_features", "group_by_length", "pack_tokens", "pack_images"),
         *("products", "compare", "rounds"),
     ),
-    "What it says": (
-        "logging_steps",
-        "eval_steps",
-        "score_questions",
-        "print_config",
-        "json",
-        "debug",
+    "How it is measured": (
+        *("eval_steps", "score_questions", "eval_metric", "keep_best", "patience"),
     ),
+    "What it says": ("logging_steps", "print_config", "json", "debug"),
 }
 WIDTH = 100
 INDENT = 6

@@ -7,10 +7,11 @@ from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 from tyro.conf import Suppress, arg
 
 from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positive, check_run_name
-from tuninglab.config.data import DataFlag, check_places, located_data
+from tuninglab.config.data import located_data
 from tuninglab.config.fields import leaves, marked, settle_types
 from tuninglab.config.marks import Mark
 from tuninglab.config.tuning import LoraTuning
+from tuninglab.config.validation import ValidationConfig
 from tuninglab.errors import UserError
 from tuninglab.untrusted import shown
 
@@ -30,7 +31,7 @@ MEASURED = (
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(ValidationConfig):
     """Settings of a training run, whatever is tuned; each recipe adds its own."""
 
     # What --enable_int8 means where it is not given.
@@ -41,16 +42,6 @@ class TrainingConfig:
     pack_tokens: ClassVar[int | None] = None
     pack_images: ClassVar[int | None] = None
 
-    recipe: Suppress[str] = ""
-    """Kept in config.yaml: which recipe the settings are for."""
-    model: Annotated[str, Mark.PATH] = "embedded"
-    """Base model: `embedded`, a model directory, or a hub id."""
-    data: DataFlag = None
-    """Training data: files or folders. None: the embedded data."""
-    val_data: DataFlag = None
-    """Validation data, in the formats of --data."""
-    val_split: float = 0.0
-    """Share of --data held out for validation, from 0 to below 1."""
     run_name: Annotated[str | None, Mark.CHANGEABLE] = None
     """Name of the run folder. None: a free name is made up."""
     output_dir: Annotated[str, Mark.CHANGEABLE] = "runs"
@@ -95,11 +86,6 @@ class TrainingConfig:
     """Optimizer steps between checkpoints. None: at the end only."""
     keep_checkpoints: Annotated[int, arg(aliases=("--save_total_limit",)), Mark.CHANGEABLE] = 2
     """How many checkpoints stay, the newest; older ones are deleted."""
-    eval_steps: Annotated[int | None, Mark.CHANGEABLE] = None
-    """Optimizer steps between validations. None: only before and after the training."""
-    score_questions: int | None = None
-    """Validation records answered before and after tuning, and by the controls. None: by the size
-    of the base; 0: none."""
     activation_checkpointing: Annotated[bool, arg(aliases=("--gradient_checkpointing",))] = False
     """Recompute the activations of all blocks in the backward pass: less memory, more time."""
     checkpoint_every: int | None = None
@@ -219,15 +205,15 @@ class TrainingConfig:
         settle_types(self, "--")
         # Range first, then what excludes each other: the message names the simpler mistake.
         check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
-        check_positive(self, "logging_steps", "save_steps", "eval_steps", "max_tokens")
+        check_positive(self, "logging_steps", "save_steps", "max_tokens")
         check_positive(self, "checkpoint_every", "keep_checkpoints")
         check_positive(self, "threads", most=4096)
-        check_positive(self, "warmup_steps", "score_questions", least=0)
+        check_positive(self, "warmup_steps", least=0)
         check_positive(self, "workers", least=0, most=4096)
         # torch and numpy take seeds of 32 bits in common.
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "output_dir", *sorted(marked(type(self), Mark.PATH)))
-        check_places(self, "data", "val_data")
+        self._check_validation()
         self._check_rates()
         if self.run_name is not None:
             check_run_name(self.run_name)
@@ -244,7 +230,6 @@ class TrainingConfig:
             value = getattr(self, name)
             expected = f"a finite number of at least 0 and at most {most:g}"
             check(0 <= value <= most, name, value, expected)
-        check(0 <= self.val_split < 1, "val_split", self.val_split, "a share from 0 to below 1")
 
     def _check_quantization(self) -> None:
         given = f"--enable_int8 {str(self.enable_int8).lower()}"
@@ -268,14 +253,10 @@ class TrainingConfig:
             raise UserError("--resume and --overwrite are both given. Give one of them.")
         if self.resume and self.run_name is None:
             raise UserError("--resume is given without --run_name. Name the run to go on with.")
-        if self.val_data is not None and self.val_split > 0:
-            raise UserError("--val_data and --val_split are both given. Give one of them.")
-        if self.data is None:
-            self._check_without_data()
-        elif self.eval_steps is not None and self.val_data is None and self.val_split == 0:
-            raise UserError(
-                "--eval_steps is given, but no validation data. Add --val_split 0.1 or --val_data."
-            )
+        self._check_validation_data()
+        # A run that goes on has the rest of its settings from its start.
+        if not self.resume:
+            self.check_best()
 
     def _check_comparison(self) -> None:
         """Refuse what --compare would pass over: it measures a fixed shape with random weights."""
@@ -291,10 +272,3 @@ class TrainingConfig:
                 "--compare measures random weights of a fixed shape on random data; it has no use "
                 f"for {', '.join(passed_over)}. Leave that out, or leave --compare out to tune."
             )
-
-    def _check_without_data(self) -> None:
-        # The embedded data brings its own validation set.
-        if self.val_data is not None:
-            raise UserError("--val_data is given without --data. Name the training data too.")
-        if self.val_split > 0:
-            raise UserError("--val_split is given without --data. The embedded data is split.")

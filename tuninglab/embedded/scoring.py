@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tuninglab.data.sample import Sample
 from tuninglab.data.sources import Splits
 from tuninglab.embedded.task import (
     TEST_QUESTIONS,
@@ -10,8 +11,11 @@ from tuninglab.embedded.task import (
     VAL_QUESTIONS,
     EmbeddedSamples,
 )
-from tuninglab.evaluation.answers import exact_match
+from tuninglab.evaluation.by_type import scored_by_type
 from tuninglab.evaluation.controls import Guesses, PictureTask
+from tuninglab.evaluation.metrics.metric import Scored
+from tuninglab.evaluation.questions import question_of
+from tuninglab.evaluation.task import answered
 
 SHOWN_PICTURES = 24
 
@@ -43,9 +47,13 @@ class EmbeddedTask(PictureTask):
 
     def score(self, name: str, answers: list[str]) -> dict[str, Any]:
         """Exact match over all, by type, and by what the picture shows; the answers are kept."""
-        groups = exact_match(answers, self.truths, self.groups)
+        groups = scored_by_type(answered(answers, self.rights), self.groups)
         by_group = {"by_group": groups["by_type"], "count_by_group": groups["count_by_type"]}
         return super().score(name, answers) | by_group
+
+    def right(self, sample: Sample) -> Scored:
+        """What is right for the last question of a dialogue."""
+        return question_of(sample, "").scored("")
 
     def write_cards(self, run_dir: Path) -> list[dict[str, Any]]:
         """Write some pictures to `pictures/`; returns what was asked and answered about each.

@@ -11,6 +11,7 @@ from typing import Any
 from tuninglab.data.sample import Pair
 from tuninglab.data.sources import Records, Splits
 from tuninglab.embedded.dates import SPELLINGS, draw_day, spell
+from tuninglab.evaluation.metrics.metric import Scored
 from tuninglab.evaluation.task import Answer, ExactMatchTask
 
 INSTRUCTION = "write as ISO date: "
@@ -56,6 +57,10 @@ class DateTask(ExactMatchTask):
     def kinds(self) -> list[str]:
         """Their spellings."""
         return [str(pair.kind) for pair in self.scored]
+
+    def right(self, sample: Pair) -> Scored:
+        """What is right for a pair."""
+        return Scored("", [sample.target])
 
     def after(self, answer: Answer) -> dict[str, dict[str, Any]]:
         """Score the tuned model, and the `prior`: the most frequent date of the training."""

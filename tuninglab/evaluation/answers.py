@@ -1,7 +1,6 @@
-"""Answers that a model generates, and their exact match with the true ones."""
+"""Answers that a model generates, and dialogues with other pictures to ask it about."""
 
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,34 +129,6 @@ def continued(model: Any, processor: Any, inputs: dict[str, Any], **options: Any
     ids = model.generate(**inputs, **({"do_sample": False} | ending | options))
     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
     return [decode_answer(row, tokenizer, prompt) for row in new]
-
-
-def exact_match(
-    answers: Sequence[str], truths: Sequence[str], kinds: Sequence[str]
-) -> dict[str, Any]:
-    """Share of answers equal to the truth, over all and by type of question.
-
-    Returns:
-        `exact_match` (0 to 1), `by_type` {type: share}, `count`, `count_by_type`.
-
-    Raises:
-        ValueError: the three lists differ in length, or are empty.
-    """
-    if not len(answers) == len(truths) == len(kinds) or not answers:
-        raise ValueError(
-            f"{len(answers)} answers, {len(truths)} truths, {len(kinds)} types;"
-            " expected as many of each"
-        )
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for answer, truth, kind in zip(answers, truths, kinds, strict=True):
-        hits[kind].append(answer == truth)
-    total = sum(sum(of_type) for of_type in hits.values())
-    return {
-        "exact_match": total / len(answers),
-        "by_type": {kind: sum(of_type) / len(of_type) for kind, of_type in sorted(hits.items())},
-        "count": len(answers),
-        "count_by_type": {kind: len(of_type) for kind, of_type in sorted(hits.items())},
-    }
 
 
 class Blanked(Sequence[Sample]):

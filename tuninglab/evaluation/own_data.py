@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from tuninglab.data.images import load_image
 from tuninglab.data.sources import Splits
 from tuninglab.evaluation.controls import Guesses, PictureTask
-from tuninglab.evaluation.task import Answer, AnswerIds
+from tuninglab.evaluation.metrics.metric import Scored
+from tuninglab.evaluation.task import Answer, AnswerIds, evenly
 
 SHOWN = 12
 # A question asked less often than this share of all is not worth a row of its own.
@@ -20,16 +21,29 @@ OTHER = "other questions"
 
 
 class Asked(NamedTuple):
-    """A turn of a record: what is asked, its true answer, and the type if it has one."""
+    """A turn of a record.
+
+    Attributes:
+        question: what is asked.
+        answer: the true answer, which is learned.
+        kind: the type of question, where the record has one.
+        right: all that is right; None: the answer alone.
+    """
 
     question: str
     answer: str
     kind: str | None
+    right: Scored | None = None
 
     @property
     def type(self) -> str:
         """What the question has in common with others: its type, or that it is the same."""
         return self.kind or self.question or "(the picture alone)"
+
+    @property
+    def all_right(self) -> Scored:
+        """All that is right, beside no prediction yet."""
+        return self.right or Scored("", [self.answer])
 
 
 class OwnTask(PictureTask):
@@ -45,7 +59,7 @@ class OwnTask(PictureTask):
     def __init__(self, splits: Splits, asked: Callable[[Any], list[Asked]]):
         super().__init__(splits)
         self.asked = asked
-        self.scored, self.truths, self.kinds = [], [], []
+        self.scored, self.last, self.truths, self.kinds = [], [], [], []
         self.groups, self.guesses = [], []
 
     def settle(self, splits: Splits, questions: int, answer_ids: AnswerIds) -> None:
@@ -61,7 +75,7 @@ class OwnTask(PictureTask):
         if not self.scored:
             return
         turns = [self.asked(sample) for sample in self.scored]
-        last = [of_record[-1] for of_record in turns]
+        last = self.last = [of_record[-1] for of_record in turns]
         self.truths = [turn.answer for turn in last]
         counts = Counter(turn.type for turn in last)
         often = {kind for kind, count in counts.items() if count >= ROW_SHARE * len(last)}
@@ -73,8 +87,21 @@ class OwnTask(PictureTask):
         if tokens := sum(map(len, answer_ids(self.scored))):
             self.prior_loss = {"val_loss": nats / tokens}
         # No token is shorter than a byte, and one ends the answer.
-        longest = max((len(truth.encode()) for truth in self.truths), default=0)
+        longest = max(len(text.encode()) for right in self.rights for text in right.answers)
         self.ANSWER_TOKENS = min(MAX_ANSWER_TOKENS, longest + 1)
+
+    @property
+    def rights(self) -> list[Scored]:
+        """All that is right for each record that is scored."""
+        return [turn.all_right for turn in self.last]
+
+    def right(self, sample: Any) -> Scored:
+        """All that is right for the last question of a record."""
+        return self.asked(sample)[-1].all_right
+
+    def validation_records(self, questions: int) -> Sequence[Any]:
+        """Those of the scores before and after: they are validation records."""
+        return self.scored
 
     def before(self, answer: Answer) -> dict[str, Any]:
         """Score the untuned model; nothing without validation records."""
@@ -104,9 +131,3 @@ class OwnTask(PictureTask):
 def number_of_pictures(record: Any) -> int:
     """Of a record; pairs of texts have none."""
     return len(getattr(record, "images", ()))
-
-
-def evenly(records: Sequence[Any], most: int) -> list[Any]:
-    """At most so many records, evenly over all."""
-    count = min(most, len(records))
-    return [records[k * len(records) // count] for k in range(count)]

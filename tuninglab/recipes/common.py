@@ -1,14 +1,12 @@
 """The one driver of all recipes: from settings to a tuned model and its report."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch.utils.data import DataLoader
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
@@ -17,8 +15,8 @@ from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapte
 from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
-from tuninglab.data.sources import Splits
-from tuninglab.evaluation.task import Answer, Task
+from tuninglab.evaluation.metrics.metric import Metric
+from tuninglab.evaluation.task import Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
@@ -26,7 +24,14 @@ from tuninglab.recipes.ending import print_scores, tell_training, tell_validatio
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
-from tuninglab.recipes.recipe import Base, Recipe, keep_base
+from tuninglab.recipes.measuring import (
+    answers_of,
+    best_figures,
+    chosen_metrics,
+    measure_of,
+    val_score,
+)
+from tuninglab.recipes.recipe import Base, Recipe, Setup, keep_base
 from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
 from tuninglab.recipes.row_orders import fill_of
 from tuninglab.run_folder import RunFolder
@@ -34,26 +39,10 @@ from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
-from tuninglab.training.loop import total_steps, train, validation_losses
-from tuninglab.training.parallel import shared_out
+from tuninglab.training.loop import total_steps, train
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
-
-
-@dataclass
-class Setup:
-    """What a run works with, ready to train."""
-
-    config: TrainingConfig
-    run: RunFolder
-    splits: Splits
-    model: Any
-    base: Base
-    base_name: str
-    train_loader: DataLoader
-    val_loaders: dict[str, DataLoader]
-    accelerator: Accelerator
 
 
 def run_recipe(
@@ -75,8 +64,9 @@ def run_recipe(
     try:
         # Mistakes in settings and data are told before a model is loaded.
         with settings_named(config, run):
+            metrics = chosen_metrics(config)
             task = task or recipe.data(config)
-        return _run(prepare(recipe, config, run, task), task)
+        return _run(prepare(recipe, config, run, task, metrics), task)
     finally:
         run.release()
 
@@ -92,14 +82,14 @@ def _run(setup: Setup, task: Task) -> dict[str, Any]:
     answer = answers_of(setup)
     evaluation["before"] |= task.before(answer)
 
-    progress = train_setup(setup)
+    progress = train_setup(setup, lambda: task.during(answer))
     # Before the scores, which may fail: what was learned is then on disk.
     state = adapter_state(setup.model)
     if is_main_process():
         save_adapter(setup.model, run.adapter, state, setup.base.prompt)
 
-    if progress.val_loss is not None:
-        evaluation["after"] = {"val_loss": progress.val_loss}
+    if progress.kept_val_loss is not None:
+        evaluation["after"] = {"val_loss": progress.kept_val_loss}
     for name, values in task.after(answer).items():
         evaluation[name] = evaluation.get(name, {}) | values
     if is_main_process() and (cards := task.write_cards(run.path)):
@@ -125,10 +115,16 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
     return config, run
 
 
-def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) -> Setup:
+def prepare(
+    recipe: Recipe,
+    config: TrainingConfig,
+    run: RunFolder,
+    task: Task,
+    metrics: Sequence[Metric] = (),
+) -> Setup:
     """Load the model, make the run folder, add what is tuned; says and saves every choice.
 
-    The task gets the records that the model can read.
+    The task gets the records that the model can read, and scores them by the metrics.
 
     Raises:
         UserError: the model, the data or the tuning do not fit each other or the machine.
@@ -146,6 +142,8 @@ def prepare(recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task) 
     splits = readable(config, task.splits, base)
     prints = fingerprints(run, splits, base.model)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
+    if metrics:
+        task.measure_by(metrics, config.score_questions or 0)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
     base.model.to(accelerator.device)
@@ -214,43 +212,25 @@ def wrap(
     return tuned
 
 
-def train_setup(setup: Setup) -> Progress:
-    """Train; see `training.loop.train`."""
+def train_setup(setup: Setup, scores: Callable[[], dict[str, float]] = dict) -> Progress:
+    """Train; see `training.loop.train`. `scores` stand beside the loss of each validation."""
     return train(
         setup.model,
         setup.train_loader,
         setup.config,
         setup.run,
         setup.accelerator,
-        setup.val_loaders,
+        (lambda: val_score(setup) | scores()) if setup.val_loaders else None,
+        measure_of(setup.config),
         sinks=[setup.run.append_metrics],
         collect=partial(adapter_writer, prompt=setup.base.prompt),
     )
 
 
-def answers_of(setup: Setup) -> Answer:
-    """How the model answers samples as it is at the time, each process a share of them."""
-
-    def answer(samples: Sequence[Any], max_new_tokens: int) -> list[str]:
-        def work(share: Sequence[Any]) -> list[str]:
-            with setup.accelerator.autocast():
-                return setup.base.answer(setup.model.eval(), share, max_new_tokens)
-
-        return shared_out(work, setup.model, setup.accelerator)(samples)
-
-    return answer
-
-
-def val_score(setup: Setup) -> dict[str, float]:
-    """`val_loss` of the model as it is now; empty without validation data."""
-    if not setup.val_loaders:
-        return {}
-    return validation_losses(setup.model, setup.val_loaders, setup.accelerator)
-
-
 def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> dict[str, Any]:
     """What report.json holds (design: the run folder)."""
     splits = setup.splits
+    planned = total_steps(setup.config, setup.train_loader.batch_sampler)
     trained = (p.numel() for p in setup.model.parameters() if p.requires_grad)
     return {
         "run_name": setup.run.path.name,
@@ -270,6 +250,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             "peak_memory_mib": round(progress.peak_memory_mib, 1),
             "trainable_parameters": sum(trained),
             **fill_of(setup.train_loader),
+            **best_figures(progress, setup.config, planned),
         },
         "evaluation": evaluation,
         "adapter_bytes": setup.run.adapter_bytes(),

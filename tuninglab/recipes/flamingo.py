@@ -18,6 +18,7 @@ from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.own_data import Asked, OwnTask
+from tuninglab.evaluation.questions import question_of
 from tuninglab.evaluation.task import Task
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
 from tuninglab.models.encoding import VISION_GROUP
@@ -77,7 +78,8 @@ def open_data(config: FinetuneConfig) -> Task:
 def asked(sample: Sample) -> list[Asked]:
     """The turns of a dialogue, as plain text."""
     texts = [plain_text(m).strip() for m in sample.messages if m["role"] != "system"]
-    return [Asked(*turn, sample.kind) for turn in zip(texts[::2], texts[1::2], strict=True)]
+    turns = [Asked(*turn, sample.kind) for turn in zip(texts[::2], texts[1::2], strict=True)]
+    return [*turns[:-1], turns[-1]._replace(right=question_of(sample, "").scored(""))]
 
 
 def load(config: FinetuneConfig, run: RunFolder, choices: Choices) -> Base:

@@ -17,10 +17,10 @@ from tuninglab.adapters.places import direct_modules
 from tuninglab.adapters.token_rows import rows_problem
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, say
-from tuninglab.evaluation.own_data import evenly
+from tuninglab.evaluation.task import evenly
 from tuninglab.recipes.loaders import make_base_loader
 from tuninglab.recipes.recipe import Base
-from tuninglab.training.loop import validation_loss
+from tuninglab.training.validation import validation_loss
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

@@ -10,9 +10,10 @@ from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 from tuninglab.evaluation.controls import Guesses
-from tuninglab.evaluation.own_data import GUESSED_FROM, evenly
+from tuninglab.evaluation.own_data import GUESSED_FROM
 from tuninglab.evaluation.questions import Question
 from tuninglab.evaluation.scoring import usual
+from tuninglab.evaluation.task import evenly
 from tuninglab.recipes.flamingo import asked
 from tuninglab.run_folder.named_model import NamedModel
 

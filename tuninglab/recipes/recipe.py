@@ -1,14 +1,16 @@
-"""What a recipe answers to the driver: its data, its base model, and how the two meet."""
+"""What a recipe answers to the driver, its data and base model, and what the driver makes of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from torch.utils.data import Dataset
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
 
 from tuninglab.config import TrainingConfig
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices, is_main_process
+from tuninglab.data.sources import Splits
 from tuninglab.disk import whole_folder
 from tuninglab.evaluation.task import Task
 from tuninglab.run_folder import RunFolder
@@ -64,6 +66,21 @@ class Recipe(Generic[Config]):
     scope: str
     data: Callable[[Config], Task]
     load: Callable[[Config, RunFolder, Choices], Base]
+
+
+@dataclass
+class Setup:
+    """What a run works with, ready to train."""
+
+    config: TrainingConfig
+    run: RunFolder
+    splits: Splits
+    model: Any
+    base: Base
+    base_name: str
+    train_loader: DataLoader
+    val_loaders: dict[str, DataLoader]
+    accelerator: Accelerator
 
 
 def keep_base(base: Base, run: RunFolder) -> str:

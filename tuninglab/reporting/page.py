@@ -164,6 +164,8 @@ def _curves_text(metrics: Metrics) -> str:
 
 def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
     truth, name = str(card.get("truth", "")), card.get("picture")
+    others = card.get("also_right")
+    right = {truth, *map(str, others if isinstance(others, list) else [])}
     # A run may have kept only one of the two answers.
     kinds = [str(card.get(key) or "") for key in ("type", "group")]
     answers = [(title, card.get(title.lower())) for title in ("Before", "After")]
@@ -173,7 +175,7 @@ def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:
         "question": card.get("question", ""),
         "truth": truth,
         # Right is an exact match, as the accuracies above count it.
-        "answers": [(t, str(a), str(a) == truth) for t, a in answers if a is not None],
+        "answers": [(t, str(a), str(a) in right) for t, a in answers if a is not None],
         # Of own data a question that is asked often is its own type.
         "kinds": " · ".join(kind for kind in kinds if kind and kind != card.get("question")),
     }

@@ -98,6 +98,7 @@ WORDS = {
     "last_loss": "loss in the last step",
     "peak_memory_mib": "peak memory",
     "adapter_bytes": "size of the adapter",
+    "best": "best validation",
 }
 
 
@@ -133,6 +134,8 @@ def size(bytes_: float) -> str:
 
 def plain(value: object) -> str:
     """A value as people read it: thousands apart, four significant digits, yes and no."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {plain(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(plain, value)) or "–"
     if isinstance(value, bool) or value is None:

@@ -162,6 +162,7 @@ class RunFolder:
         if "products" not in (saved.typed or ()):
             saved = replace(saved, products="torch")
         going_on = config.going_on_from(saved)
+        going_on.check_best()
         ends = [(settings.epochs, settings.max_steps) for settings in (saved, going_on)]
         if ends[0] != ends[1] and going_on.lr_scheduler != "constant":
             say(f"The {going_on.lr_scheduler} learning rate is planned anew, to the new last step.")

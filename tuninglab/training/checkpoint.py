@@ -40,8 +40,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-NNNNNN`; all processes must call it. Returns the new folder.
 
-    Of all checkpoints in `folder` the newest `keep` stay. What `collect` returns of the model, on
-    all processes, writes what else belongs into one, from the first.
+    Of all checkpoints in `folder` the newest `keep` stay, and that of the best validation. What
+    `collect` returns of the model, on all processes, writes what else belongs into one, from the
+    first.
 
     Raises:
         WorkError: the disk is full; earlier checkpoints stay whole.
@@ -51,7 +52,7 @@ def save_checkpoint(
     write_more = collect(state.model) if collect else None
     # Dropout differs between processes: each needs its own generators back.
     generators = gather_object([generator_state(accelerator.device)])
-    path = folder / f"step-{state.progress.step:06d}"
+    path = checkpoint_of(folder, state.progress.step)
     if not accelerator.is_main_process:
         return path
     with whole_folder(path) as beside:
@@ -71,7 +72,8 @@ def save_checkpoint(
     # Only now: killed at any moment, the run has one to go on from. What kills left goes too.
     # A later step is a damaged one, from before this run went back: it takes no one's place.
     whole = [p for p in _numbered(folder) if _is_whole(p) and step_of(p) <= step_of(path)]
-    for old in (*folder.glob(".step-*"), *whole[:-keep]):
+    outlived = [p for p in whole[:-keep] if step_of(p) != state.progress.best_step]
+    for old in (*folder.glob(".step-*"), *outlived):
         remove_folder(old)
     return path
 
@@ -101,6 +103,11 @@ def _numbered(folder: Path) -> list[Path]:
     for beside in folder.glob(".step-*.writing"):
         finish_replacing(folder / beside.name[1:].removesuffix(".writing"))
     return sorted((p for p in folder.glob("step-*") if STEP.fullmatch(p.name)), key=step_of)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Where among the checkpoints in `folder` that of a step is, or would be."""
+    return folder / f"step-{step:06d}"
 
 
 def step_of(path: Path) -> int:

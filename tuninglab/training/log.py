@@ -39,7 +39,11 @@ class TrainingLog:
         """Show a line of metrics.jsonl, of a training step or of a validation."""
         if "val_loss" in line:
             write = self.bar.console.print if self.bar else say
-            write(f"step {line['step']}: val_loss {line['val_loss']:.4f}")
+            # Of several sets, the loss of each is in the file.
+            values = {n: v for n, v in line.items() if n.startswith("val_") and "/" not in n}
+            shown = {"val_loss": values.pop("val_loss"), **values}
+            texts = (f"{name} {value:.4f}" for name, value in shown.items())
+            write(f"step {line['step']}: {', '.join(texts)}")
             return
         note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
         if self.bar:

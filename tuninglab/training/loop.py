@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,17 @@ from torch.utils.data import DataLoader
 from tuninglab.config import TrainingConfig
 from tuninglab.console import say
 from tuninglab.data.batches import Batch
-from tuninglab.data.loading import LostWorker, loaded, step_batches
+from tuninglab.data.loading import LostWorker, step_batches
 from tuninglab.data.sampler import StepSampler
-from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder, how_to_end
 from tuninglab.threads import BusyWatch, Sleep
+from tuninglab.training.best import (
+    Measure,
+    end_with_best,
+    forget_lost_best,
+    has_waited,
+    note_validation,
+)
 from tuninglab.training.checkpoint import (
     Collect,
     load_checkpoint,
@@ -34,12 +40,15 @@ from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
-from tuninglab.training.parallel import over_processes
 from tuninglab.training.state import Progress, TrainState
-from tuninglab.training.step import Outcome, batch_loss, count_step, optimizer_step
+from tuninglab.training.step import Outcome, count_step, optimizer_step
 
 # Takes each line of metrics: a file, the screen, a tracker.
 Sink = Callable[[dict[str, Any]], None]
+
+# Validates the model as it is: `val_loss`, and more whose names begin with `val_`. All processes
+# must call it, and get the same. It may leave the model in eval mode.
+Validate = Callable[[], dict[str, float]]
 
 
 def train(
@@ -48,7 +57,8 @@ def train(
     config: TrainingConfig,
     run: RunFolder,
     accelerator: Accelerator,
-    val_loaders: Mapping[str, DataLoader] | None = None,
+    validate: Validate | None = None,
+    measure: Measure | None = None,
     sinks: Sequence[Sink] = (),
     collect: Collect | None = None,
 ) -> Progress:
@@ -60,7 +70,8 @@ def train(
         config: settings of the run.
         run: its folder, for checkpoints; a resumed one goes on from its newest.
         accelerator: carries device, precision and processes.
-        val_loaders: by the name of what they load; for every `eval_steps` and the end.
+        validate: for every `eval_steps` and the end; None: there is nothing to validate on.
+        measure: chooses the validation as of which the model ends; None: as of the last step.
         sinks: take every line of metrics; the screen does besides.
         collect: makes of the model what writes more into a checkpoint.
 
@@ -69,38 +80,35 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
     """
     state = start(model, cast("StepSampler", loader.batch_sampler), config, accelerator)
-    _go_on(state, run, accelerator)
-    progress, total = state.progress, state.total_steps
-    keep, limit = config.keep_checkpoints, config.max_grad_norm
+    total = _go_on(state, run, accelerator, config.patience)
+    progress, patience, keep = state.progress, config.patience, config.keep_checkpoints
     save = partial(save_checkpoint, run.checkpoints, state, accelerator, keep, collect)
     log = TrainingLog(total, progress.step)
     with stop_signals() as stop, log, _watch(config, accelerator) as watches:
         sinks = [*sinks, log.show, *watches]
         begun = lap = time.perf_counter()
-        for batches in _steps(loader, state, save, stop, run.path, accelerator):
-            counts = count_step(batches, accelerator)
-            outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
-            # Only now: a checkpoint holds the steps that were made, not those that were begun.
-            state.sampler.advance()
-            progress.note(outcome.loss, counts, time.perf_counter() - begun)
+        for batches in _steps(loader, total - progress.step, save, stop, run.path, accelerator):
+            outcome = _made(state, batches, config.max_grad_norm, accelerator, stop, begun)
             last = progress.step == total
             if last or _due(config.logging_steps, progress.step):
                 _tell(sinks, _metrics_line(state, outcome, accelerator.device))
-            if val_loaders and (last or _due(config.eval_steps, progress.step)):
-                line = validation_line(state, val_loaders, accelerator)
-                _tell(sinks, line)
-                progress.val_loss = line["val_loss"]
+            due = last or _due(config.eval_steps, progress.step)
+            better = due and _validated(state, validate, measure, sinks)
+            ended = last or has_waited(progress, patience)
             # Validation and checkpoints are part of what a run costs; step_s leaves them out.
             lap = progress.spend(lap)
             progress.note_memory(peak_memory_mib(accelerator.device))
             # After the lines above: a resumed run goes on with metrics as they were.
-            if last or outcome.stop or _due(config.save_steps, progress.step):
+            if ended or better or outcome.stop or _due(config.save_steps, progress.step):
                 save()
-            if outcome.stop and not last:
+            if outcome.stop and not ended:
                 raise_stopped(run.path, progress.step)
+            if ended:
+                break
             begun = time.perf_counter()
         progress.spend(lap)
     accelerator.unwrap_model(state.wrapped, keep_fp32_wrapper=False)
+    end_with_best(state, run.checkpoints, measure, patience)
     return progress
 
 
@@ -132,16 +140,24 @@ def total_steps(config: TrainingConfig, sampler: Any) -> int:
     return config.max_steps or sum(sampler.steps_in(epoch) for epoch in range(epochs))
 
 
-def _go_on(state: TrainState, run: RunFolder, accelerator: Accelerator) -> None:
-    """Go on from the checkpoint of a resumed run; a new run stays at its beginning."""
+def _go_on(
+    state: TrainState, run: RunFolder, accelerator: Accelerator, patience: int | None
+) -> int:
+    """Go on from the checkpoint of a resumed run; a new run stays at its beginning.
+
+    Returns:
+        After which step it ends; one that has stopped early ends where it stands.
+    """
     if not run.resumed:
-        return
+        return state.total_steps
     checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
     load_checkpoint(checkpoint, state, accelerator)
     progress = state.progress
+    forget_lost_best(progress, run.checkpoints)
     # The steps after the checkpoint come again, and their lines with them.
     run.cut_metrics(progress.step, progress.step - progress.window_steps)
     say(f"Going on after step {progress.step} ({checkpoint}).")
+    return progress.step if has_waited(progress, patience) else state.total_steps
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -157,7 +173,7 @@ def set_training_mode(model: nn.Module) -> None:
 
 def _steps(
     loader: DataLoader,
-    state: TrainState,
+    steps: int,
     save: Callable[[], Path],
     stop: Sequence[int],
     run: Path,
@@ -165,7 +181,7 @@ def _steps(
 ) -> Iterator[list[Batch]]:
     """The batches of steps; if they end because a worker did, the steps made so far are saved."""
     try:
-        yield from step_batches(loader, state.total_steps - state.progress.step)
+        yield from step_batches(loader, steps)
     except LostWorker as error:
         # Processes save together: of several, one alone cannot.
         if accelerator.num_processes > 1:
@@ -194,52 +210,39 @@ def _metrics_line(state: TrainState, outcome: Outcome, device: torch.device) -> 
     }
 
 
-def validation_line(
-    state: TrainState, loaders: Mapping[str, DataLoader], accelerator: Accelerator
-) -> dict[str, Any]:
+def _made(
+    state: TrainState,
+    batches: list[Batch],
+    limit: float,
+    accelerator: Accelerator,
+    stop: Sequence[int],
+    begun: float,
+) -> Outcome:
+    """Make an optimizer step on its micro-batches, whose loading began at `begun`, and count it."""
+    counts = count_step(batches, accelerator)
+    outcome = optimizer_step(state, batches, counts, limit, accelerator, stop)
+    # Only now: a checkpoint holds the steps that were made, not those that were begun.
+    state.sampler.advance()
+    state.progress.note(outcome.loss, counts, time.perf_counter() - begun)
+    return outcome
+
+
+def _validated(
+    state: TrainState, validate: Validate | None, measure: Measure | None, sinks: Sequence[Sink]
+) -> bool:
+    """Validate, if that can be, and tell it; whether it is better than every time before."""
+    if validate is None:
+        return False
+    line = validation_line(state, validate)
+    _tell(sinks, line)
+    return note_validation(state.progress, line, measure)
+
+
+def validation_line(state: TrainState, validate: Validate) -> dict[str, Any]:
     """A validation line of metrics.jsonl; the model is back in training mode afterwards."""
-    losses = validation_losses(state.model, loaders, accelerator)
+    values = validate()
     set_training_mode(state.model)
-    return {"step": state.progress.step, "epoch": _epoch(state), **losses}
-
-
-def validation_losses(
-    model: nn.Module, loaders: Mapping[str, DataLoader], accelerator: Accelerator
-) -> dict[str, float]:
-    """Mean loss of the answer tokens, `val_loss`; of several sets `val_loss/NAME` of each too.
-
-    Leaves the model in eval mode.
-    """
-    sums = {name: _loss_sum(model, loader, accelerator) for name, loader in loaders.items()}
-    total, tokens = (sum(column) for column in zip(*sums.values(), strict=True))
-    each = {f"val_loss/{name}": loss / max(1, count) for name, (loss, count) in sums.items()}
-    return {"val_loss": total / max(1, tokens)} | (each if len(each) > 1 else {})
-
-
-def validation_loss(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> float:
-    """Mean loss of the answer tokens over a data set; leaves the model in eval mode."""
-    return validation_losses(model, {"": loader}, accelerator)["val_loss"]
-
-
-@torch.no_grad()
-def _loss_sum(
-    model: nn.Module, loader: DataLoader, accelerator: Accelerator
-) -> tuple[float, float]:
-    """The losses of all answer tokens of a data set summed up, and how many these are."""
-    model.eval()
-    # Apple's GPUs have no float64.
-    exact = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    total, count = torch.zeros((), dtype=exact, device=accelerator.device), 0
-    with working("validating", len(loader)) as note:
-        for number, batch in enumerate(loaded(loader), 1):
-            with accelerator.autocast():
-                loss = batch_loss(model, batch, 1, accelerator)
-            total += loss.to(total)
-            count += batch.answer_tokens
-            note(number)
-    sums = torch.stack([total, total.new_tensor(count)])
-    loss_sum, tokens = over_processes(sums, accelerator).tolist()
-    return loss_sum, tokens
+    return {"step": state.progress.step, "epoch": _epoch(state), **values}
 
 
 @contextmanager

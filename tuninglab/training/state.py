@@ -35,6 +35,13 @@ class Progress:
     last_loss: float | None = None
     # Of the last validation.
     val_loss: float | None = None
+    # With --keep_best, of the validation that is the best so far: after which step, what it was
+    # chosen by, its loss; what the last one came to; and how many came after the best.
+    best_step: int | None = None
+    best_value: float | None = None
+    best_val_loss: float | None = None
+    last_value: float | None = None
+    validations_since_best: int = 0
     # Since the last line in metrics.jsonl.
     window_loss: float = 0.0
     window_steps: int = 0
@@ -57,6 +64,11 @@ class Progress:
     def note_memory(self, peak_mib: float) -> None:
         """Keep the highest of what was seen, also over the starts of a resumed run."""
         self.peak_memory_mib = max(self.peak_memory_mib, peak_mib)
+
+    @property
+    def kept_val_loss(self) -> float | None:
+        """The loss of the validation that a run ends with: the best, where one is chosen."""
+        return self.val_loss if self.best_step is None else self.best_val_loss
 
     def spend(self, since: float) -> float:
         """Add the time since `since` (time.perf_counter) to `wall_s`; returns the time now."""
