@@ -110,6 +110,7 @@ def put_stand_ins(folder: Path, model: Path, take_apart) -> None:
     (folder / "my.json").write_text(json.dumps(records), encoding="utf-8")
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "my.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "test.jsonl").write_text(lines, encoding="utf-8")
     odd = {"Q": "What is on the table?", "A": "Two cups.", "photo": "pics/one.jpg"}
     (folder / "odd.jsonl").write_text(json.dumps(odd), encoding="utf-8")
     pair = json.dumps({"source": "the third of May 2021", "target": "2021-05-03"})

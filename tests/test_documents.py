@@ -41,6 +41,7 @@ FLAGS = {
     "tuninglab finetune --config": FEW,
     "tuninglab finetune --run_name mine": f"{FEW} --model my_flamingo",
     "tuninglab data": "",
+    "tuninglab evaluate": "--limit 4",
     "tuninglab chat": "--max_new_tokens 4",
     "tuninglab convert --inspect": "",
     "tuninglab convert --from open_flamingo": "",

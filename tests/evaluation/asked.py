@@ -3,7 +3,6 @@
 from functools import lru_cache
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from tests.tiny import colour_flamingo, processor_of, tiny_tokenizer
@@ -14,6 +13,7 @@ from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.evaluation.engine import answer_all
 from tuninglab.evaluation.predictions import PredictionsFile
 from tuninglab.evaluation.questions import question_of
+from tuninglab.training.hardware import accelerator_in
 
 TOKENS = 6
 # Words of a question and its pictures; neither is in order, and lengths come more than once.
@@ -78,7 +78,8 @@ def answer(folder, asked=None, conditions=None, candidates=None, size=3, **optio
     """What the engine answers, in one process."""
     model, processor = tiny()
     asked = questions() if asked is None else asked
-    accelerator = Accelerator(cpu=True)
+    # Of its own precision, whatever a run before in this process had.
+    accelerator = accelerator_in("fp32")
     options = {"batch_size": size, "max_new_tokens": TOKENS, **options}
     pictures = EncodedPictures.repeatable(accelerator.device, size)
     answerer = Answerer(model, processor, accelerator, pictures, **options)

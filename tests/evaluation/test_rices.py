@@ -8,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,6 +20,7 @@ from tuninglab.evaluation import rices
 from tuninglab.evaluation.questions import question_of
 from tuninglab.evaluation.rices import PooledVectors, Similar, best_first, pooled, similarities
 from tuninglab.evaluation.shots import FewShot, Pool
+from tuninglab.training.hardware import accelerator_in
 
 WORDS = byte_tokenizer()
 
@@ -56,7 +56,7 @@ def asked(name, *pictures):
 
 
 def vectors(place, model=MODEL):
-    return PooledVectors(model, PROCESSOR, place, Accelerator(cpu=True))
+    return PooledVectors(model, PROCESSOR, place, accelerator_in("fp32"))
 
 
 def alone(picture, model=MODEL):
