@@ -9,13 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tuninglab.adapters.switching import plain_name
 from tuninglab.cli import run_verb
 from tuninglab.config import EvaluateConfig
+from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.evaluation import engine
 from tuninglab.recipes.evaluate import evaluate
 from tuninglab.recipes.flamingo import finetune
+from tuninglab.recipes.scored_model import open_scored
+from tuninglab.run_folder.named_model import find_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,3 +227,16 @@ def test_two_processes_write_the_same_report(run, tiny_data):
     assert sorted(p.name for p in folders[1].iterdir() if p.name[0] != ".") == [
         *("asked.json", "predictions.jsonl", "report.html", "report.json"),
     ]
+
+
+def test_what_was_trained_in_place_is_not_rounded_to_the_base(config, tmp_path):
+    finetune(replace(config, precision="bf16", learning_rate=1e-2))
+    run = tmp_path / "a"
+    stored = load_file(run / "adapter" / "adapter_model.safetensors")
+    scored_model = open_scored(find_model(str(run)), EvaluateConfig(model=str(run)), Choices())
+    own = {plain_name(name): p for name, p in scored_model.model.named_parameters()}
+    gates = {name: value for name, value in stored.items() if name.endswith("_gate")}
+    # Else the test would show nothing.
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in gates.values())
+    for name, value in gates.items():
+        assert torch.equal(own[plain_name(name)], value)

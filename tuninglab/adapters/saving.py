@@ -223,6 +223,19 @@ def trained_weights(directory: Path) -> list[str]:
     return sorted({name for name in whole | partly if ".lora_" not in name})
 
 
+def as_trained(model: nn.Module, directory: Path) -> None:
+    """Make float32, as training had them, the tensors of a base that an adapter trained in place.
+
+    Before the adapter is loaded: a gate that is rounded to a base's bf16 gives other answers at
+    times. For models that compute under autocast, as training does; else formats would not meet.
+    """
+    places = switching.places_of(model)
+    with adapter_file(directory) as file:
+        for name in map(switching.plain_name, file.keys()):
+            if name in places:
+                places[name].data = places[name].data.float()
+
+
 def _load(
     model: nn.Module, directory: Path, name: str, adapters: switching.Adapters
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:

@@ -188,8 +188,28 @@ def wrap(
     # First of all, because a saver may make no gradient for the weights that it finds frozen.
     for module in direct_modules(model, tuning, scope):
         model.get_submodule(module).requires_grad_(True)
+    add_kernels(model, config, bool(tuning.train_new_tokens or answers), choices)
+    # LoRA last: it wraps the layers that the savers left in place.
+    tuned = tune(model, tuning, name, scope, answers)
+    if config.products == "onednn":
+        use_onednn(tuned)
+    if config.checkpoint_interval:
+        count = checkpoint_blocks(tuned, config.checkpoint_interval)
+        flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
+        choices.add("activations recomputed", f"in {count} blocks", f"--{flag}")
+    return tuned
+
+
+def add_kernels(model: Any, config: TrainingConfig, rows: bool, choices: Choices) -> None:
+    """Add memory savers to a base, in place, and the attention that is fast here; says so.
+
+    Args:
+        model: a base without adapter, on its device.
+        config: the settings, with the precision that was decided.
+        rows: whether rows of the token tables train.
+        choices: where each choice is said and kept.
+    """
     # Tokens train as rows of a float table and head; the loss in chunks is for a frozen one.
-    rows = tuning.train_new_tokens or answers
     wanted = [name for name in config.savers if name not in ("embedding", "loss") or not rows]
     usual = "the base is int8" if config.base_format == "int8" else "the same numbers, less memory"
     why = (
@@ -201,15 +221,6 @@ def wrap(
     keeps = "attention" not in wanted
     if keeps and (chosen := choose_attention(model, DTYPES[config.precision])):
         choices.add("attention", *chosen)
-    # LoRA last: it wraps the layers that the savers left in place.
-    tuned = tune(model, tuning, name, scope, answers)
-    if config.products == "onednn":
-        use_onednn(tuned)
-    if config.checkpoint_interval:
-        count = checkpoint_blocks(tuned, config.checkpoint_interval)
-        flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
-        choices.add("activations recomputed", f"in {count} blocks", f"--{flag}")
-    return tuned
 
 
 def train_setup(setup: Setup, scores: Callable[[], dict[str, float]] = dict) -> Progress:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from tuninglab.adapters.base_format import tell_base_format
 from tuninglab.adapters.kept_settings import adapter_prompt
 from tuninglab.adapters.products import choose_products, use_onednn
-from tuninglab.adapters.saving import load_adapter
+from tuninglab.adapters.saving import as_trained, load_adapter
 from tuninglab.config import EvaluateConfig, FinetuneConfig
 from tuninglab.config.prompts import kept_prompt
 from tuninglab.config.yaml_file import read_config
@@ -23,6 +23,7 @@ from tuninglab.errors import UserError
 from tuninglab.evaluation.answers import usual_batch_size
 from tuninglab.models.decoding import decoding_of
 from tuninglab.progress import working
+from tuninglab.recipes.common import add_kernels
 from tuninglab.recipes.flamingo import load_model
 from tuninglab.run_folder import RunFolder
 from tuninglab.run_folder.named_model import NamedModel, shipped
@@ -65,8 +66,13 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
     model.to(accelerator.device).requires_grad_(False)
     dtype = DTYPES[settings.precision]
     products = choose_products("auto", model, dtype, choices, gather_object)
+    # As the run had them when it scored itself: what they compute differs in last bits.
+    tuning = settings.tuning_config
+    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true"
+    add_kernels(model, settings, rows, choices)
     if named.adapter is not None:
         processor.use_prompt(adapter_prompt(named.adapter))
+        as_trained(model, named.adapter)
         model = load_adapter(model, named.adapter)
     if config.prompt is not None:
         processor.use_prompt(kept_prompt(config.prompt))
