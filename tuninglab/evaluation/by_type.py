@@ -31,8 +31,8 @@ def scored_by_type(
     rows, types = EXACT_MATCH.rows(questions), np.array(kinds)
     chosen = {kind: rows[types == kind] for kind in sorted(set(kinds))}
     return {
-        EXACT_MATCH.name: _total(EXACT_MATCH, rows),
-        "by_type": {kind: _total(EXACT_MATCH, of_type) for kind, of_type in chosen.items()},
+        EXACT_MATCH.name: EXACT_MATCH.of_all(rows),
+        "by_type": {kind: EXACT_MATCH.of_all(of_type) for kind, of_type in chosen.items()},
         "count": len(questions),
         "count_by_type": {kind: len(of_type) for kind, of_type in chosen.items()},
         **values(metrics, questions),
@@ -41,9 +41,4 @@ def scored_by_type(
 
 def values(metrics: Sequence[Metric], questions: Sequence[Scored]) -> dict[str, float]:
     """What each metric comes to over all questions, by its name."""
-    return {metric.name: _total(metric, metric.rows(questions)) for metric in metrics}
-
-
-def _total(metric: Metric, rows: np.ndarray) -> float:
-    """The score of all rows (N, K), each taken once."""
-    return float(metric.total(rows, np.ones((1, len(rows))))[0])
+    return {metric.name: metric.of_all(metric.rows(questions)) for metric in metrics}

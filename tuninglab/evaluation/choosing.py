@@ -1,5 +1,6 @@
 """Which metrics score a data set: those asked for, or those that fit what it holds."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -9,6 +10,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.evaluation.metrics.metric import Metric
 from tuninglab.evaluation.metrics.names import metric_named
+from tuninglab.evaluation.metrics.scoring import undefined, unfit
 from tuninglab.evaluation.questions import Question
 
 AUTO = "auto"
@@ -94,14 +96,17 @@ def fitting(
 
 
 def _check(metric: Metric, questions: Sequence[Question], ranked: bool) -> None:
-    """Pass if every question has what the metric needs.
+    """Pass if every question has what the metric needs, and all together have a score.
 
     Raises:
         UserError: naming the first that has not.
     """
-    for question in questions:
-        if not metric.fits(question.scored("", 0.5 if ranked else None)):
-            raise UserError(
-                f"--metric {metric.name} needs {metric.needs}; {question.sample.origin} has not. "
-                "Choose another metric, or auto"
-            )
+    asked = [question.scored("", 0.5 if ranked else None) for question in questions]
+    if (place := unfit(metric, asked)) is not None:
+        raise UserError(
+            f"--metric {metric.name} needs {metric.needs}; {questions[place].sample.origin} has "
+            "not. Choose another metric, or auto"
+        )
+    # Whatever is answered: told before anything is.
+    if metric.undefined and math.isnan(metric.of_all(metric.rows(asked))):
+        raise UserError(undefined(metric, len(questions)))

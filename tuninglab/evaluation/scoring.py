@@ -2,15 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tuninglab.errors import UserError
 from tuninglab.evaluation.conditions import ASKED
 from tuninglab.evaluation.metrics.metric import Metric, Scored
-from tuninglab.evaluation.metrics.statistics import difference, interval
+from tuninglab.evaluation.metrics.scoring import Scores
+from tuninglab.evaluation.metrics.statistics import difference
 from tuninglab.evaluation.questions import Question
 
 # Of data that names no types, questions asked less often have no row of their own; more types than
@@ -19,31 +18,6 @@ ROW_SHARE, MOST_TYPES = 0.05, 40
 MOST_ANSWERS, MOST_CONFUSED = 20, 12
 OTHER = "other questions"
 Figures = dict[str, Any]
-
-
-@dataclass
-class Scores:
-    """The metrics of one way of asking.
-
-    Args:
-        scored: each question with what was answered.
-        rows: by metric, (N, K) numbers of each question.
-    """
-
-    scored: list[Scored]
-    rows: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, metrics: Sequence[Metric], scored: Sequence[Scored]) -> "Scores":
-        """Score every question by every metric."""
-        return cls(list(scored), {metric.name: metric.rows(scored) for metric in metrics})
-
-    def figures(
-        self, metrics: Sequence[Metric], seed: int, which: np.ndarray | None = None
-    ) -> Figures:
-        """`{"value", "low", "high"}` by metric, of all questions or of those chosen."""
-        chosen = slice(None) if which is None else which
-        return {m.name: interval(m, self.rows[m.name][chosen], seed) for m in metrics}
 
 
 class Report:
@@ -95,18 +69,11 @@ class Report:
             UserError: a metric has no score of such questions.
         """
         asked = self.ways[ASKED]
-        scored = asked.figures(self.metrics, self.seed)
-        for metric in self.metrics:
-            if scored[metric.name]["value"] is None:
-                raise UserError(
-                    f"{metric.name} of these {len(self.questions)} questions does not exist: "
-                    f"{metric.undefined}. Score more questions, or choose another --metric."
-                )
         unseen = [*controls, *([prior] if prior else [])]
         return {
             "count": len(self.questions),
             "primary": self.primary.name,
-            "metrics": scored,
+            "metrics": asked.figures(self.seed),
             "titles": {metric.name: metric.title for metric in self.metrics},
             "most": {metric.name: metric.most for metric in self.metrics},
             "by_type": self._parts(asked, self.types),
@@ -121,17 +88,11 @@ class Report:
     def against(self, way: str) -> Figures:
         """How the answers differ from those of another way, question by question."""
         one, other = self.ways[ASKED], self.ways[way]
-        apart = {
-            metric.name: difference(
-                metric, one.rows[metric.name], other.rows[metric.name], self.seed
-            )
-            for metric in self.metrics
-        }
         step = one.rows[self.primary.name][:, 0] - other.rows[self.primary.name][:, 0]
         names = [question.id for question in self.questions]
         return {
-            "metrics": other.figures(self.metrics, self.seed),
-            "difference": apart,
+            "metrics": other.figures(self.seed),
+            "difference": one.less(other, self.seed),
             "gained": [names[k] for k in np.flatnonzero(step > 0).tolist()],
             "lost": [names[k] for k in np.flatnonzero(step < 0).tolist()],
         }
@@ -140,7 +101,7 @@ class Report:
         scores = self.ways[way]
         parts = {"by_type": self._parts(scores, self.types)}
         parts |= {"by_group": self._parts(scores, self.groups)}
-        return {**scores.figures(self.metrics, self.seed), **parts}
+        return {**scores.figures(self.seed), **parts}
 
     def _parts(self, scores: Scores, names: Sequence[str] | None) -> Figures:
         """Scores of each type of question, the most frequent first."""
@@ -148,7 +109,7 @@ class Report:
             return {}
         found = np.array(names)
         return {
-            name: {"count": count, **scores.figures(self.metrics, self.seed, found == name)}
+            name: {"count": count, **scores.figures(self.seed, found == name)}
             for name, count in Counter(names).most_common()
         }
 
@@ -172,7 +133,7 @@ class Report:
             return None
         metric, own = self.primary, self.ways[ASKED].rows[self.primary.name]
         # Of equals the first, in the order of the controls.
-        values = {way: _value(metric, self.ways[way].rows[metric.name]) for way in unseen}
+        values = {way: metric.of_all(self.ways[way].rows[metric.name]) for way in unseen}
         best = max(values, key=lambda way: values[way])
         apart = difference(metric, own, self.ways[best].rows[metric.name], self.seed)
         return {"metric": metric.name, "control": best, **apart}
@@ -213,7 +174,3 @@ def _parts_of(names: Sequence[str | None], least: float) -> list[str] | None:
     counts: Counter[str] = Counter(name for name in names if name is not None)
     often = {name for name, count in counts.most_common(MOST_TYPES) if count >= least}
     return [name if name in often else OTHER for name in names] if often else None
-
-
-def _value(metric: Metric, rows: np.ndarray) -> float:
-    return float(metric.total(rows, np.ones((1, len(rows))))[0])

@@ -73,3 +73,7 @@ class Metric:
     fits: Callable[[Scored], bool] = lambda scored: True
     undefined: str = ""
     aliases: tuple[str, ...] = ()
+
+    def of_all(self, rows: np.ndarray) -> float:
+        """The score of all questions (N, K), each taken once; nan where there is none."""
+        return float(self.total(rows, np.ones((1, len(rows))))[0])
