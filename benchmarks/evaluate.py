@@ -34,7 +34,7 @@ CONDITIONS = ("asked", "blank", "shuffled")
 def samples_of(count: int) -> dict[str, Sequence[Any]]:
     """Samples under each condition, with their pictures drawn."""
     from tuninglab.embedded.task import EmbeddedSamples
-    from tuninglab.evaluation.answers import Blanked, Shuffled
+    from tuninglab.evaluation.conditions import Blanked, Shuffled
 
     source = EmbeddedSamples("test", count)
     asked = [source[number] for number in range(count)]

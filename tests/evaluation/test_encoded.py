@@ -5,7 +5,8 @@ import torch
 
 from tests.tiny import processor_of, tiny_tokenizer
 from tuninglab.data.reading.splits import read_splits
-from tuninglab.evaluation.answers import Blanked, Shuffled, generate_answers
+from tuninglab.evaluation.answers import generate_answers
+from tuninglab.evaluation.conditions import Blanked, Shuffled
 from tuninglab.evaluation.encoded import EncodedPictures
 
 MARKS = [[2], [], [3, 5], [4, 6, 8]]

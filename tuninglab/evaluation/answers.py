@@ -1,17 +1,13 @@
-"""Answers that a model generates, and dialogues with other pictures to ask it about."""
+"""Answers that a model generates, in batches of like length."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from tuninglab.data.batches import Collator, SampleDataset
 from tuninglab.data.features import FeatureCache
-from tuninglab.data.images import load_image
 from tuninglab.data.prompt import decode_answer
 from tuninglab.data.sample import Sample
 from tuninglab.data.tokens import special_id
@@ -19,7 +15,6 @@ from tuninglab.evaluation.encoded import EncodedPictures
 from tuninglab.models.generation import ending_with
 from tuninglab.progress import working
 
-GREY = (128, 128, 128)
 # Models of fewer parameters answer so many questions together, larger ones the least.
 BATCHES, LEAST_BATCH = ((100_000_000, 64), (1_000_000_000, 16)), 8
 
@@ -129,57 +124,3 @@ def continued(model: Any, processor: Any, inputs: dict[str, Any], **options: Any
     ids = model.generate(**inputs, **({"do_sample": False} | ending | options))
     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
     return [decode_answer(row, tokenizer, prompt) for row in new]
-
-
-class Blanked(Sequence[Sample]):
-    """The same dialogues, every picture replaced by a grey one of its size: a control."""
-
-    def __init__(self, samples: Sequence[Sample]):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        sample = self.samples[index]
-        sizes = [load_image(image).size for image in sample.images]
-        return replace(sample, images=[Image.new("RGB", size, GREY) for size in sizes])
-
-
-class Shuffled(Sequence[Sample]):
-    """The same dialogues, each with the pictures of another one of its group: a control.
-
-    Args:
-        samples: each with the same number of pictures.
-        groups: pictures are exchanged within a group only, so that they stay plausible. Samples
-            alone in their group exchange among themselves; a single one joins the first group.
-        seed: of the exchange.
-
-    Raises:
-        ValueError: there is one sample only, whose picture nothing can take the place of.
-    """
-
-    def __init__(self, samples: Sequence[Sample], groups: Sequence[str], seed: int = 0):
-        if len(groups) == 1:
-            raise ValueError("1 sample; at least 2 are needed to exchange pictures")
-        self.samples = samples
-        self.source = list(range(len(samples)))
-        by_group = [[k for k, g in enumerate(groups) if g == name] for name in sorted(set(groups))]
-        rings = [members for members in by_group if len(members) > 1]
-        alone = [k for members in by_group if len(members) == 1 for k in members]
-        if len(alone) > 1:
-            rings.append(alone)
-        elif alone:
-            rings[0] += alone
-        rng = random.Random(seed)
-        for members in rings:
-            rng.shuffle(members)
-            # One cycle through the shuffled members: nobody keeps the own picture.
-            for k, other in zip(members, members[1:] + members[:1], strict=True):
-                self.source[k] = other
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return replace(self.samples[index], images=self.samples[self.source[index]].images)

@@ -50,7 +50,6 @@ class Dialogue(Asking):
 
     def __init__(self, processor: Any):
         self.processor = processor
-        self._known: dict[tuple[str, ...], list[list[int]]] = {}
 
     def turns(self, question: Question) -> list[Message]:
         """What is said before the answer.
@@ -77,11 +76,8 @@ class Dialogue(Asking):
             UserError: the prompt has no place for something in the dialogue.
         """
         # Pieces of a prompt are tokenized apart: an answer's tokens do not depend on the question.
-        key = tuple(texts)
-        if key not in self._known:
-            samples = [_answered(question.sample, text) for text in texts]
-            self._known[key] = answer_ids(samples, self.processor.tokenizer, self.processor.prompt)
-        return self._known[key]
+        samples = [_answered(question.sample, text) for text in texts]
+        return answer_ids(samples, self.processor.tokenizer, self.processor.prompt)
 
 
 def _answered(sample: Sample, text: str) -> Sample:

@@ -3,12 +3,13 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from PIL import Image
 
 from tuninglab.data.images import load_image
-from tuninglab.data.sample import ImageSource
+from tuninglab.data.sample import ImageSource, Sample
 from tuninglab.evaluation.questions import Question
 
 GREY = (128, 128, 128)
@@ -92,3 +93,52 @@ def _exchanged(questions: Sequence[Question], seed: int) -> Condition:
 def _cycled(numbers: Sequence[int], start: int) -> list[int]:
     """The numbers from the first one behind `start`, then those before."""
     return [n for n in numbers if n > start] + [n for n in numbers if n < start]
+
+
+class Blanked(Sequence[Sample]):
+    """The same dialogues, every picture replaced by a grey one of its size: a control."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        sample = self.samples[index]
+        return replace(sample, images=blanks(sample.images))
+
+
+class Shuffled(Sequence[Sample]):
+    """The same dialogues, each with the pictures of another one of its group: a control.
+
+    Args:
+        samples: each with the same number of pictures.
+        groups: pictures are exchanged within a group only, so that they stay plausible. Samples
+            alone in their group exchange among themselves; a single one joins another group.
+        seed: of the exchange.
+
+    Raises:
+        ValueError: there is one sample only, whose picture nothing can take the place of.
+    """
+
+    def __init__(self, samples: Sequence[Sample], groups: Sequence[str], seed: int = 0):
+        if len(groups) == 1:
+            raise ValueError("1 sample; at least 2 are needed to exchange pictures")
+        self.samples = samples
+        rng = random.Random(seed)
+        source = rings(dict(enumerate(groups)), rng)
+        alone = [number for number in range(len(groups)) if number not in source]
+        source |= rings(dict.fromkeys(alone, ""), rng)
+        for number in range(len(groups)):
+            if number not in source:
+                # Between the first one and whose picture that has.
+                first = min(source)
+                source |= {number: source[first], first: number}
+        self.source = [source[number] for number in range(len(groups))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return replace(self.samples[index], images=self.samples[self.source[index]].images)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuninglab.data.sample import Sample
 from tuninglab.data.sources import Splits
-from tuninglab.evaluation.answers import Blanked, Shuffled
+from tuninglab.evaluation.conditions import Blanked, Shuffled
 from tuninglab.evaluation.task import Answer, ExactMatchTask
 
 

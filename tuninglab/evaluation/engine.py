@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tuninglab.data.sample import ImageSource, brief
+from tuninglab.data.sample import brief
 from tuninglab.errors import UserError
 from tuninglab.evaluation.answerer import Answerer, BatchPixels, Row
-from tuninglab.evaluation.answers import (
-    evaluation_mode,
-    make_batches,
-)
+from tuninglab.evaluation.answers import evaluation_mode, make_batches
 from tuninglab.evaluation.asking import Asking
+from tuninglab.evaluation.conditions import Condition
 from tuninglab.evaluation.predictions import (
     MOST_PROBABILITIES,
     Answered,
@@ -37,8 +35,8 @@ from tuninglab.progress import working
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-# By the name of the condition ("asked", "blank", "shuffled"), the own pictures of question k.
-Conditions = Mapping[str, Callable[[int], Sequence[ImageSource]]]
+# By name: "asked", "blank", "shuffled".
+Conditions = Mapping[str, Condition]
 
 
 class Prompt(NamedTuple):

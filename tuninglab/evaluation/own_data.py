@@ -9,15 +9,13 @@ from tuninglab.data.images import load_image
 from tuninglab.data.sources import Splits
 from tuninglab.evaluation.controls import Guesses, PictureTask
 from tuninglab.evaluation.metrics.metric import Scored
+from tuninglab.evaluation.scoring import OTHER, ROW_SHARE
 from tuninglab.evaluation.task import Answer, AnswerIds, evenly
 
 SHOWN = 12
-# A question asked less often than this share of all is not worth a row of its own.
-ROW_SHARE = 0.05
 MAX_ANSWER_TOKENS = 64
 # Counted for the guesses; more would take longer to read than it could change.
 GUESSED_FROM = 20_000
-OTHER = "other questions"
 
 
 class Asked(NamedTuple):

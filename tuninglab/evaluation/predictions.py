@@ -13,12 +13,13 @@ from tuninglab.data.reading.json_files import read_records
 from tuninglab.data.sample import brief
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError, WorkError
+from tuninglab.evaluation.conditions import ASKED
 from tuninglab.evaluation.questions import Question
 
 NAME = "predictions.jsonl"
 # Under which a line has the answer to the question as it was asked; other conditions have a key of
 # their own name.
-ASKED, PREDICTION = "asked", "prediction"
+PREDICTION = "prediction"
 # Of so many candidates a line has the probabilities: of a thousand they would be most of the file.
 MOST_PROBABILITIES = 100
 # No line of ours is longer; what is, is cut and so is no JSON.

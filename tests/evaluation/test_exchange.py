@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuninglab.embedded.task import EmbeddedSamples
-from tuninglab.evaluation.answers import Blanked, Shuffled
+from tuninglab.evaluation.conditions import Blanked, Shuffled
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=6, max_size=30), st.integers(0, 5))
