@@ -189,7 +189,10 @@ def test_candidates_are_ranked(run, tiny_data):
         (["--against", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_end_with_2_and_what_to_do(words, message, tiny_data, capsys):
+def test_mistakes_end_with_2_and_what_to_do(
+    words, message, tiny_data, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     assert run_verb("evaluate", ["embedded", "--data", str(tiny_data), *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -240,3 +243,14 @@ def test_what_was_trained_in_place_is_not_rounded_to_the_base(config, tmp_path):
     assert any(not torch.equal(value, value.bfloat16().float()) for value in gates.values())
     for name, value in gates.items():
         assert torch.equal(own[plain_name(name)], value)
+
+
+def test_the_base_is_asked_in_the_words_of_the_run(config, tiny_data, tmp_path):
+    finetune(replace(config, prompt="otter"))
+    run = tmp_path / "a"
+    (figures,) = evaluate(scored(run, tiny_data, against="base", limit=4)).figures
+    folder = run / "evaluation" / "colours"
+    shas = [[line["prompt_sha"] for line in lines_of(one)] for one in (folder, folder / "against")]
+    assert shas[0] == shas[1]
+    told = {one["choice"]: one["reason"] for one in figures["choices"]}
+    assert told["precision"] == f"as {run} was tuned"

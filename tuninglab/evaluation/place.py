@@ -104,6 +104,8 @@ def find_place(
         if overwrite and ownership.is_ours(folder) and (folder / ASKED).is_file():
             return Place(folder, asked)
     folder = parent / names[0]
-    what = "holds an evaluation of something else" if (folder / ASKED).is_file() else "is no free"
-    remedy = "Give another --name, or --overwrite" if "else" in what else "Give another --name"
-    raise UserError(f"{folder} {what}{' folder' if 'free' in what else ''}. {remedy}.")
+    if not (folder / ASKED).is_file():
+        raise UserError(f"{folder} is there and holds no evaluation. Give another --name.")
+    raise UserError(
+        f"{folder} holds an evaluation of something else. Give another --name, or --overwrite."
+    )

@@ -19,6 +19,7 @@ def okvqa_stemmer() -> Callable[[str], str] | None:
         lemmatizer = nltk.stem.WordNetLemmatizer()
 
         def stem(answer: str) -> str:
+            """The stems of an answer's words, one blank between."""
             words = []
             for word, part in nltk.pos_tag(nltk.word_tokenize(answer)):
                 if word.endswith("ing"):

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 
 from tuninglab.config import EvaluateConfig
-from tuninglab.config.data import columns_of, parts_of, pictures_checked
+from tuninglab.config.data import parts_of
 from tuninglab.console import Choices, say
 from tuninglab.data.mixture import Joined
 from tuninglab.data.reading.opening import Wishes, open_part
 from tuninglab.data.sources import Source
 from tuninglab.errors import UserError
-from tuninglab.evaluation.asked_data import AskedData, check_ids, drawn, read_questions
+from tuninglab.evaluation.asked_data import AskedData, drawn, read_questions
 from tuninglab.evaluation.choosing import AUTO, choose_metrics, words_of
 from tuninglab.evaluation.metrics.metric import Metric
 from tuninglab.evaluation.metrics.names import metric_named
@@ -82,7 +82,7 @@ def open_questions(config: EvaluateConfig) -> AskedData:
         UserError: a file or record is wrong.
     """
     if config.data is not None:
-        return read_questions(parts_of(config.data) or [], wishes_of(config), config.limit)
+        return read_questions(parts_of(config.data) or [], Wishes.of(config), config.limit)
     from tuninglab.embedded.task import TEST_QUESTIONS, EmbeddedSamples
 
     say("No --data is named: the embedded test questions are asked.")
@@ -99,22 +99,9 @@ def examples_of(config: EvaluateConfig) -> Source | None:
         UserError: a file or record is wrong.
     """
     parts = parts_of(config.shots_data, "shots_data") or []
-    wishes = wishes_of(config)
+    wishes = Wishes.of(config)
     sources = [open_part(part, wishes) for part in parts]
     return Joined([part.path for part in parts], sources) if sources else None
-
-
-def wishes_of(config: EvaluateConfig) -> Wishes:
-    """How records are read."""
-    return Wishes(
-        config.image_root,
-        config.skip_bad_records,
-        config.format,
-        columns_of(config.columns),
-        config.keep_marks,
-        pictures_checked(config.check) or 0,
-        config.seed,
-    )
 
 
 def with_candidates(
@@ -134,7 +121,6 @@ def with_candidates(
                 f"{question.sample.origin}: its answer {question.answers[0]!r:.80} is none of the "
                 f"candidates {', '.join(question.options)[:200]}. Correct one of the two"
             )
-    check_ids(asked)
     return asked
 
 

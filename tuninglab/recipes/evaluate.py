@@ -25,10 +25,14 @@ from tuninglab.evaluation.shots import Drawn, Examples, FewShot, Pool, query_set
 from tuninglab.recipes.asked import Asked, examples_of, what_to_ask
 from tuninglab.recipes.evaluated import Evaluated, Evaluation
 from tuninglab.recipes.known_answers import prior_of
-from tuninglab.recipes.scored_model import ScoredModel, model_stamp, open_scored
+from tuninglab.recipes.scored_model import ScoredModel, model_stamp, open_scored, prompt_of
 from tuninglab.run_folder.named_model import NamedModel, find_model
 
 BASE = "base"
+NOT_STEMMED = (
+    "OK-VQA's answers are stems, and predictions are not stemmed here: install nltk with its data "
+    "(punkt_tab, averaged_perceptron_tagger_eng, wordnet) and inflection."
+)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluated:
@@ -53,9 +57,12 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         # Told before the model is loaded, by the process that writes.
         for one in evaluations:
             one.place.begin()
-        _ask(evaluations, named, examples, choices)
+        _ask(evaluations, named, examples, choices, prompt_of(named, config))
         if isinstance(other, NamedModel):
-            _ask(evaluations, other, examples, Choices(), against=True)
+            # The base in the words that the run was tuned with, as finetune asks it before.
+            own = named if config.against == BASE else other
+            prompt = prompt_of(own, config)
+            _ask(evaluations, other, examples, Choices(), prompt, against=True)
         if isinstance(other, Path):
             for one in evaluations:
                 one.add_against(read_predictions(other, asked.questions))
@@ -141,11 +148,12 @@ def _ask(
     named: NamedModel,
     examples: Source | None,
     choices: Choices,
+    prompt: str | None,
     against: bool = False,
 ) -> None:
     """Load a model, put all questions to it, and let it go."""
     config = evaluations[0].config
-    scored = open_scored(named, config, choices)
+    scored = open_scored(named, config, choices, prompt)
     chosen = _examples(evaluations, scored, examples)
     pictures = EncodedPictures.repeatable(scored.accelerator.device, scored.batch_size)
     for one in evaluations:
@@ -191,7 +199,11 @@ def _asking(one: Evaluation, scored: ScoredModel, examples: Examples | None) -> 
     config = one.config
     if config.compat is not None and config.task is not None:
         benchmark = benchmark_named(config.task)
-        return OpenFlamingo(scored.processor, benchmark, examples, one.shots)
+        asking = OpenFlamingo(scored.processor, benchmark, examples, one.shots)
+        if config.task == "okvqa" and asking.stem is None and NOT_STEMMED not in one.notes:
+            say(NOT_STEMMED)
+            one.notes.append(NOT_STEMMED)
+        return asking
     if not one.shots or examples is None:
         return Dialogue(scored.processor)
     return FewShot(scored.processor, examples, one.shots)

@@ -14,6 +14,7 @@ from tuninglab.data.features import FeatureCache
 from tuninglab.data.prompt import answer_ids, count_tokens, counting_key
 from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sample import Sample, plain_text
+from tuninglab.data.sources import Splits
 from tuninglab.embedded import base_directory
 from tuninglab.evaluation.answers import generate_answers
 from tuninglab.evaluation.encoded import EncodedPictures
@@ -59,8 +60,17 @@ def open_data(config: FinetuneConfig) -> Task:
 
         say("No --data is given: tuning on the embedded questions about generated pictures.")
         return EmbeddedTask(config.embedded_pictures)
-    splits = read_splits(
-        config.data,
+    return OwnTask(own_splits(config), asked)
+
+
+def own_splits(config: FinetuneConfig) -> Splits:
+    """Read and check the samples that the settings name.
+
+    Raises:
+        UserError: a file or record is wrong; all records are checked.
+    """
+    return read_splits(
+        config.data or [],
         config.image_root,
         config.val_data,
         config.val_split,
@@ -72,7 +82,6 @@ def open_data(config: FinetuneConfig) -> Task:
         keep_marks=config.keep_marks,
         check=pictures_checked(config.check),
     )
-    return OwnTask(splits, asked)
 
 
 def asked(sample: Sample) -> list[Asked]:

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from tuninglab.config import FinetuneConfig
-from tuninglab.config.data import columns_of, pictures_checked
 from tuninglab.config.yaml_file import read_config
 from tuninglab.console import say
-from tuninglab.data.reading.splits import read_splits
 from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 from tuninglab.evaluation.controls import Guesses
@@ -14,7 +12,7 @@ from tuninglab.evaluation.own_data import GUESSED_FROM
 from tuninglab.evaluation.questions import Question
 from tuninglab.evaluation.scoring import usual
 from tuninglab.evaluation.task import evenly
-from tuninglab.recipes.flamingo import asked
+from tuninglab.recipes.flamingo import asked, own_splits
 from tuninglab.run_folder.named_model import NamedModel
 
 Turn = tuple[str | None, str, str]  # type of a question, its text, the answer
@@ -69,20 +67,7 @@ def _trained(named: NamedModel) -> Iterator[Turn]:
         items = EmbeddedSamples("train", settings.embedded_pictures, TURNS).items
         yield from ((q.type, q.text, q.answer) for item in items for q in item.questions)
         return
-    splits = read_splits(
-        settings.data,
-        settings.image_root,
-        settings.val_data,
-        settings.val_split,
-        settings.seed,
-        settings.skip_bad_records,
-        settings.mix,
-        format=settings.format,
-        columns=columns_of(settings.columns),
-        keep_marks=settings.keep_marks,
-        check=pictures_checked(settings.check),
-    )
-    for sample in evenly(splits.train, GUESSED_FROM):
+    for sample in evenly(own_splits(settings).train, GUESSED_FROM):
         yield from _turns(sample)
 
 

@@ -1,8 +1,6 @@
 """A model as it is scored: in the arithmetic that finetune scores in, on all processes."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,13 @@ from tuninglab.config import EvaluateConfig, FinetuneConfig
 from tuninglab.config.prompts import kept_prompt
 from tuninglab.config.yaml_file import read_config
 from tuninglab.console import Choices
-from tuninglab.errors import UserError
 from tuninglab.evaluation.answers import usual_batch_size
 from tuninglab.models.decoding import decoding_of
 from tuninglab.progress import working
 from tuninglab.recipes.common import add_kernels
 from tuninglab.recipes.flamingo import load_model
 from tuninglab.run_folder import RunFolder
-from tuninglab.run_folder.named_model import NamedModel, shipped
+from tuninglab.run_folder.named_model import NamedModel, base_told, shipped
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 
 HEAD = 2**20
@@ -49,8 +46,16 @@ class ScoredModel:
     batch_size: int
 
 
-def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> ScoredModel:
+def open_scored(
+    named: NamedModel, config: EvaluateConfig, choices: Choices, prompt: str | None = None
+) -> ScoredModel:
     """Load a model: that of a run in the precision and base format of the run.
+
+    Args:
+        named: the model.
+        config: how it is asked.
+        choices: where each choice is said and kept.
+        prompt: that it is asked by; None: its own.
 
     Raises:
         UserError: there is no such model, its base is gone, or the machine does not allow it.
@@ -60,22 +65,21 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
     accelerator = make_accelerator(settings.precision, choices, config.threads, why)
     settings = replace(settings, precision=precision_of(accelerator))
     run = RunFolder(named.run or Path(), resumed=named.run is not None)
-    with working("loading the model"), base_named(named):
+    with working("loading the model"), base_told(named):
         model, processor = load_model(settings, run)
     tell_base_format(model, choices, accelerator.device)
     model.to(accelerator.device).requires_grad_(False)
     dtype = DTYPES[settings.precision]
-    products = choose_products("auto", model, dtype, choices, gather_object)
+    products = choose_products(settings.products, model, dtype, choices, gather_object)
     # As the run had them when it scored itself: what they compute differs in last bits.
     tuning = settings.tuning_config
     rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true"
     add_kernels(model, settings, rows, choices)
     if named.adapter is not None:
-        processor.use_prompt(adapter_prompt(named.adapter))
         as_trained(model, named.adapter)
         model = load_adapter(model, named.adapter)
-    if config.prompt is not None:
-        processor.use_prompt(kept_prompt(config.prompt))
+    if prompt is not None:
+        processor.use_prompt(prompt)
     if products == "onednn":
         use_onednn(model)
     if accelerator.device.type == "cpu":
@@ -85,6 +89,17 @@ def open_scored(named: NamedModel, config: EvaluateConfig, choices: Choices) -> 
     if config.batch_size is None:
         choices.add("batch size", str(usual), why)
     return ScoredModel(model.eval(), processor, accelerator, config.batch_size or usual)
+
+
+def prompt_of(named: NamedModel, config: EvaluateConfig) -> str | None:
+    """The prompt that was given, else that of the adapter; None: that of the base.
+
+    Raises:
+        UserError: it is no prompt, or the adapter is damaged.
+    """
+    if config.prompt is not None:
+        return kept_prompt(config.prompt)
+    return None if named.adapter is None else adapter_prompt(named.adapter)
 
 
 def settings_of(named: NamedModel, config: EvaluateConfig) -> FinetuneConfig:
@@ -99,25 +114,11 @@ def settings_of(named: NamedModel, config: EvaluateConfig) -> FinetuneConfig:
     return settings if here else replace(settings, precision="auto")
 
 
-@contextmanager
-def base_named(named: NamedModel) -> Iterator[None]:
-    """Where the user named the result of tuning, say in mistakes how base and result belong.
-
-    Raises:
-        UserError: as what is done inside.
-    """
-    try:
-        yield
-    except UserError as error:
-        if named.adapter is None:
-            raise
-        raise UserError(f"The base of {named.tuned}: {error}") from error
-
-
 def model_stamp(named: NamedModel) -> dict[str, Any]:
-    """What tells a model from others without reading all its weights: names, sizes, times of files.
+    """What tells a model from others without reading all its weights.
 
-    Of an adapter the content, which is small; so a copied run is the same.
+    Of a base the names and sizes of its files with how they begin and end, of an adapter, which is
+    small, the content: so a copied run is the same. A hub id stands for itself.
     """
     base = Path(shipped(named.base))
     files = sorted(path for path in base.glob("*") if path.is_file()) if base.is_dir() else []

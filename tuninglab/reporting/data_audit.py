@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tuninglab.config import DataConfig
-from tuninglab.config.data import DataPart, columns_of, parts_of, pictures_checked
+from tuninglab.config.data import DataPart, parts_of
 from tuninglab.data.mixture import Joined
 from tuninglab.data.reading.audit import (
     SHOWN_LETTERS,
@@ -132,16 +132,7 @@ def look_at_data(config: DataConfig) -> Audited:
 
 def read_part(part: DataPart, config: DataConfig) -> Part:
     """Read a set as finetune would; all of its samples are taken to be short enough so far."""
-    wishes = Wishes(
-        config.image_root,
-        config.skip_bad_records,
-        config.format,
-        columns_of(config.columns),
-        config.keep_marks,
-        pictures_checked(config.check) or 0,
-        config.seed,
-    )
-    stored, about = open_stored(part, wishes)
+    stored, about = open_stored(part, Wishes.of(config))
     samples = limited(stored, part, config.seed)
     return Part(part, stored, about, samples, np.ones(len(samples), bool))
 

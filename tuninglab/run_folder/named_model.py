@@ -1,6 +1,8 @@
 """Where a model that the user named lies: its base, and the adapter upon it if there is one."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,21 @@ class NamedModel:
     tuned: str = ""
     tuned_on: str = "none"
     run: Path | None = None
+
+
+@contextmanager
+def base_told(named: NamedModel) -> Iterator[None]:
+    """Where the user named the result of tuning, say in mistakes how base and result belong.
+
+    Raises:
+        UserError: as what is done inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        if named.adapter is None:
+            raise
+        raise UserError(f"The base of {named.tuned}: {error}") from error
 
 
 def shipped(name: str | Path) -> str | Path:

@@ -7,12 +7,11 @@ from tuninglab.adapters.kept_settings import adapter_prompt
 from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import load_adapter, trained_weights
 from tuninglab.console import Choices, say
-from tuninglab.errors import UserError
 from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.kernels.gpu import passes_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.decoding import decoding_of
-from tuninglab.run_folder.named_model import find_model
+from tuninglab.run_folder.named_model import base_told, find_model
 from tuninglab.training.hardware import best_device
 
 
@@ -36,13 +35,8 @@ def open_model(name: str, threads: int | None = None, exact: bool = True) -> tup
     named = find_model(name)
     trained = [] if exact or named.adapter is None else trained_weights(named.adapter)
     quantised = None if exact else Int8Config([*TOWERS, *trained], head=True)
-    try:
+    with base_told(named):
         model, processor = load_flamingo(named.base, quantization=quantised)
-    except UserError as error:
-        if named.adapter is None:
-            raise
-        # The user named the result of tuning, not its base: say how the two belong together.
-        raise UserError(f"The base of {named.tuned}: {error}") from error
     if named.tuned_on != "none" and not hasattr(model.config, "quantization_config"):
         floats = str(model.dtype).removeprefix("torch.")
         say(

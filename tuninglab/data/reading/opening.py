@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tuninglab.config.data import DataPart, split_path
+from tuninglab.config.data import DataPart, columns_of, pictures_checked, split_path
 from tuninglab.console import say
 from tuninglab.data.reading.building import build
 from tuninglab.data.reading.containers import container_of
@@ -58,6 +58,19 @@ class Wishes:
     keep_marks: bool = False
     check: float = float("inf")
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: Any) -> "Wishes":
+        """What the settings of a verb say, a `RecordsConfig` with `skip_bad_records` and `seed`."""
+        return cls(
+            settings.image_root,
+            settings.skip_bad_records,
+            settings.format,
+            columns_of(settings.columns),
+            settings.keep_marks,
+            pictures_checked(settings.check) or 0,
+            settings.seed,
+        )
 
 
 def read_samples(
