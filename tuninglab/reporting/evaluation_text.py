@@ -36,6 +36,8 @@ def table_of(figures: Figures) -> Group:
     """
     shown: list[Any] = [_line(f"{figures.get('model')}: {headline(figures)}")]
     shown.append(_table(metric_rows(figures), "metric"))
+    if source := mapping(figures.get("prior")).get("source"):
+        shown.append(_line(f"prior: the most frequent answer, from {source}"))
     for key, title in PARTS:
         if rows := _part_rows(figures, key):
             shown.append(_table(rows[:MOST_PARTS], "part", title))

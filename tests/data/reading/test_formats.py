@@ -679,3 +679,8 @@ def test_candidates_are_two_different_texts_or_more(wrong):
     record = {"image": "a.png", "question": "Is it red?", "answer": "yes", "candidates": wrong}
     with pytest.raises(ValueError, match="expected a (list of two different )?text"):
         samples_of(record, "here", Reading())
+
+
+def test_a_question_without_an_answer_is_told_as_that():
+    with pytest.raises(ValueError, match="a question and no answer; .* --columns response=KEY"):
+        samples_of({"image": "a.png", "question": "Is it red?", "id": 3}, "here", Reading())

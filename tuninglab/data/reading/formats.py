@@ -9,7 +9,7 @@ from tuninglab.data.reading.conversations import CONVERSATIONS
 from tuninglab.data.reading.found import Format, Reading
 from tuninglab.data.reading.instructions import ALPACA, DOLLY
 from tuninglab.data.reading.messages import MESSAGES
-from tuninglab.data.reading.questions import QUESTIONS
+from tuninglab.data.reading.questions import QUESTIONS, RESPONSE_KEYS
 from tuninglab.data.reading.records import candidates_of, checked_object, name_of
 from tuninglab.data.reading.sets import DOCUMENTS
 from tuninglab.data.reading.sets import FORMATS as SETS
@@ -65,6 +65,11 @@ def format_of(record: Mapping[str, Any]) -> Format:
     found = next((format for format in FORMATS if format.fits(record)), None)
     if found is not None:
         return found
+    if "question" in record and not record.keys() & set(RESPONSE_KEYS):
+        raise ValueError(
+            "there is a question and no answer; questions of a test split have none: use a split "
+            "with answers (where another key holds it: --columns response=KEY)"
+        )
     keys = [key[:LONGEST_KEY] for key in list(record)[:MOST_KEYS]]
     more = f" and {len(record) - len(keys)} more" if len(record) > len(keys) else ""
     raise ValueError(
