@@ -14,7 +14,8 @@ from tuninglab.data.reading.opening import read_samples
 from tuninglab.models.build import add_flamingo_tokens, load_flamingo
 from tuninglab.reporting import data_text
 from tuninglab.reporting.data_reader import open_reader
-from tuninglab.reporting.data_shown import MOST_LETTERS, shown, some_of, visible
+from tuninglab.reporting.data_shown import shown, some_of
+from tuninglab.reporting.tables import MOST_LETTERS, visible
 
 NASTY = "<script>alert('x')</script> & \"quotes\" \x1b[31m \u202e"
 WHOLE = ("records", "usable", "bad", "samples", "duplicates", "contradictions")

@@ -9,8 +9,8 @@ from tuninglab.data.images import load_image
 from tuninglab.data.sample import ImageSource
 from tuninglab.errors import UserError
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, bounded, picture_name
-from tuninglab.reporting.tables import percent, table
+from tuninglab.reporting.data_shown import Shown, picture_name
+from tuninglab.reporting.tables import bounded, percent, table
 from tuninglab.reporting.templates import render
 
 # Pixels of the longer side, and how many pictures of a record: 1,000 records stay below 100 MB.

@@ -14,9 +14,6 @@ from tuninglab.data.sample import ImageSource, Sample, StoredPicture
 from tuninglab.data.sources import Source
 from tuninglab.data.special_tokens import IMAGE_TOKEN
 
-# Of a span that are shown: of longer ones the beginning tells enough.
-MOST_LETTERS = 4000
-
 
 class Span(NamedTuple):
     """Tokens that follow each other.
@@ -88,16 +85,3 @@ def some_of(sources: Sequence[Source], count: int) -> list[Sample]:
     whole = Joined([""] * len(sources), list(sources))
     chosen = np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)
     return [whole[number] for number in chosen.tolist()]
-
-
-def visible(text: str) -> str:
-    """A text of unknown origin as a terminal may show it: nothing in it moves the cursor."""
-    # Two that join letters, or keep them apart: many scripts and emoji need them.
-    kept = "\n\t\u200c\u200d"
-    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
-
-
-def bounded(text: str, most: int = MOST_LETTERS) -> str:
-    """A text of a record, cut where it is very long, which is said."""
-    rest = len(text) - most
-    return text if rest <= 0 else f"{text[:most]}… ({rest:,} letters more)"

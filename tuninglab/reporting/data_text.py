@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tuninglab.reporting.data_facts import answer_rows, facts, headline, length_rows, set_rows
-from tuninglab.reporting.data_shown import Shown, bounded, visible
+from tuninglab.reporting.data_shown import Shown
+from tuninglab.reporting.tables import bounded, visible
 
 WIDTH = 100
 BAR = 30

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tuninglab.reporting.data_page import MOST_PICTURES, thumbnail
-from tuninglab.reporting.data_shown import bounded
 from tuninglab.reporting.evaluation_facts import Figures, primary_of, scale_of
-from tuninglab.reporting.tables import mapping, number
+from tuninglab.reporting.tables import bounded, mapping, number
 from tuninglab.untrusted import MIB
 
 # Cards of a page, and how many of them are kept for right answers where there are enough.

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tuninglab.reporting.data_shown import bounded
-from tuninglab.reporting.tables import Scale, duration, looking, mapping, number, plain
+from tuninglab.reporting.tables import Scale, bounded, duration, looking, mapping, number, plain
 
 # Scores of who does not look, and what they are of.
 UNSEEN = {

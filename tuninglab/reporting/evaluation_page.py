@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tuninglab.disk import write_whole
-from tuninglab.reporting.data_shown import bounded
 from tuninglab.reporting.evaluation_cards import Row, gallery
 from tuninglab.reporting.evaluation_facts import (
     Figures,
@@ -24,7 +23,7 @@ from tuninglab.reporting.evaluation_facts import (
     scale_of,
     written,
 )
-from tuninglab.reporting.tables import PARTS, flat, mapping, plain, table
+from tuninglab.reporting.tables import PARTS, bounded, flat, mapping, plain, table
 from tuninglab.reporting.templates import render
 
 # Types and groups that are shown; a table of more is no overview.

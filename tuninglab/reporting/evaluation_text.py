@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tuninglab.reporting.data_shown import visible
 from tuninglab.reporting.evaluation_facts import (
     Figures,
     against_rows,
@@ -21,7 +20,7 @@ from tuninglab.reporting.evaluation_facts import (
     unseen,
     written,
 )
-from tuninglab.reporting.tables import PARTS, mapping, plain, table
+from tuninglab.reporting.tables import PARTS, mapping, plain, table, visible
 
 # Types and groups that are shown; the page has all of them.
 MOST_PARTS = 30

@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from tuninglab.reporting.run_evaluations import Linked
 from tuninglab.reporting.tables import (
     CONTROLS,
@@ -22,6 +20,7 @@ from tuninglab.reporting.tables import (
     plain,
     table,
 )
+from tuninglab.reporting.templates import render
 from tuninglab.untrusted import MIB
 
 Metrics = list[dict[str, Any]]
@@ -70,15 +69,8 @@ def page(
     made = environment.pop("choices", None)
     choices = [row for row in made if isinstance(row, dict)] if isinstance(made, list) else []
     pictures = any("picture" in card for card in cards)
-    # Escaping is the environment's business, never the caller's: names and answers are foreign.
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return jinja.get_template("report.html.jinja").render(
+    return render(
+        "report.html.jinja",
         name=str(figures.get("run_name") or run_dir.name),
         subject=[figures[key] for key in ("task", "base", "precision") if figures.get(key)],
         verdict=_verdict(figures, scores),

@@ -71,8 +71,7 @@ def write_report(run_dir: str | Path) -> Path:
         curves=curves,
         evaluations=evaluations_of(run_dir),
     )
-    # Half a pair of surrogates, which JSON can write, is no text.
-    write_whole(path, content.encode("utf-8", "replace").decode("utf-8"))
+    write_whole(path, content)
     return path
 
 

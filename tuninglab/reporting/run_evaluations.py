@@ -7,9 +7,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from tuninglab.errors import UserError
-from tuninglab.reporting.data_shown import bounded, visible
 from tuninglab.reporting.evaluation_facts import headline, primary_of, scale_of, written
-from tuninglab.reporting.tables import mapping
+from tuninglab.reporting.tables import bounded, mapping, visible
 from tuninglab.untrusted import MIB, read_json
 
 FOLDER = "evaluation"

@@ -16,6 +16,8 @@ CONTROLS = (
 # Where a score keeps its parts, and what the page calls them.
 PARTS = (("by_type", "By type of question"), ("by_group", "By group"))
 
+# Of a text that are shown: of longer ones the beginning tells enough.
+MOST_LETTERS = 4000
 Scores = dict[str, dict[str, Any]]
 
 
@@ -229,3 +231,16 @@ def _within_chance(after: float, best: float, questions: float | None, scale: Sc
         return False
     spread = 2 * math.sqrt(after * (1 - after) + best * (1 - best))
     return after - best < spread / math.sqrt(questions)
+
+
+def visible(text: str) -> str:
+    """A text of unknown origin as a terminal may show it: nothing in it moves the cursor."""
+    # Two that join letters, or keep them apart: many scripts and emoji need them.
+    kept = "\n\t\u200c\u200d"
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
+def bounded(text: str, most: int = MOST_LETTERS) -> str:
+    """A text of a record, cut where it is very long, which is said."""
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]}… ({rest:,} letters more)"

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tuninglab.reporting.data_shown import visible
+from tuninglab.reporting.tables import visible
 
 
 def render(template: str, **content: Any) -> str:
