@@ -259,3 +259,11 @@ def test_what_padding_costs():
     assert f"{mixed[0]:.2f} of the time of padded rows when grouped and {mixed[1]:.2f} when" in page
     assert f"nearly of one length, {demo[0]:.2f} and {demo[1]:.2f} (" in page
     assert f"({rows['mixed'][0]['padding']:.0%} of those was padding)".replace("%", " %") in page
+
+
+def test_what_batches_and_shared_pictures_save():
+    (engine,) = [row for row in result("evaluate")["rows"] if row["way"] == "engine"]
+    low, high = engine["time_ratio_of_rounds"]
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    assert f"{engine['time_ratio']:.2f} ({low:.2f}–{high:.2f}) of the time" in page
+    assert engine["answers_unlike_one_by_one"] == 0
