@@ -139,6 +139,8 @@ VERBS = {
     "tree": Verb("TreeConfig", "inspection.show_tree", "tree_of", _print_text),
     "convert": Verb("ConvertConfig", "conversion.convert", "convert", _print_conversion),
     "chat": Verb("ChatConfig", "serving.terminal", "chat"),
+    "serve": Verb("ServeConfig", "serving.serve", "serve"),
+    "export": Verb("ExportConfig", "conversion.export", "export"),
     "report": Verb("ReportConfig", "reporting.report", "rewrite", _print_page),
 }
 

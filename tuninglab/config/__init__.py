@@ -9,6 +9,7 @@ from tuninglab.config.finetune import FinetuneConfig
 from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.models import ConvertConfig, TreeConfig
 from tuninglab.config.runs import ChatConfig, DemoConfig, ReportConfig
+from tuninglab.config.serving import ExportConfig, ServeConfig
 from tuninglab.config.training import TrainingConfig
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "DataConfig",
     "DemoConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "FlanT5Config",
     "ReportConfig",
+    "ServeConfig",
     "TrainingConfig",
     "TreeConfig",
 ]
