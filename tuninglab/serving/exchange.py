@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tuninglab.data.sample import ImageSource, Message
+from tuninglab.data.sample import Message
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Request:
     Args:
         model: name of a served model.
         messages: of one form (`normal_messages`), the last from the user.
-        pictures: one for each image part, in their order: the bytes of a file, or a picture.
+        pictures: the bytes of a picture file for each image part, in their order.
         max_new_tokens: longest answer; None: the engine's own.
         stop: texts that end the answer and are not part of it.
         sampling: how tokens are chosen.
@@ -49,7 +49,7 @@ class Request:
 
     model: str
     messages: Sequence[Message]
-    pictures: Sequence[ImageSource] = ()
+    pictures: Sequence[bytes] = ()
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
