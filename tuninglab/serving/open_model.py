@@ -1,18 +1,23 @@
 """A model ready to answer: from a run folder, an adapter, a model directory or a hub id."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tuninglab.adapters.base_format import TOWERS, tell_base_format
 from tuninglab.adapters.kept_settings import adapter_prompt
 from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import load_adapter, trained_weights
+from tuninglab.adapters.switching import switch
 from tuninglab.console import Choices, say
 from tuninglab.int8.quantiser import Int8Config, int8_layers
 from tuninglab.kernels.gpu import passes_here
 from tuninglab.models.build import load_flamingo
 from tuninglab.models.decoding import decoding_of
-from tuninglab.run_folder.named_model import base_told, find_model
+from tuninglab.run_folder.named_model import NamedModel, base_told, find_model
 from tuninglab.training.hardware import best_device
+
+MAIN = "default"  # what PEFT calls the adapter of the model that was named
 
 
 def open_model(name: str, threads: int | None = None, exact: bool = True) -> tuple[Any, Any]:
@@ -32,8 +37,26 @@ def open_model(name: str, threads: int | None = None, exact: bool = True) -> tup
         UserError: there is no such model, the run has not ended, its base is gone, or it is to be
             rounded and cannot be (weights of another quantisation, DoRA).
     """
-    named = find_model(name)
-    trained = [] if exact or named.adapter is None else trained_weights(named.adapter)
+    return open_named(find_model(name), {}, threads, exact)
+
+
+def open_named(
+    named: NamedModel, beside: Mapping[str, Path], threads: int | None, exact: bool
+) -> tuple[Any, Any]:
+    """As `open_model`, of a model that was found, with further adapters that are off.
+
+    Args:
+        named: the base, and its adapter if it has one, which is on.
+        beside: adapters by what they are called.
+        threads: as in `open_model`.
+        exact: as in `open_model`.
+
+    Raises:
+        UserError: as `open_model`.
+    """
+    main = {} if named.adapter is None else {MAIN: named.adapter}
+    adapters = main | dict(beside)
+    trained = [] if exact else [w for path in adapters.values() for w in trained_weights(path)]
     quantised = None if exact else Int8Config([*TOWERS, *trained], head=True)
     with base_told(named):
         model, processor = load_flamingo(named.base, quantization=quantised)
@@ -50,14 +73,17 @@ def open_model(name: str, threads: int | None = None, exact: bool = True) -> tup
         choices.add("products of few rows", *passes_here(device))
     if not exact:
         tell_base_format(model, choices, device)
-    # Before the adapter is loaded: PEFT puts its weights where the layers are.
+    # Before an adapter is loaded: PEFT puts its weights where the layers are.
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
     products = choose_products("auto", model, model.dtype, choices)
     opened = model
+    for name, path in adapters.items():
+        opened = load_adapter(opened, path, name).eval()
     if named.adapter is not None:
-        opened = load_adapter(model, named.adapter).eval()
         processor.use_prompt(adapter_prompt(named.adapter))
+    if beside:
+        switch(opened, MAIN if main else None)  # pyright: ignore[reportArgumentType]
     if products == "onednn":
         use_onednn(opened)
     if device.type == "cpu":
