@@ -37,7 +37,6 @@ def test_generation_stops_there_and_the_answer_is_cut_there(model_directory, mon
     parts = []
     talk = Conversation(model, processor, max_new_tokens=8)
     assert talk.ask("a", on_text=parts.append) == said == "".join(parts)
-    assert made[-1] == whole[: place + 1]
 
 
 def test_a_model_that_stops_there_anyway_is_told_nothing(model_directory):

@@ -54,14 +54,14 @@ def test_a_named_prompt_is_asked_and_chatted_with(config, tmp_path):
     model, processor = open_model(str(tmp_path / "a"))
     assert processor.prompt == NAMED["otter"]
     asked = []
-    generate = model.generate
-
-    def seen(input_ids, **options):
-        asked.append(processor.tokenizer.decode(input_ids[0]))
-        return generate(input_ids=input_ids, **options)
-
-    model.generate = seen
     talk = Conversation(model, processor, max_new_tokens=2)
+    read = talk.engine.reader.read
+
+    def seen(one):
+        asked.append(processor.tokenizer.decode(one.ids))
+        return read(one)
+
+    talk.engine.reader.read = seen
     first = talk.ask("Why?")
     talk.ask("Sure?")
     assert asked == [

@@ -9,6 +9,7 @@ from tuninglab.data.sample import normal_messages
 from tuninglab.errors import UserError
 from tuninglab.serving.conversation import Conversation
 from tuninglab.serving.open_model import open_model
+from tuninglab.serving.reading import Reader
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +213,14 @@ def test_one_question_is_answered_on_standard_output_and_that_is_all(talk, opene
 
 
 def test_a_system_message_stands_first_and_outlives_reset(talk, opened, monkeypatch):
-    model, processor = opened
-    read, generate = [], type(model).generate
+    _, processor = opened
+    read, original = [], Reader.read
 
-    def spy(self, input_ids, **options):
-        read.append(input_ids[0].tolist())
-        return generate(self, input_ids=input_ids, **options)
+    def spy(self, asked):
+        read.append(list(asked.ids))
+        return original(self, asked)
 
-    monkeypatch.setattr(type(model), "generate", spy)
+    monkeypatch.setattr(Reader, "read", spy)
     assert talk("One?\nTwo?\n/reset\nOne?\n", "--system", "Be brief.")[0] == 0
     said = {"role": "system", "content": "Be brief."}
     first = [said, {"role": "user", "content": "One?"}]

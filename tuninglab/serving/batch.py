@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from tuninglab.models.decoding import Decoder
 from tuninglab.serving.rows import Row
@@ -28,7 +27,7 @@ class Batch:
         self.mask: Any = None
         self.media: Tensor | None = None
 
-    def join(self, row: Row, cache: Cache) -> None:
+    def join(self, row: Row, cache: Any) -> None:
         """Add a row that was read, with the cache (1, heads, T, head) of its prompt.
 
         To a batch with rows only where caches are plain: of all tokens, and nothing else.

@@ -25,6 +25,8 @@ SLICE = 16
 # Of the memory that is free once the model is loaded: for rows under way, and for dialogues kept.
 ROWS_SHARE, KEPT_SHARE = 1 / 2, 1 / 8
 USUAL_ROWS = 8
+# The thread stays so long after the last answer.
+IDLE_S = 5.0
 
 
 class Answering:
@@ -42,7 +44,7 @@ class Answering:
 
 
 class Engine:
-    """Answers requests, several at a time, from the moment that it is made until it is closed.
+    """Answers requests, several at a time.
 
     Rows are decoded together: each joins as its prompt was read and leaves as its answer ends, and
     is the same as alone, to what the order of sums changes in the last bits.
@@ -92,8 +94,8 @@ class Engine:
         self._token_bytes, self._mean_s = 0, 1.0
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        # There only while there is something to do: an engine that nobody holds any more is gone.
+        self._thread: threading.Thread | None = None
 
     def submit(
         self, requests: Sequence[Request], on_event: Callable[[int, Event], None]
@@ -119,6 +121,9 @@ class Engine:
             if beyond > self.max_queue:
                 raise BusyError(max(1, round(self._mean_s * (1 + waiting / self.max_rows))))
             self._waiting.extend(asked)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
             self._changed.notify_all()
         return Answering(asked, self._changed)
 
@@ -136,7 +141,9 @@ class Engine:
             for asked in [*self._waiting, *(row.asked for row in self._rows())]:
                 asked.cancelled = True
             self._changed.notify_all()
-        self._thread.join()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def _work(self) -> None:
         flamingo = self.reader.model
@@ -145,11 +152,13 @@ class Engine:
                 self._turn()
 
     def _wait(self) -> bool:
-        """Wait for something to do; False: it is time to end."""
+        """Wait a while for something to do; False: the thread is to end."""
         with self._changed:
             self._changed.notify_all()  # whoever closes waits for the last answer
-            self._changed.wait_for(lambda: self._busy() or self._closing)
-            return self._busy()
+            self._changed.wait_for(lambda: self._busy() or self._closing, IDLE_S)
+            busy = self._busy()
+            self._thread = self._thread if busy else None
+            return busy
 
     def _turn(self) -> None:
         """Read one prompt at most, so that nobody waits long for a token; then a token each."""

@@ -48,7 +48,6 @@ def open_engine(config: ServeConfig) -> tuple[Engine, str]:
         image_cache=config.image_cache,
         prefix_cache=config.prefix_cache,
     )
-    tell(engine)
     return engine, base
 
 

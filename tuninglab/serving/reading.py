@@ -12,7 +12,6 @@ from tuninglab.data.prompt import encode_prompt
 from tuninglab.data.prompt_formats import Prompt
 from tuninglab.data.tokens import special_id
 from tuninglab.errors import UserError
-from tuninglab.models.generation import ending_with
 from tuninglab.serving.kept import KeptLatents, KeptPrefixes
 from tuninglab.serving.rows import Asked, Row
 from tuninglab.serving.sampling import Chooser
@@ -209,9 +208,8 @@ class Reader:
 
     def _ends(self, prompt: Prompt) -> frozenset[int]:
         end = special_id(prompt.end, self.processor.tokenizer)
-        own = self.model.generation_config.eos_token_id
-        ends = ending_with(self.model, end).get("eos_token_id", own)
-        return frozenset([ends] if isinstance(ends, int) else ends)
+        own: Any = self.model.generation_config.eos_token_id
+        return frozenset({end, *([own] if isinstance(own, int) else own or ())})
 
 
 def _rope_types(parameters: Any) -> set[str]:

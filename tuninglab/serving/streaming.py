@@ -1,8 +1,11 @@
 """An answer as it grows: text for the screen from tokens that are still coming."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from tuninglab.data.prompt import answer_text
 from tuninglab.data.prompt_formats import TUNINGLAB, Prompt
@@ -84,3 +87,33 @@ class GrowingAnswer:
         # Special tokens are left out of an answer, so bytes before and after one are neighbours.
         token = str(self.tokenizer.convert_ids_to_tokens(index))
         return index in self.special or BYTE_TOKEN.fullmatch(token) is not None
+
+
+class AnswerStreamer(BaseStreamer):
+    """Hands on the text of one answer bit by bit, for `generate(streamer=...)` with one row.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        on_text: is called with each new bit of text, never an empty one.
+        prompt: the one in use, whose end token ends the answer.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], Any], prompt: Prompt = TUNINGLAB):
+        self.answer = GrowingAnswer(tokenizer, prompt)
+        self.on_text = on_text
+        self.prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (B=1, T), which is not shown, and then tokens (1,) as they come."""
+        if self.prompt_seen:
+            for token in value.flatten().tolist():
+                self._show(self.answer.add(token))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        """Show what was held back."""
+        self._show(self.answer.end())
+
+    def _show(self, text: str) -> None:
+        if text:
+            self.on_text(text)

@@ -3,9 +3,9 @@
 import difflib
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
-from tuninglab.config import ChatConfig
+from tuninglab.config import ChatConfig, ServeConfig
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.progress import working
@@ -14,10 +14,13 @@ from tuninglab.serving.conversation import Conversation
 HELP = """\
 Type a question, or one of:
   /image PATH  show a picture; it goes with your next question
+  /base        let the base answer from now on, as it was before tuning
+  /tuned       let what was tuned answer again
+  /save FILE   write the conversation as a record that finetune reads
   /reset       forget the conversation and its pictures
   /help        this text
   /quit        leave (or Ctrl-D)"""
-COMMANDS = ("/image", "/reset", "/help", "/quit")
+COMMANDS = ("/image", "/base", "/tuned", "/save", "/reset", "/help", "/quit")
 PROMPT = "> "
 
 
@@ -32,10 +35,15 @@ def chat(config: ChatConfig) -> None:
     """
     # Loaded here, so that a wrong flag is answered before torch is imported.
     with working(f"opening {config.model}"):
-        from tuninglab.serving.open_model import open_model
+        from tuninglab.serving.open_engine import open_engine
 
-        model, processor = open_model(config.model, config.threads, config.exact)
-    conversation = Conversation(model, processor, config.max_new_tokens, config.system)
+        names = ("model", "threads", "exact", "max_new_tokens")
+        engine, _ = open_engine(ServeConfig(**{name: getattr(config, name) for name in names}))
+    with closing(engine):
+        _talk(config, Conversation.on(engine, config.system))
+
+
+def _talk(config: ChatConfig, conversation: Conversation) -> None:
     # After the model: a missing model is the larger mistake of the two, and is told first.
     if config.image is not None:
         conversation.show(config.image)
@@ -70,8 +78,14 @@ def _react(line: str, conversation: Conversation) -> bool:
     elif command == "/reset":
         conversation.reset()
         say("Forgotten.")
+    elif command in ("/base", "/tuned"):
+        _turn_to(command, conversation)
+    elif command == "/save":
+        path = _named(rest, "/save", "a file: /save talk.json")
+        conversation.save(path)
+        say(f"Saved as {path}.")
     elif command == "/image":
-        path = _unquoted(rest.strip())
+        path = _named(rest, "/image", "the path of a picture: /image photo.jpg")
         conversation.show(path)
         say(f"Showing {path}. Ask about it.")
     elif command.startswith("/"):
@@ -93,16 +107,30 @@ def _answer(question: str, conversation: Conversation) -> None:
     print("" if answer else "(no answer)", flush=True)
 
 
-def _unquoted(path: str) -> str:
-    """The path as written, without the quotes that a dragged file comes with.
+def _turn_to(command: str, conversation: Conversation) -> None:
+    """Let the base, or what was tuned of it, answer from now on; what was said stays.
+
+    Raises:
+        UserError: there is only a base.
+    """
+    models = conversation.engine.models
+    if len(models) == 1:
+        raise UserError(f"{models[0]} has no adapter: there is nothing to compare it with.")
+    conversation.asked = models[-1] if command == "/base" else models[0]
+    say(f"{conversation.asked} answers from now on.")
+
+
+def _named(rest: str, command: str, what: str) -> str:
+    """The path after a command, without the quotes that a dragged file comes with.
 
     Raises:
         UserError: there is no path.
     """
+    path = rest.strip()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
-        raise UserError("/image needs the path of a picture: /image photo.jpg")
+        raise UserError(f"{command} needs {what}")
     return path
 
 
