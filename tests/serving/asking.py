@@ -19,7 +19,8 @@ def picture_file(colour, side=20) -> bytes:
 
 
 def asked(text="What is it?", colours=(), model="base", before=(), **options) -> Request:
-    content = [{"type": "image"} for _ in colours] + [{"type": "text", "text": text}]
+    content = [{"type": "image"} for _ in colours]
+    content += [{"type": "text", "text": text}] if text else []
     messages = normal_messages([*before, {"role": "user", "content": content}])
     return Request(model, messages, [picture_file(colour) for colour in colours], **options)
 

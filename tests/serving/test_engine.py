@@ -2,13 +2,14 @@
 
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.adapters.test_saving import tuned
-from tests.serving.asking import Answers, answers, asked, generated, picture_file, texts
-from tests.tiny import byte_tokenizer, flamingo, flamingo_config, processor_of, speaking
+from tests.serving.asking import PATIENCE_S, Answers, answers, asked, generated, picture_file, texts
+from tests.tiny import flamingo, flamingo_config, processor_of, speaking, tiny_tokenizer
 from tuninglab.adapters.saving import load_adapter, save_adapter
 from tuninglab.errors import UserError
 from tuninglab.serving import engine as engine_module
@@ -21,7 +22,7 @@ COLOURS = ["red", "green", "blue", "white", "black", "orange"]
 
 def made(family="llama", text=None, **options):
     """A random Flamingo that any text can be asked, and its processor."""
-    words = byte_tokenizer()
+    words = tiny_tokenizer()
     sizes, tokens = speaking(words, **(text or {}))
     model = flamingo(flamingo_config(family, sizes, **options, **tokens), 0.7, 0.4, scale=4)
     return model, processor_of(words)
@@ -48,15 +49,12 @@ def make_engine():
         assert engine._thread is None
 
 
-def several(**options):
+def several():
     """Requests that differ in length, pictures and longest answer."""
+    questions = ["What is it?", "abc", "Is that so, or is it not?", "7 + 5", "Why", "z" * 40, "o?"]
     return [
-        asked(
-            "What is it?" * (1 + number % 3),
-            COLOURS[: number % 4],
-            max_new_tokens=3 + 4 * (number % 3),
-        )
-        for number in range(7)
+        asked(question, COLOURS[: number % 4], max_new_tokens=3 + 4 * (number % 3))
+        for number, question in enumerate(questions)
     ]
 
 
@@ -71,7 +69,7 @@ def test_answers_together_are_the_answers_alone(family, mode, make_engine):
     model, processor = made(family, {limit: 256} if limit else None, media_mode=mode)
     requests = several()
     alone = [generated(model, processor, request)[0] for request in requests]
-    assert len(set(alone)) > 4
+    assert len(set(alone)) > 3
     # Fewer rows than requests: some join as others leave.
     engine = make_engine(model, processor, max_rows=3)
     assert texts(engine, *requests) == alone
@@ -88,14 +86,12 @@ def test_with_kernels_and_without(kernels, tiny, make_engine):
 @pytest.mark.parametrize("family", ["phi4-mini", "falcon_h1"])
 def test_rows_that_cannot_be_laid_together_are_decoded_side_by_side(family, make_engine):
     model, processor = made(family)
-    # LongRoPE turns positions otherwise beyond 16 tokens; here also in the middle of an answer.
-    processor.use_prompt(
-        "{% for m in messages %}{% for p in m.content %}{{ p.text if p.type == "
-        "'text' else '<image>' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
-        if False
-        else "otter"
-    )
-    requests = [asked("a", max_new_tokens=9), asked("abcdef", ["red"], max_new_tokens=9)]
+    # LongRoPE turns positions otherwise beyond 16 tokens: in the middle of the first answer.
+    processor.use_prompt("openflamingo-caption")
+    requests = [
+        asked("", ["red"], max_new_tokens=9),
+        asked("", ["red", "blue", "green"], max_new_tokens=9),
+    ]
     alone = [generated(model, processor, request)[0] for request in requests]
     engine = make_engine(model, processor)
     assert not engine.reader.plain
@@ -109,7 +105,7 @@ def test_a_turn_reads_what_is_new_alone(tiny, make_engine):
     ((said, done),) = answers(engine, first)
     before = [*first.messages, {"role": "assistant", "content": [{"type": "text", "text": said}]}]
     second = asked("Two?", ["blue"], before=before, max_new_tokens=6)
-    second = type(second)(**{**vars(second), "pictures": [*first.pictures, *second.pictures]})
+    second = replace(second, pictures=[*first.pictures, *second.pictures])
     ((text, again),) = answers(engine, second)
     assert text == generated(model, processor, second)[0]
     assert done.reused_tokens == 0 and again.reused_tokens >= done.prompt_tokens
@@ -185,7 +181,7 @@ def test_adapters_and_base_answer_side_by_side(two_adapters, tiny_bases, make_en
         for name in served
     ]
     expected = [generated(alone[r.model], processor, r)[0] for r in requests]
-    assert len(set(expected)) > 6
+    assert len(set(expected)) > 4
     assert texts(engine, *requests) == expected
     assert texts(engine, *reversed(requests)) == expected[::-1]
 
@@ -256,6 +252,7 @@ def test_penalties_of_openai_step_by_step(penalties, tiny, make_engine):
     tokens = [
         token for event in collected.told[0] if isinstance(event, Text) for token in event.tokens
     ]
+    assert b"".join(token.bytes for token in tokens).decode("utf-8", "replace").strip() == text
     # Of the unchanged logits, whatever was taken off them.
     assert len(tokens) == length
     for token, index, log_probs in zip(tokens, answer, told, strict=False):
@@ -282,10 +279,22 @@ def test_a_stop_text_ends_an_answer_and_is_not_shown(tiny, make_engine):
         assert "" not in [event.text for event in collected.told[0] if isinstance(event, Text)]
 
 
+def is_idle(engine):
+    """Whether nothing waits or runs any more: an answer is told a little before its row is gone."""
+    with engine._changed:
+        return engine._changed.wait_for(lambda: not engine._busy(), PATIENCE_S)
+
+
+def endless_in(engine):
+    """A request whose answer takes as long as a test needs."""
+    engine.reader._ends = lambda prompt: frozenset()
+    return asked("Say", max_new_tokens=1500)
+
+
 def test_whoever_leaves_frees_the_place(tiny, make_engine):
     model, processor = tiny
     engine = make_engine(model, processor, max_rows=2, max_queue=1)
-    endless = asked("Say", max_new_tokens=100, sampling=Sampling(temperature=2.0))
+    endless = endless_in(engine)
     first, second = Answers(engine, endless), Answers(engine, endless)
     first.next(), second.next()
     waits = Answers(engine, endless)
@@ -300,27 +309,27 @@ def test_whoever_leaves_frees_the_place(tiny, make_engine):
     assert (text, done.reason) == ("", "cancelled")
     first.answering.cancel()
     ((text, done),) = first.wait()
-    assert done.reason == "cancelled" and done.answer_tokens < 100
+    assert done.reason == "cancelled" and done.answer_tokens < 1500
     assert answers(engine, asked("a", max_new_tokens=2))[0][1].answer_tokens <= 2
     second.answering.cancel()
     second.wait()
-    assert engine.load() == (0, 0)
+    assert is_idle(engine)
 
 
 def test_a_mistake_of_one_is_told_to_that_one(tiny, make_engine, monkeypatch):
     model, processor = tiny
     engine = make_engine(model, processor)
     good = asked("a", ["red"], max_new_tokens=4)
-    bad = type(good)(**{**vars(good), "pictures": [picture_file("red")[:-20]]})
-    none = type(good)(**{**vars(good), "pictures": []})
+    bad = replace(good, pictures=[b"no picture"])
+    none = replace(good, pictures=[])
     right, damaged, missing = answers(engine, good, bad, none)
     assert right[0] == generated(model, processor, good)[0]
     assert isinstance(damaged, UserError) and "picture 1" in str(damaged)
-    assert isinstance(missing, UserError) and "0 pictures are given" in str(missing)
+    assert isinstance(missing, UserError) and "0 pictures are given for 1 marks" in str(missing)
     monkeypatch.setattr(engine_module.Batch, "step", lambda *_: 1 / 0)
     assert [type(e) for e in answers(engine, good, good)] == [ZeroDivisionError] * 2
     monkeypatch.undo()
-    assert texts(engine, good) == [right[0]] and engine.load() == (0, 0)
+    assert texts(engine, good) == [right[0]] and is_idle(engine)
 
 
 def test_a_prompt_is_as_long_as_the_model_reads_at_most(make_engine):
@@ -364,7 +373,7 @@ def test_a_closed_engine_has_told_everybody(tiny, make_engine):
     with pytest.raises(ClosedError):
         engine.submit([asked()], lambda *_: None)
     other = make_engine(model, processor, max_rows=1)
-    long = asked("Say", max_new_tokens=150, sampling=Sampling(temperature=2.0))
+    long = endless_in(other)
     cut, waiting = Answers(other, long), Answers(other, long)
     cut.next()
     other.close()

@@ -96,9 +96,7 @@ class Reader:
                 raise UserError(f"This model was tuned otherwise: {error}") from error
             marks = asked.ids.count(self.model.config.image_token_id)
             if marks != len(request.pictures):
-                raise UserError(
-                    f"{marks} places for pictures, but {len(request.pictures)} pictures"
-                )
+                raise UserError(f"{len(request.pictures)} pictures are given for {marks} marks")
         return len(asked.ids) + self._most(asked)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from tuninglab.serving.streaming import BYTE_TOKEN
 # How vocabularies of GPT-2's kind write bytes, and those of SentencePiece a blank.
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 BLANK = "\u2581"
+LETTER = "\u0120"  # GPT-2's for the byte of a blank
 
 
 class Chooser:
@@ -105,8 +106,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        # The letter for a blank, which no other kind of vocabulary has as a token.
-        self.has_letters_for_bytes = "\u0120" in tokenizer.get_vocab()
+        self.has_letters_for_bytes = tokenizer.convert_tokens_to_string([LETTER]) == " "
 
     def told(self, token: int, logits: Tensor, count: int) -> Token:
         """A token with its log-probability by logits (V,), and the `count` most probable ones."""
