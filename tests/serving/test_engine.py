@@ -89,8 +89,8 @@ def test_rows_that_cannot_be_laid_together_are_decoded_side_by_side(family, make
     # LongRoPE turns positions otherwise beyond 16 tokens: in the middle of the first answer.
     processor.use_prompt("openflamingo-caption")
     requests = [
-        asked("", ["red"], max_new_tokens=9),
-        asked("", ["red", "blue", "green"], max_new_tokens=9),
+        asked("", ["red"], max_new_tokens=40),
+        asked("", ["red", "blue", "green"], max_new_tokens=40),
     ]
     alone = [generated(model, processor, request)[0] for request in requests]
     engine = make_engine(model, processor)

@@ -16,7 +16,7 @@ from tuninglab.serving.batch import Batch
 from tuninglab.serving.exchange import BusyError, ClosedError, Done, Event, Request
 from tuninglab.serving.kept import KeptLatents, KeptPrefixes
 from tuninglab.serving.reading import Reader, ServedModel
-from tuninglab.serving.rows import Asked, Row
+from tuninglab.serving.rows import Answering, Asked, Row
 from tuninglab.serving.sampling import Vocabulary
 from tuninglab.training.hardware import free_memory_bytes
 
@@ -27,20 +27,6 @@ ROWS_SHARE, KEPT_SHARE = 1 / 2, 1 / 8
 USUAL_ROWS = 8
 # The thread stays so long after the last answer.
 IDLE_S = 5.0
-
-
-class Answering:
-    """Requests under way, for whoever gave them."""
-
-    def __init__(self, asked: Sequence[Asked], changed: threading.Condition):
-        self._asked, self._changed = asked, changed
-
-    def cancel(self) -> None:
-        """Free their places at the next token; from any thread, also after they have ended."""
-        with self._changed:
-            for one in self._asked:
-                one.cancelled = True
-            self._changed.notify_all()
 
 
 class Engine:

@@ -1,7 +1,8 @@
 """One answer under way: what it has come to, and what those who asked are told of it."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,6 +34,20 @@ class Asked:
     def fail(self, error: Exception) -> None:
         """Tell that there will be no answer."""
         self.tell(Failed(error))
+
+
+class Answering:
+    """Requests under way, for whoever gave them."""
+
+    def __init__(self, asked: Sequence[Asked], changed: threading.Condition):
+        self._asked, self._changed = asked, changed
+
+    def cancel(self) -> None:
+        """Free their places at the next token; from any thread, also after they have ended."""
+        with self._changed:
+            for one in self._asked:
+                one.cancelled = True
+            self._changed.notify_all()
 
 
 class Row:
