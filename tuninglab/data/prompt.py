@@ -202,16 +202,12 @@ def answer_ids(
 
 
 def decode_answer(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
+    ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt = TUNINGLAB,
+    strip: bool = True,
 ) -> str:
     """The text of generated ids (without the prompt), up to the first token that ends an answer."""
-    return answer_text(ids, tokenizer, prompt).strip()
-
-
-def answer_text(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, prompt: Prompt = TUNINGLAB
-) -> str:
-    """What `decode_answer` gives, with blanks and line breaks at its ends."""
     ours: Any = tokenizer.convert_tokens_to_ids([prompt.end, EOC_TOKEN])
     # A model that was tuned little may still end with its own token instead of ours.
     ends = [*ours, tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -220,7 +216,7 @@ def answer_text(
     text = tokenizer.decode(
         list(ids[:length]), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    return str(text)
+    return str(text).strip() if strip else str(text)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from tuninglab.data.prompt import answer_text
+from tuninglab.data.prompt import decode_answer
 from tuninglab.data.prompt_formats import TUNINGLAB, Prompt
 
 # How LLaMA's vocabulary writes a byte of a character that it has no token for.
@@ -53,7 +53,7 @@ class GrowingAnswer:
         return self._more(self._text(self.ids))
 
     def _text(self, ids: Sequence[int]) -> str:
-        text = answer_text(ids, self.tokenizer, self.prompt).lstrip()
+        text = decode_answer(ids, self.tokenizer, self.prompt, strip=False).lstrip()
         found = [at for stop in self.stop if (at := text.find(stop)) >= 0]
         self.stopped = bool(found)
         return text[: min(found)] if found else text
