@@ -202,13 +202,10 @@ def answer_ids(
 
 
 def decode_answer(
-    ids: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt = TUNINGLAB,
-    strip: bool = True,
+    ids: Sequence[int], tokenizer: Any, prompt: Prompt = TUNINGLAB, strip: bool = True
 ) -> str:
     """The text of generated ids (without the prompt), up to the first token that ends an answer."""
-    ours: Any = tokenizer.convert_tokens_to_ids([prompt.end, EOC_TOKEN])
+    ours = tokenizer.convert_tokens_to_ids([prompt.end, EOC_TOKEN])
     # A model that was tuned little may still end with its own token instead of ours.
     ends = [*ours, tokenizer.eos_token_id, tokenizer.pad_token_id]
     length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
