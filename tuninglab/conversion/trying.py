@@ -1,0 +1,182 @@
+"""Whether a model that was written answers as the one that it was made of: the check of `export`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuninglab.data.batches import SampleDataset
+from tuninglab.data.sample import Sample
+from tuninglab.data.tokens import special_id
+from tuninglab.embedded.task import EmbeddedSamples
+from tuninglab.errors import WorkError
+from tuninglab.evaluation.answers import prompt_inputs
+from tuninglab.models.generation import ending_with
+from tuninglab.untrusted import MIB, read_json
+
+# Tokens of an answer, and positions of a prompt and its answer whose logits are compared.
+ANSWER_TOKENS, LAST = 16, 128
+# What two orders of summing 32-bit numbers make of logits is below 1e-4 at 9 B parameters.
+MOST_FP32 = 1e-3
+# Where weights or activations have 16 bits, each is off by eps / 2 of itself, and the logits by a
+# few eps of the largest: products of independent errors grow with the root of the layers. 8 are
+# twice the most that was seen (docs/serving.md); a layer that was not merged gives more.
+EPSILONS = 8
+LARGEST = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a model made of some prompts.
+
+    Attributes:
+        prompts: their tokens.
+        answers: the tokens of the greedy answer to each.
+        logits: (T, V) of each, in float32 on the CPU: of its last `LAST` positions, answer included.
+    """
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    logits: list[Tensor]
+
+
+def prompts_of(run: Path | None, count: int) -> list[Sample]:
+    """Questions to try: the run's own, then drawn ones; every fourth without its picture.
+
+    Args:
+        run: its folder, whose answers.json holds questions that it was scored by; None: no run.
+        count: how many.
+    """
+    own = [] if run is None else list(islice(_own(run), count))
+    drawn = EmbeddedSamples("test", count)
+    samples = [*own, *(drawn[k] for k in range(count - len(own)))]
+    return [_blind(s) if k % 4 == 3 else s for k, s in enumerate(samples)]
+
+
+def _own(run: Path) -> Any:
+    file = run / "answers.json"
+    cards = read_json(file, LARGEST, "answers of the run") if file.is_file() else []
+    for card in cards if isinstance(cards, list) else []:
+        question = card.get("question") if isinstance(card, dict) else None
+        picture = card.get("picture") if isinstance(card, dict) else None
+        if not isinstance(question, str) or not question.strip():
+            continue
+        # Names in a run folder that was handed on lead nowhere else.
+        place = run / str(picture)
+        inside = place.resolve().is_relative_to(run.resolve()) and place.is_file()
+        yield _sample(question, [str(place)] if picture and inside else [])
+
+
+def _sample(question: str, images: list[Any]) -> Sample:
+    parts = [{"type": "image"} for _ in images]
+    asked = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "-"}]}
+    return Sample([asked, answer], images, "prompt of the check")
+
+
+def _blind(sample: Sample) -> Sample:
+    parts = sample.messages[0]["content"]
+    text = " ".join(part["text"] for part in parts if part["type"] == "text").strip()
+    return _sample(text or "What is this?", [])
+
+
+@torch.inference_mode()
+def tried(
+    model: Any, processor: Any, samples: Sequence[Sample], reference: Tried | None = None
+) -> Tried:
+    """What a model answers to prompts, greedily, and its logits over prompt and answer.
+
+    Args:
+        model: a Flamingo, or one wrapped by PEFT, in evaluation mode.
+        processor: its processor.
+        samples: the prompts; each true answer is not looked at.
+        reference: of another model: its answers are what the logits are computed over.
+
+    Raises:
+        UserError: the model's prompt has no place for a question.
+    """
+    rows = SampleDataset(samples, processor, prompts_only=True)
+    ending = ending_with(model, special_id(processor.prompt.end, processor.tokenizer))
+    text = model.config.get_text_config(decoder=True)
+    room = getattr(text, "max_position_embeddings", None) or 10**9
+    result = Tried([], [], [])
+    for number in range(len(rows)):
+        row = rows[number]
+        prompt = row["input_ids"] = row["input_ids"][-(room - ANSWER_TOKENS) :]
+        inputs = prompt_inputs(model, processor, [row])
+        options = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, **ending}
+        answer = model.generate(**inputs, **options)[0, len(prompt) :].tolist()
+        shown = answer if reference is None else reference.answers[number]
+        inputs["input_ids"] = torch.tensor([[*prompt, *shown]], device=inputs["input_ids"].device)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        logits = model(**inputs, use_cache=False).logits[0, -LAST:].float().cpu()
+        result.prompts.append(prompt)
+        result.answers.append(answer)
+        result.logits.append(logits)
+    return result
+
+
+def compared(before: Tried, after: Tried, dtypes: Sequence[torch.dtype]) -> dict[str, Any]:
+    """The figures of a check.
+
+    Args:
+        before: of the model that was exported.
+        after: of what was written, read from disk again.
+        dtypes: that the two compute in.
+
+    Returns:
+        `prompts`, `max_logit_difference` and the `bound` that it must keep, `answers_equal`, and
+        `passed`: whether all is as it was.
+    """
+    largest = max(float(logits.abs().max()) for logits in before.logits)
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    bound = MOST_FP32 if eps < MOST_FP32 / 100 else EPSILONS * eps * largest
+    same = before.prompts == after.prompts
+    pairs = zip(before.logits, after.logits, strict=True)
+    # Prompts of other lengths have no logits that could be compared.
+    most = max(float((a - b).abs().max()) for a, b in pairs) if same else float("inf")
+    equal = sum(a == b for a, b in zip(before.answers, after.answers, strict=True))
+    return {
+        "prompts": len(before.prompts),
+        "prompts_equal": same,
+        "max_logit_difference": most,
+        "largest_logit": largest,
+        "bound": bound,
+        "answers_equal": equal,
+        # Written so that nan fails.
+        "passed": same and equal == len(before.answers) and most <= bound,
+    }
+
+
+def told(check: dict[str, Any]) -> str:
+    """The figures of a check in a line."""
+    return (
+        f"{check['prompts']} prompts before and after: max |Δ logit| "
+        f"{check['max_logit_difference']:.2g} (at most {check['bound']:.2g}), greedy answers "
+        f"equal: {check['answers_equal']} of {check['prompts']}"
+    )
+
+
+def refuse_change(check: dict[str, Any], out: Path, narrow: bool) -> None:
+    """Stop where what was written does not answer as before.
+
+    Args:
+        check: of `compared`.
+        out: where it should have been.
+        narrow: it is in 16 bits.
+
+    Raises:
+        WorkError: with the figures.
+    """
+    if check["passed"]:
+        return
+    why = "the prompts come out otherwise" if not check["prompts_equal"] else told(check)
+    hint = " In 16 bits a close call may tip over: try --dtype fp32." if narrow else ""
+    raise WorkError(
+        f"What was exported does not answer as the run does: {why}. Nothing was written to {out}."
+        f"{hint}"
+    )
