@@ -23,8 +23,8 @@ MOST_EVALUATIONS, MOST_LETTERS, MOST_COMMAND = 20, 200, 4000
 TASK = "image-text-to-text"
 # The columns of the table: the base first, the result second, then who does not look.
 COLUMNS = ("before", "after", "blank", "shuffled", "prior")
-# Everything that markdown, or HTML in it, may take for a mark.
-MARKS = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:@^=\"'])")
+# What markdown, or HTML in it, takes for a mark, and what becomes a link by itself.
+MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&$!:@^=]|(?<=www)\.)", re.IGNORECASE)
 
 
 class Exported(NamedTuple):
@@ -66,7 +66,7 @@ def escaped(value: object) -> Markup:
     line = line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}…"
     # Turned letters and half pairs of surrogates would change what stands around them.
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return Markup(MARKS.sub(lambda mark: f"&#{ord(mark[1])};", line))
+    return Markup(MARKS.sub(r"\\\1", line))
 
 
 def fenced(text: str, language: str = "") -> Markup:
@@ -105,9 +105,7 @@ def _metadata(
     )
 
 
-def _results(
-    figures: Mapping[str, Any], evaluations: list[dict[str, Any]]
-) -> Iterator[EvalResult]:
+def _results(figures: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> Iterator[EvalResult]:
     """What was measured, as the hub's model-index takes it."""
     of_run = _object(_object(figures.get("evaluation")).get("after")).get("exact_match")
     scores = [(_text(figures.get("task")), "exact_match", of_run)]
@@ -149,7 +147,7 @@ def _body(
         scores=_scores(_object(figures.get("evaluation"))),
         evaluations=[_row(one) for one in evaluations],
         check=exported.check,
-        versions=versions(),
+        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
         load=fenced(loading(exported), "python"),
         pushed=config.push_to_hub,
     )

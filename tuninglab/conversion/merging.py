@@ -48,9 +48,7 @@ def tuned_model(
 
 
 @torch.no_grad()
-def merged(
-    model: PeftModel, dtype: torch.dtype | None = None
-) -> FlamingoForConditionalGeneration:
+def merged(model: PeftModel, dtype: torch.dtype | None = None) -> FlamingoForConditionalGeneration:
     """The base with the adapter added to its weights, in place; no layer of PEFT is left.
 
     One layer after the other is summed in float32 and rounded once, to its own format or to
@@ -90,8 +88,11 @@ def _untie(base: Any, layers: list[Any]) -> None:
     Rows of tokens are trained for both.
     """
     table, head = base.get_input_embeddings(), base.get_output_embeddings()
-    bare = [module.get_base_layer() if hasattr(module, "get_base_layer") else module
-            for module in (table, head) if module is not None]
+    bare = [
+        module.get_base_layer() if hasattr(module, "get_base_layer") else module
+        for module in (table, head)
+        if module is not None
+    ]
     tied = len(bare) == 2 and bare[0].weight is bare[1].weight
     lora = [m for m in layers if hasattr(m, "lora_A") and (m is table or m is head)]
     if tied and lora:

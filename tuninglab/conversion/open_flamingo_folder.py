@@ -52,8 +52,8 @@ def read_parts(folder: Path) -> tuple[FlamingoForConditionalGeneration, Flamingo
     checkpoint = read_checkpoint(str(folder / CHECKPOINT))
     with checkpoint.named():
         layout = describe(checkpoint)
-    parts = {name: str(folder / name) for name in (LANG, TOWER)}
-    sources = ConvertConfig(checkpoint=str(folder / CHECKPOINT), **parts)
+    lang, tower = str(folder / LANG), str(folder / TOWER)
+    sources = ConvertConfig(lang_encoder=lang, vision_encoder=tower)
     model, processor = flamingo_of(checkpoint, layout, sources, Choices())
     processor.use_prompt((folder / TEMPLATE).read_text(encoding="utf-8"))
     return model, processor

@@ -27,8 +27,9 @@ def check_push(name: str) -> None:
     if not HUB_ID.fullmatch(name):
         raise UserError(f"--push_to_hub is {shown(name)}; expected owner/name")
     if constants.HF_HUB_OFFLINE:
-        raise UserError("--push_to_hub: HF_HUB_OFFLINE forbids to ask the hub. Unset it, or leave "
-                        "the flag out")
+        raise UserError(
+            "--push_to_hub: HF_HUB_OFFLINE forbids to ask the hub. Unset it, or leave the flag out"
+        )
     if get_token() is None:
         raise UserError("--push_to_hub needs a token that may write: `hf auth login`, or HF_TOKEN")
     try:

@@ -1,4 +1,4 @@
-"""Whether a model that was written answers as the one that it was made of: the check of `export`."""
+"""Whether what was exported answers as what it was made of: the check of `export`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from tuninglab.untrusted import MIB, read_json
 ANSWER_TOKENS, LAST = 16, 128
 # What two orders of summing 32-bit numbers make of logits is below 1e-4 at 9 B parameters.
 MOST_FP32 = 1e-3
-# Where weights or activations have 16 bits, each is off by eps / 2 of itself, and the logits by a
-# few eps of the largest: products of independent errors grow with the root of the layers. 8 are
-# twice the most that was seen (docs/serving.md); a layer that was not merged gives more.
+# Where weights or activations have 16 bits, each is off by up to eps / 2 of itself, and logits by a
+# few eps of the largest, for independent errors add up as their root. Seen were 1.9 (the demo,
+# merged into fp16) and 1.6 (bf16); deeper models get room, for there the answers decide.
 EPSILONS = 8
 LARGEST = 64 * MIB
 
@@ -36,7 +36,7 @@ class Tried:
     Attributes:
         prompts: their tokens.
         answers: the tokens of the greedy answer to each.
-        logits: (T, V) of each, in float32 on the CPU: of its last `LAST` positions, answer included.
+        logits: (T, V) of each, float32 on the CPU: of the last `LAST` positions, with the answer.
     """
 
     prompts: list[list[int]]
