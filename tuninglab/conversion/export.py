@@ -125,7 +125,8 @@ def _write(
     computed_in = tuned.dtype
     before = tried(tuned, processor, samples)
     if not config.merge:
-        _write_adapter(named, folder, tuned.get_base_model().config.media_mode)
+        base: Any = tuned.get_base_model()
+        _write_adapter(named, folder, base.config.media_mode)
         return Written(before, computed_in, computed_in)
     model = merged(tuned, DTYPES[config.dtype] if config.dtype else None)
     if config.to == "open_flamingo":
@@ -141,6 +142,7 @@ def _tried_again(
     config: ExportConfig, folder: Path, samples: list[Sample], device: torch.device, before: Tried
 ) -> Tried:
     """The same prompts put to what lies in a folder."""
+    model: Any
     if config.to == "open_flamingo":
         model, processor = read_parts(folder)
     elif config.merge:

@@ -39,7 +39,7 @@ def tuned_model(
         model, processor = load_flamingo(named.base, read_as)
     if getattr(model.config, "quantization_config", None) is not None:
         choices.add("base weights", "made floats again", "they were saved quantised")
-        model.dequantize()
+        model.dequantize(model.dtype)
     model.to(device)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
     tuned = load_adapter(model, adapter).eval()
@@ -59,11 +59,10 @@ def merged(model: PeftModel, dtype: torch.dtype | None = None) -> FlamingoForCon
         model: what `load_adapter` made, with the adapter on.
         dtype: of all weights in the end; None leaves each what it is.
     """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    base: Any = model.get_base_model()
-    _untie(base, layers)
-    for layer in layers:
-        if not hasattr(layer, "merge"):
+    layer: Any
+    _untie(model.get_base_model())
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
             continue
         held = layer.get_base_layer()
         format_ = held.weight.dtype
@@ -81,21 +80,24 @@ def merged(model: PeftModel, dtype: torch.dtype | None = None) -> FlamingoForCon
     return plain.requires_grad_(False).eval()
 
 
-def _untie(base: Any, layers: list[Any]) -> None:
-    """Give a table with LoRA a weight of its own where the output layer shares it.
+def _untie(base: Any) -> None:
+    """Give the output layer a weight of its own where it shares the table's, and one is tuned.
 
-    LoRA changes what one of the two computes; merged into the weight of both, it would change both.
-    Rows of tokens are trained for both.
+    LoRA and rows of tokens change what one of the two computes; merged into the weight of both,
+    they would change both. Where PEFT tunes rows of both as one (`tied_adapter`), they stay one.
     """
     table, head = base.get_input_embeddings(), base.get_output_embeddings()
-    bare = [
-        module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        for module in (table, head)
-        if module is not None
-    ]
-    tied = len(bare) == 2 and bare[0].weight is bare[1].weight
-    lora = [m for m in layers if hasattr(m, "lora_A") and (m is table or m is head)]
-    if tied and lora:
-        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+    plain_table, plain_head = _plain(table), _plain(head)
+    if head is None or plain_table.weight is not plain_head.weight:
+        return
+    tuned = table is not plain_table or head is not plain_head
+    if tuned and getattr(getattr(head, "token_adapter", None), "tied_adapter", None) is None:
+        plain_head.weight = nn.Parameter(plain_head.weight.detach().clone(), requires_grad=False)
         for config in (base.config, base.config.text_config, base.lang_encoder.config):
             config.tie_word_embeddings = False
+
+
+def _plain(module: Any) -> Any:
+    """A layer without what PEFT put around it."""
+    inside = getattr(module, "token_adapter", module)
+    return inside.get_base_layer() if isinstance(inside, BaseTunerLayer) else module

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ MOST_FP32 = 1e-3
 # few eps of the largest, for independent errors add up as their root. Seen were 1.9 (the demo,
 # merged into fp16) and 1.6 (bf16); deeper models get room, for there the answers decide.
 EPSILONS = 8
+# Two tokens whose logits are nearer than two roundings are one to a model of 16 bits: which comes
+# first depends on the order of sums, and differs between machines too.
+TIE = 2
 LARGEST = 64 * MIB
 
 
@@ -129,35 +132,56 @@ def compared(before: Tried, after: Tried, dtypes: Sequence[torch.dtype]) -> dict
         dtypes: that the two compute in.
 
     Returns:
-        `prompts`, `max_logit_difference` and the `bound` that it must keep, `answers_equal`, and
-        `passed`: whether all is as it was.
+        `prompts`, `max_logit_difference` and the `bound` that it must keep, `answers_equal`;
+        `ties`: answers that part at two tokens which the model of 16 bits cannot tell apart, nearer
+        than `tie`; and `passed`: whether all is as it was.
     """
     largest = max(float(logits.abs().max()) for logits in before.logits)
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-    bound = MOST_FP32 if eps < MOST_FP32 / 100 else EPSILONS * eps * largest
+    wide = eps < MOST_FP32 / 100
+    bound, tie = (MOST_FP32, 0.0) if wide else (EPSILONS * eps * largest, TIE * eps * largest)
     same = before.prompts == after.prompts
     pairs = zip(before.logits, after.logits, strict=True)
     # Prompts of other lengths have no logits that could be compared.
     most = max(float((a - b).abs().max()) for a, b in pairs) if same else float("inf")
-    equal = sum(a == b for a, b in zip(before.answers, after.answers, strict=True))
+    margins = [_margin(before, number, answer) for number, answer in enumerate(after.answers)]
+    equal = sum(margin is None for margin in margins)
+    ties = sum(margin is not None and margin < tie for margin in margins)
     return {
         "prompts": len(before.prompts),
         "prompts_equal": same,
         "max_logit_difference": most,
-        "largest_logit": largest,
         "bound": bound,
         "answers_equal": equal,
+        "ties": ties,
+        "tie": tie,
         # Written so that nan fails.
-        "passed": same and equal == len(before.answers) and most <= bound,
+        "passed": same and equal + ties == len(margins) and most <= bound,
     }
+
+
+def _margin(before: Tried, number: int, answer: list[int]) -> float | None:
+    """How much nearer one model's answer was where another's first parts from it; None: nowhere."""
+    own = before.answers[number]
+    pairs = enumerate(zip_longest(own, answer))
+    at = next((k for k, (a, b) in pairs if a != b), None)
+    if at is None:
+        return None
+    if at >= min(len(own), len(answer)):
+        # One ends where the other goes on, although it had the same tokens.
+        return float("inf")
+    # The row of logits that a token was chosen from is that of the one before it.
+    row = before.logits[number][at - len(own) - 1]
+    return float(row[own[at]] - row[answer[at]])
 
 
 def told(check: dict[str, Any]) -> str:
     """The figures of a check in a line."""
+    ties = f", {check['ties']} part at a tie (logits nearer than {check['tie']:.2g})"
     return (
         f"{check['prompts']} prompts before and after: max |Δ logit| "
         f"{check['max_logit_difference']:.2g} (at most {check['bound']:.2g}), greedy answers "
-        f"equal: {check['answers_equal']} of {check['prompts']}"
+        f"equal: {check['answers_equal']} of {check['prompts']}{ties * bool(check['ties'])}"
     )
 
 
