@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tuninglab.adapters import switching
+from tuninglab.adapters.base_mark import check_base
 from tuninglab.adapters.int8_lora import know_int8
 from tuninglab.adapters.kept_settings import tuned_media_mode
 from tuninglab.adapters.lora import quietly
@@ -188,6 +189,7 @@ def load_adapter(model: nn.Module, directory: str | Path, name: str = "default")
     """
     directory = Path(directory)
     check_shipped_base(directory)
+    check_base(directory, getattr(model.config, "name_or_path", None))
     adapters, media_mode = switching.adapters_of(model), tuned_media_mode(directory)
     if name in adapters.held:
         raise ValueError(f"there is an adapter {name!r} already")

@@ -176,6 +176,7 @@ def _base_of_adapter(adapter: Path) -> str:
     if not base or not isinstance(base, str):
         raise UserError(f"{file} does not name the base of the adapter: {remedy}")
     check_path(base, f"{file}, base_model_name_or_path")
-    # A converted pair may have been moved together: a relative path also counts from the adapter.
+    # A pair may have been moved together: a relative path counts from the adapter first, whatever
+    # of that name lies in the current directory.
     beside = adapter / base
-    return str(beside) if beside.is_dir() and not Path(base).is_dir() else base
+    return str(beside) if beside.is_dir() else base
