@@ -1,9 +1,11 @@
 """A small guarded app on a real uvicorn, for tests of what stands before the API."""
 
+import asyncio
 import contextlib
 import json
 import socket
 import threading
+import time
 
 import uvicorn
 from starlette.applications import Starlette
@@ -43,6 +45,8 @@ async def endless(request):
     async def parts():
         while True:
             yield bytes(2**16)
+            # Sending to a client that has gone waits for nothing: others need a turn.
+            await asyncio.sleep(0)
 
     return StreamingResponse(parts())
 
@@ -69,7 +73,9 @@ def serving(settings=None, protocol=BoundedProtocol):
         protocol: of a connection.
     """
     guard = Guard(app(), settings or GuardSettings())
-    config = uvicorn.Config(guard, port=0, http=protocol, ws="none", log_config=None)
+    config = uvicorn.Config(
+        guard, port=0, http=protocol, ws="none", lifespan="off", log_config=None
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -85,12 +91,29 @@ def serving(settings=None, protocol=BoundedProtocol):
         assert not thread.is_alive()
 
 
+def settle(server):
+    """Wait until no request is under way; what the guard holds of bodies then."""
+    for _ in range(1000):
+        if not server.server_state.tasks:
+            return server.guard.held
+        time.sleep(0.01)
+    raise AssertionError(f"{server.server_state.tasks} do not end")
+
+
 def raw(server, content):
     """Send bytes; all that comes back until the server closes, or b"" where it resets."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(content)
         return rest(connection)
+
+
+def up_to(connection, end):
+    """What comes up to some bytes, or until the other side closes."""
+    received = b""
+    while not received.endswith(end) and (chunk := connection.recv(65536)):
+        received += chunk
+    return received
 
 
 def rest(connection):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.guarded import error_of, raw, rest, serving
+from tests.serving.guarded import error_of, raw, rest, serving, settle, up_to
 from tuninglab.serving.connections import BoundedProtocol
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -77,7 +77,7 @@ def test_a_second_request_has_its_own_time_and_answers_take_as_long_as_they_take
         with connect(server) as connection:
             for _ in range(3):
                 connection.sendall(HEAD + b"\r\n")
-                assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+                assert up_to(connection, b"the page").startswith(b"HTTP/1.1 200")
                 time.sleep(0.2)
             connection.sendall(b"GET /v1/endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
             end_s = time.monotonic() + 1
@@ -97,11 +97,7 @@ def test_an_answer_that_is_not_taken_is_given_up(ends):
     with serving(protocol=bounded(taking_s=0.3)) as server, connect(server) as connection:
         connection.sendall(b"GET /v1/endless HTTP/1.1\r\nHost: localhost\r\n" + ends + b"\r\n")
         wait_until_none_is_left(server)
-        for _ in range(1000):
-            if not server.server_state.tasks:
-                break
-            time.sleep(0.01)
-        assert not server.server_state.tasks
+        settle(server)
 
 
 # Too many
@@ -135,7 +131,6 @@ def test_too_many_connections_hear_so_as_json_and_far_too_many_nothing():
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX : a\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1e3\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
@@ -146,13 +141,18 @@ def test_what_is_no_http_is_answered_as_json(sent, server):
     assert status in (400, 501) and error["type"] == "invalid_request_error"
 
 
+def test_a_head_without_measure_is_not_kept(server):
+    received = raw(server, HEAD + b"X: " + b"a" * 5_000_000)
+    # Where more is on its way when it is closed, the answer may not arrive.
+    assert received == b"" or error_of(received)[0] == 400
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
 def test_a_body_that_is_no_body_in_the_middle_is_answered_too(server):
     head = b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sent = head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nno length\r\n"
     assert error_of(raw(server, sent))[0] == 400
-    while server.server_state.tasks:
-        time.sleep(0.01)
-    assert server.guard.held == 0
+    assert settle(server) == 0
 
 
 def test_no_http_after_an_answer_has_begun_ends_the_connection(server):
