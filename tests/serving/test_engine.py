@@ -1,5 +1,7 @@
 """Many requests at once, each against transformers' `generate` on it alone."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -388,3 +390,21 @@ def test_the_thread_goes_when_nothing_is_asked_and_comes_again(tiny, make_engine
     engine._thread and engine._thread.join()
     assert engine._thread is None
     assert texts(engine, asked("a", max_new_tokens=3)) == first
+
+
+AT_THE_END = """
+import sys
+from tuninglab.serving.conversation import Conversation
+from tuninglab.serving.open_model import open_model
+
+talk = Conversation(*open_model(sys.argv[1]), max_new_tokens=3)
+print(talk.ask("a"))
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_asked_ends_at_once_and_well(model_directory):
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, str(model_directory)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """The engine: one thread owns the model, and answers the requests of all others together."""
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -27,6 +29,15 @@ ROWS_SHARE, KEPT_SHARE = 1 / 2, 1 / 8
 USUAL_ROWS = 8
 # The thread stays so long after the last answer.
 IDLE_S = 5.0
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A thread that is within torch as Python goes would take the process down with it.
+    for engine in list(_engines):
+        engine.close()
 
 
 class Engine:
@@ -82,6 +93,7 @@ class Engine:
         self._closing = False
         # There only while there is something to do: an engine that nobody holds any more is gone.
         self._thread: threading.Thread | None = None
+        _engines.add(self)
 
     def submit(
         self, requests: Sequence[Request], on_event: Callable[[int, Event], None]
