@@ -1,4 +1,4 @@
-"""The verb `export`: what it writes opens elsewhere and answers as before, or nothing is written."""
+"""The verb `export`: what it writes opens elsewhere and answers as before, or nothing is there."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_open_flamingo_gets_all_that_was_tuned(
     tuning = TuningConfig(lora_target_modules=[linear, "to_q"], train_gates=True)
     tuned = tune(base, tuning, str(tmp_path / "base"))
     with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
+        for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     save_adapter(tuned, tmp_path / "adapter")

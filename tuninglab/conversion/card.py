@@ -114,8 +114,10 @@ def _results(figures: Mapping[str, Any], evaluations: list[dict[str, Any]]) -> I
             scores.append((_text(one.get("data")), name, _object(metric).get("value")))
     for data, name, value in scores:
         if type(value) in (int, float):
-            # No data set of the hub, so it has no id there.
-            yield EvalResult(TASK, "custom", data, name, value, metric_name=name)
+            # No data set of the hub, so it has no id there. Results of equal type and configuration
+            # are joined under the name of the first.
+            own: dict[str, Any] = {"dataset_config": data, "metric_name": name}
+            yield EvalResult(TASK, "custom", data, name, value, **own)
 
 
 def _body(

@@ -59,16 +59,9 @@ def merged(model: PeftModel, dtype: torch.dtype | None = None) -> FlamingoForCon
         model: what `load_adapter` made, with the adapter on.
         dtype: of all weights in the end; None leaves each what it is.
     """
-    layer: Any
     _untie(model.get_base_model())
-    for layer in model.modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        held = layer.get_base_layer()
-        format_ = held.weight.dtype
-        held.weight.data = held.weight.data.float()
-        layer.merge()
-        held.weight.data = held.weight.data.to(format_ if dtype is None else dtype)
+    for layer in [m for m in model.modules() if isinstance(m, BaseTunerLayer)]:
+        _merge_layer(layer, dtype)
     # Merged above: it only takes the layers of PEFT away.
     plain: Any = quietly(model.unload)
     for parameter in plain.parameters():
@@ -78,6 +71,14 @@ def merged(model: PeftModel, dtype: torch.dtype | None = None) -> FlamingoForCon
     if dtype is not None:
         plain.config.dtype = dtype
     return plain.requires_grad_(False).eval()
+
+
+def _merge_layer(layer: Any, dtype: torch.dtype | None) -> None:
+    held = layer.get_base_layer()
+    saved = held.weight.dtype
+    held.weight.data = held.weight.data.float()
+    layer.merge()
+    held.weight.data = held.weight.data.to(dtype or saved)
 
 
 def _untie(base: Any) -> None:

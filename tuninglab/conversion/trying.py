@@ -146,7 +146,7 @@ def compared(before: Tried, after: Tried, dtypes: Sequence[torch.dtype]) -> dict
     most = max(float((a - b).abs().max()) for a, b in pairs) if same else float("inf")
     margins = [_margin(before, number, answer) for number, answer in enumerate(after.answers)]
     equal = sum(margin is None for margin in margins)
-    ties = sum(margin is not None and margin < tie for margin in margins)
+    ties = sum(margin is not None and abs(margin) < tie for margin in margins)
     return {
         "prompts": len(before.prompts),
         "prompts_equal": same,
