@@ -1,23 +1,22 @@
 """`POST /v1/chat/completions`: a request's JSON to the engine, and its answers back to the client."""
 
 import asyncio
-import time
+import json
 import traceback
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tuninglab.console import say
 from tuninglab.serving.exchange import BusyError, ClosedError, Done, Event, Failed, Text
 from tuninglab.serving.exchange import Request as Asked
-from tuninglab.serving.protocol import ApiError, ChatRequest, read_chat_request
-from tuninglab.serving.replies import Chunks, api_error, completion, sse
+from tuninglab.serving.protocol import ChatRequest, read_chat_request
+from tuninglab.serving.replies import END_OF_STREAM, Chunks, api_error, completion, new_ids, sse
 from tuninglab.serving.rows import Answering
 
 # An answer in bits: never kept by proxies on the way, nor held back until it is whole.
@@ -73,14 +72,14 @@ class ChatRoute:
         if self.log_requests:
             _tell_request(chat)
         heard = events(self.engine, chat.requests, request.receive)
-        ids = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        ids = new_ids()
         counted = self._counted(heard, request.state.usage)
         if not chat.stream:
             async with aclosing(counted):
                 told: list[list[Event]] = [[] for _ in chat.requests]
                 async for number, event in counted:
                     told[number].append(event)
-            return JSONResponse(completion(chat, *ids, told))
+            return Json(completion(chat, ids, told))
         # Awaited here, for until the first bit there is a status to tell of an error.
         first = await anext(counted)
         return EventStream(Chunks(chat, *ids), first[1], counted)
@@ -181,6 +180,16 @@ async def _left(receive: Receive) -> None:
         pass
 
 
+class Json(Response):
+    """JSON in ASCII: texts of others may hold halves of characters, which UTF-8 has no way to say."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of a value."""
+        return json.dumps(content).encode()
+
+
 class EventStream(Response):
     """An answer as server-sent events (HTML standard §9.2), in OpenAI's chunks.
 
@@ -206,14 +215,14 @@ class EventStream(Response):
                 await send_data(sse(self.chunks.first()) + self._data(self.first))
                 async for _, event in self.rest:
                     await send_data(self._data(event))
-                await send_data(sse("[DONE]"))
+                await send_data(sse(END_OF_STREAM))
             except ClientDisconnect:
                 raise
             except Exception as error:
                 told = api_error(error)
                 if told.status == 500:
                     tell_failure(error)
-                await send_data(sse(error_of(told)))
+                await send_data(sse(told.body))
         await send({"type": "http.response.body"})
 
     def _data(self, event: Event) -> bytes:
@@ -225,13 +234,6 @@ class EventStream(Response):
 
 async def _send(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
-
-
-def error_of(error: ApiError) -> dict[str, Any]:
-    """The JSON of an error."""
-    from tuninglab.serving.errors_json import error_body
-
-    return error_body(error.message, error.type, error.code, error.param)
 
 
 def tell_failure(error: BaseException) -> None:

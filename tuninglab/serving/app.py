@@ -1,27 +1,20 @@
 """The HTTP API and the page of `tuninglab serve`, for one engine."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tuninglab.errors import UserError
-from tuninglab.serving.answering import (
-    USUAL_WAIT_S,
-    AnsweringEngine,
-    ChatRoute,
-    error_of,
-    tell_failure,
-)
-from tuninglab.serving.errors_json import INVALID_REQUEST
+from tuninglab.serving.answering import USUAL_WAIT_S, AnsweringEngine, ChatRoute, Json
 from tuninglab.serving.examples import Example
 from tuninglab.serving.exchange import BusyError, ClosedError
 from tuninglab.serving.page_files import MEDIA_TYPES, page_files
-from tuninglab.serving.protocol import ApiError
+from tuninglab.serving.protocol import ApiError, model_not_found
 from tuninglab.serving.replies import api_error, model_entry, models_list
 from tuninglab.untrusted import shown
 
@@ -97,11 +90,11 @@ class Facts:
     async def health(self, request: Request) -> Response:
         """That the server answers, and how much it has to do."""
         waiting, running = self.engine.load()
-        return JSONResponse({"status": "ok", "waiting": waiting, "running": running})
+        return Json({"status": "ok", "waiting": waiting, "running": running})
 
     async def models(self, request: Request) -> Response:
         """All served models, the one that was named first."""
-        return JSONResponse(models_list(self.engine.models, self.base, self.created))
+        return Json(models_list(self.engine.models, self.base, self.created))
 
     async def model(self, request: Request) -> Response:
         """One served model.
@@ -111,9 +104,8 @@ class Facts:
         """
         name = request.path_params["id"]
         if name not in self.engine.models:
-            message = f"There is no model {shown(name)}; GET /v1/models lists what is served."
-            raise ApiError(404, message, INVALID_REQUEST, "model_not_found", "model")
-        return JSONResponse(model_entry(name, self.base, self.created))
+            raise model_not_found(name, self.engine.models)
+        return Json(model_entry(name, self.base, self.created))
 
     async def listed(self, request: Request) -> Response:
         """Questions to try."""
@@ -125,7 +117,7 @@ class Facts:
             }
             for number, example in enumerate(self.examples)
         ]
-        return JSONResponse({"examples": entries}, headers=PAGE_HEADERS)
+        return Json({"examples": entries}, headers=PAGE_HEADERS)
 
     async def picture(self, request: Request) -> Response:
         """The picture of a question to try.
@@ -140,7 +132,7 @@ class Facts:
         return Response(example.picture, media_type=example.media_type, headers=PAGE_HEADERS)
 
 
-def _file(path: str):
+def _file(path: str) -> Callable[[Request], Awaitable[Response]]:
     """The route of a file of the page, which is read once."""
     file = page_files()[path]
     content, media_type = file.read_bytes(), MEDIA_TYPES[file.suffix]
@@ -152,37 +144,31 @@ def _file(path: str):
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """The answer to what cannot be answered, and why."""
-    return _error(api_error(error), _wait(error))
+    """The answer to what is not answered, and why."""
+    return _error(api_error(error))
 
 
 async def no_route(request: Request, error: Exception) -> Response:
     """The answer where there is no such path, or it takes another method."""
     assert isinstance(error, HTTPException)
+    headers = error.headers or {}
     what = f"{shown(request.method)} {shown(request.url.path)}"
+    text = f"{what}: there is nothing here. The API begins with /v1/."
     if error.status_code == 405:
-        text = f"{what}: this path takes {(error.headers or {}).get('Allow', 'other methods')}."
-    else:
-        text = f"{what}: there is nothing here. The API begins with /v1/."
-    told = ApiError(error.status_code, text, INVALID_REQUEST, None, None)
-    return _error(told, error.headers or {})
+        text = f"{what}: this path takes {headers.get('Allow', 'other methods')}."
+    return _error(ApiError(error.status_code, text), headers)
 
 
 async def fail(request: Request, error: Exception) -> Response:
-    """The answer where the server failed; what happened is said here only, by uvicorn."""
-    return _error(api_error(error), {})
+    """The answer where the server failed; what happened is said by uvicorn, to its own log."""
+    return _error(api_error(error))
 
 
 async def left(request: Request, error: Exception) -> Response:
-    """Nobody hears this."""
+    """The end where the client has left: nobody hears it."""
     return Response(status_code=499)
 
 
-def _wait(error: Exception) -> dict[str, str]:
-    if isinstance(error, BusyError):
-        return {"Retry-After": str(error.retry_after_s)}
-    return {"Retry-After": str(USUAL_WAIT_S)} if isinstance(error, ClosedError) else {}
-
-
-def _error(error: ApiError, headers: Mapping[str, str]) -> Response:
-    return JSONResponse(error_of(error), error.status, dict(headers))
+def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    wait = {"Retry-After": str(error.retry_after_s or USUAL_WAIT_S)} if error.status == 503 else {}
+    return Json(error.body, error.status, {**(headers or {}), **wait})
