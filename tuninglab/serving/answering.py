@@ -1,9 +1,9 @@
-"""`POST /v1/chat/completions`: a request's JSON to the engine, and its answers back to the client."""
+"""`POST /v1/chat/completions`: a request's JSON to the engine, and its answers to the client."""
 
 import asyncio
 import json
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Protocol
@@ -32,9 +32,15 @@ class AnsweringEngine(Protocol):
     max_rows: int
     max_queue: int
 
-    def submit(self, requests: Sequence[Asked], on_event: Any) -> Answering: ...
+    def submit(
+        self, requests: Sequence[Asked], on_event: Callable[[int, Event], None]
+    ) -> Answering:
+        """Queue requests, whose events are told from another thread."""
+        ...
 
-    def load(self) -> tuple[int, int]: ...
+    def load(self) -> tuple[int, int]:
+        """How many requests wait, and how many are being answered."""
+        ...
 
 
 class ChatRoute:
@@ -95,9 +101,9 @@ class ChatRoute:
             raise BusyError(USUAL_WAIT_S)
 
     async def _counted(
-        self, heard: AsyncIterator[tuple[int, Event]], usage: "Usage"
-    ) -> AsyncIterator[tuple[int, Event]]:
-        async with aclosing(heard):  # type: ignore[type-var]
+        self, heard: AsyncGenerator[tuple[int, Event]], usage: "Usage"
+    ) -> AsyncGenerator[tuple[int, Event]]:
+        async with aclosing(heard):
             async for number, event in heard:
                 usage.take(event)
                 if self.log_requests and isinstance(event, Text):
@@ -111,7 +117,7 @@ class Usage:
     """What a request took, for the line that the server says of it.
 
     Attributes:
-        prompt_tokens: of all its prompts.
+        prompt_tokens: of its prompt, once for all answers to it.
         answer_tokens: of all its answers.
         texts: of the answers, by the number of each, where they are said.
     """
@@ -123,13 +129,13 @@ class Usage:
     def take(self, event: Event) -> None:
         """Count an event."""
         if isinstance(event, Done):
-            self.prompt_tokens += event.prompt_tokens
+            self.prompt_tokens = event.prompt_tokens
             self.answer_tokens += event.answer_tokens
 
 
 async def events(
     engine: AnsweringEngine, requests: Sequence[Asked], receive: Receive
-) -> AsyncIterator[tuple[int, Event]]:
+) -> AsyncGenerator[tuple[int, Event]]:
     """What becomes of requests: the number of each and `Text`s, then one `Done`, in the event loop.
 
     Whatever ends it, also that it is closed, frees the places in the engine.
@@ -181,7 +187,7 @@ async def _left(receive: Receive) -> None:
 
 
 class Json(Response):
-    """JSON in ASCII: texts of others may hold halves of characters, which UTF-8 has no way to say."""
+    """JSON in ASCII: texts of others may hold halves of characters, which are nothing in UTF-8."""
 
     media_type = "application/json"
 
@@ -199,7 +205,7 @@ class EventStream(Response):
         rest: of the events.
     """
 
-    def __init__(self, chunks: Chunks, first: Event, rest: AsyncIterator[tuple[int, Event]]):
+    def __init__(self, chunks: Chunks, first: Event, rest: AsyncGenerator[tuple[int, Event]]):
         super().__init__(headers=STREAM_HEADERS, media_type="text/event-stream")
         # It is not known how long it becomes.
         del self.headers["content-length"]
@@ -209,7 +215,7 @@ class EventStream(Response):
         """Send all events; an error in the middle is an event too, and the last."""
         send_data = partial(_send, send)
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        async with aclosing(self.rest):  # type: ignore[type-var]
+        async with aclosing(self.rest):
             await send(start)
             try:
                 await send_data(sse(self.chunks.first()) + self._data(self.first))

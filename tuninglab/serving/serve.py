@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from tuninglab.config import ServeConfig
 from tuninglab.console import say
@@ -66,9 +67,7 @@ class Server(uvicorn.Server):
         ready: is called once requests are answered.
     """
 
-    def __init__(
-        self, app: uvicorn.config.ASGIApplication, engine: Engine, ready: Callable[[], None]
-    ):
+    def __init__(self, app: ASGIApp, engine: Engine, ready: Callable[[], None]):
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
@@ -87,12 +86,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.engine, self.ready = engine, ready
 
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer until a signal comes."""
-        super().run(sockets)
-        # What answers no more is over; an engine in the middle of a long prompt is not awaited.
-        say("Stopped.")
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn, then say so."""
         await super().startup(sockets)
@@ -101,7 +94,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let answers end, in the engine and on their way out."""
         _, running = self.engine.load()
-        say(f"Stopping; {running} answers under way have {DRAIN_S} s to end." if running else "")
+        if running:
+            say(f"Stopping; {running} answers under way have {DRAIN_S} s to end.")
+        # An engine in the middle of a long prompt is not awaited.
         threading.Thread(target=self.engine.close, args=(DRAIN_S,), daemon=True).start()
         await super().shutdown(sockets)
 
