@@ -90,12 +90,19 @@ def read_json(path: str | Path, limit: int, what: str) -> Any:
         ) from error
     except RecursionError:
         raise UserError(too_deep) from None
+    if is_deep(value):
+        raise UserError(too_deep)
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested more than `DEEPEST` deep."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for one in level for inner in _inside(one)]
         if not level:
-            return value
-    raise UserError(too_deep)
+            return False
+    return True
 
 
 def check_path(path: str | Path, what: str) -> None:

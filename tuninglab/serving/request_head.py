@@ -10,11 +10,12 @@ from tuninglab.config.checks import check
 from tuninglab.config.serving import LOOPBACK, ServeConfig
 from tuninglab.errors import UserError
 from tuninglab.serving.errors_json import INVALID_REQUEST, SERVER_ERROR, error_body, error_messages
+from tuninglab.serving.page_files import page_files
 from tuninglab.untrusted import MIB
 
 KEY_VARIABLE = "TUNINGLAB_API_KEY"
 # What a browser shows by itself, which sends no key; the page asks for it and then sends it.
-PUBLIC = ("/", "/page.js", "/page.css", "/health")
+PUBLIC = frozenset({"/health", *page_files()})
 # Each says one thing; of two, a proxy before us may have gone by the other (RFC 9112 §3.2, §6.3).
 ONCE = (b"host", b"authorization", b"origin", b"content-type", b"content-length")
 # A name or an IPv4 address, or an IPv6 address in brackets, then perhaps a port (RFC 9110 §7.2).
