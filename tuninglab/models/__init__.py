@@ -7,7 +7,13 @@ One alphabet for tensor shapes, in all of tuninglab:
 Importing this package registers the Flamingo with the Auto classes of transformers.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from tuninglab.models.build import flamingo_from_parts, load_flamingo
 from tuninglab.models.configuration import FlamingoConfig
@@ -15,9 +21,8 @@ from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.processing import FlamingoProcessor
 
 AutoConfig.register(FlamingoConfig.model_type, FlamingoConfig, exist_ok=True)
-AutoModelForImageTextToText.register(
-    FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True
-)
+for _auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    _auto.register(FlamingoConfig, FlamingoForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(FlamingoConfig, FlamingoProcessor, exist_ok=True)
 
 __all__ = [
