@@ -212,7 +212,11 @@ WRONG = [
     *[("n", value) for value in (0, 5, -1, 1.0, "2", True)],
     *[("seed", value) for value in (1.0, "1", True, 2**63, -(2**63) - 1)],
     *[("logprobs", value) for value in (1, 0, "true", [])],
-    *[(name, v) for name in ("frequency_penalty", "presence_penalty") for v in (-2.1, 3, "0", True)],
+    *[
+        (name, v)
+        for name in ("frequency_penalty", "presence_penalty")
+        for v in (-2.1, 3, "0", True)
+    ],
     *[("top_k", value) for value in (-1, 1.0, "1", True, 2**31)],
     *[("repetition_penalty", value) for value in (0, -1, 10.1, 1e-300, "1", True)],
     *[("stream", value) for value in (1, "true", {})],
