@@ -57,11 +57,11 @@ class _AutoClasses(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """None, so that others look for it; but of an Auto module its spec, with a word more."""
         tell = _TELL.pop(fullname, None)
-        spec = None if tell is None else find_spec(fullname)
-        loader: Any = None if spec is None else spec.loader
-        if loader is not None:
-            execute = loader.exec_module
-            loader.exec_module = lambda module: (execute(module), tell(module))
+        if tell is None or (spec := find_spec(fullname)) is None:
+            return None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+        loader.exec_module = lambda module: (execute(module), tell(module))
         return spec
 
 

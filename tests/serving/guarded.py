@@ -65,14 +65,15 @@ def app():
 
 
 @contextlib.contextmanager
-def serving(settings=None, protocol=BoundedProtocol):
-    """The app behind the guard on a free port; gives the server, whose `port` it is.
+def serving(settings=None, protocol=BoundedProtocol, inner=None):
+    """An app behind the guard on a free port; gives the server, whose `port` it is.
 
     Args:
         settings: of the guard; None: its own.
         protocol: of a connection.
+        inner: the app; None: the small one.
     """
-    guard = Guard(app(), settings or GuardSettings())
+    guard = Guard(inner or app(), settings or GuardSettings())
     config = uvicorn.Config(
         guard, port=0, http=protocol, ws="none", lifespan="off", log_config=None
     )

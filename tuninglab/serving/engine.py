@@ -82,8 +82,11 @@ class Engine:
         self.room_bytes = int(ROWS_SHARE * free_bytes)
         decoder, _ = decoder_of(flamingo.lang_encoder)
         self.max_rows, self.rows_reason = max_rows or USUAL_ROWS, "asked for"
-        if max_rows is None:
-            self.max_rows, self.rows_reason = _usual_rows(decoder)
+        if max_rows is None and decoder is not None:
+            self.max_rows = decoder.most_rows
+            self.rows_reason = "as many as are decoded in one call of C"
+        elif max_rows is None:
+            self.rows_reason = "usual where layers are computed one by one"
         self._decoder: Decoder | None = decoder
         self._waiting: deque[Asked] = deque()
         self._running: dict[str, list[Batch]] = {name: [] for name in served}
@@ -293,9 +296,3 @@ class Engine:
 
     def _busy(self) -> bool:
         return bool(self._waiting) or self._count() > 0
-
-
-def _usual_rows(decoder: Decoder | None) -> tuple[int, str]:
-    if decoder is None:
-        return USUAL_ROWS, "usual where layers are computed one by one"
-    return decoder.most_rows, "as many as are decoded in one call of C"
