@@ -10,14 +10,14 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
-from tests.serving.asking import asked, generated, picture_file
+from tests.serving.asking import asked, generated, picture_file, wait_until
 from tests.serving.bodies import data_url
 from tests.serving.guarded import JSON, serving
 from tests.serving.test_engine import made
 from tuninglab.serving.app import make_app
 from tuninglab.serving.engine import Engine
-from tuninglab.serving.exchange import Sampling
 from tuninglab.serving.examples import Example
+from tuninglab.serving.exchange import Sampling
 from tuninglab.serving.guard import GuardSettings
 from tuninglab.serving.reading import ServedModel
 from tuninglab.untrusted import MIB
@@ -143,7 +143,7 @@ def test_many_clients_at_once_get_each_its_own_answer(server, tiny):
 
     alone = [expected(tiny, *asked_of)[0] for asked_of in questions]
     assert asyncio.run(ask()) == alone and len(set(alone)) > 10
-    assert server.engine.load() == (0, 0)
+    wait_until(lambda: server.engine.load() == (0, 0))
 
 
 def test_probabilities(client, tiny):
@@ -152,7 +152,8 @@ def test_probabilities(client, tiny):
     )
     text, tokens = expected(tiny)
     content = reply.choices[0].logprobs.content
-    assert bytes(byte for token in content for byte in token.bytes).decode().strip() == text.strip()
+    said = bytes(byte for token in content for byte in token.bytes).decode(errors="replace")
+    assert said.strip() == text.strip() and len(content) == len(tokens)
     for token in content:
         assert len(token.top_logprobs) == 3
         # Greedy: what was chosen is the most probable.
@@ -199,11 +200,10 @@ def test_parameters_beside_openais(client, tiny):
         temperature=1,
         seed=1,
     )
-    text, _ = expected(tiny, max_new_tokens=5)
     # transformers' own penalty is the reference.
     request = asked(max_new_tokens=5, sampling=Sampling(repetition_penalty=1.3))
     assert reply.choices[0].message.content == generated(*tiny, request, repetition_penalty=1.3)[0]
-    assert text != reply.choices[0].message.content or text
+    assert reply.choices[0].message.content != expected(tiny, max_new_tokens=5)[0]
 
 
 def test_langchain(server, tiny):
@@ -375,7 +375,7 @@ def malformed():
 
 def test_whatever_is_wrong_is_said_and_the_server_lives_on(server, client, tiny):
     bodies = malformed()
-    assert len(bodies) >= 170
+    assert len(bodies) >= 200
     for body, status in bodies:
         error = told(post(server, body), status)
         assert error["type"] == "invalid_request_error"
@@ -384,4 +384,4 @@ def test_whatever_is_wrong_is_said_and_the_server_lives_on(server, client, tiny)
         told(httpx.request(method, server.url + path), 405 if path != "/v1/x" else 404)
     reply = client.chat.completions.create(model=MODEL, messages=question())
     assert reply.choices[0].message.content == expected(tiny)[0]
-    assert server.engine.load() == (0, 0)
+    wait_until(lambda: server.engine.load() == (0, 0))
