@@ -114,7 +114,7 @@ def test_pictures_written_out_are_bounded(monkeypatch):
             if fits:
                 assert picture_value(value) == data
                 continue
-            with pytest.raises(ValueError, match="has more than 0 MiB; keep it as a file"):
+            with pytest.raises(ValueError, match="has more than 0 MiB; make it smaller"):
                 picture_value(value)
     # Spaces do not count.
     assert decoded(" \n" * 5000 + "AAAA") == bytes(3)
