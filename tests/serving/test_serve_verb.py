@@ -43,7 +43,11 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(capfd, monkeypatc
         assert run_verb("serve", ["--port", port]) == 2
     said = capfd.readouterr().err
     assert port in said and "--port" in said and "Traceback" not in said
+
+
+def test_a_model_that_is_none(capfd):
     assert run_verb("serve", ["no/such/run", "--port", "0"]) == 2
+    assert "no/such/run" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "192.0.2.1", "a\ud800", "x" * 300, "1.2.3"])
@@ -98,7 +102,14 @@ def test_answers_under_way_end_or_are_cut(drains, ended):
     engine = ScriptedEngine(lambda request: [Text("A"), gate, Text("B"), Done("stop", 1, 2)])
     if drains:
         close = engine.close
-        engine.close = lambda drain_s: gate.set() or [t.join() for t in engine.threads] or close()
+
+        def drain(drain_s):
+            gate.set()
+            for thread in engine.threads:
+                thread.join(PATIENCE_S)
+            close()
+
+        engine.close = drain
     url, end = ended(engine)
     with openai.OpenAI(api_key="none", base_url=url, max_retries=0) as client:
         chunks = iter(client.chat.completions.create(model="base", messages=HELLO, stream=True))
