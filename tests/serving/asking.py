@@ -2,6 +2,7 @@
 
 import io
 import queue
+import time
 
 from PIL import Image
 
@@ -59,6 +60,14 @@ def answers(engine, *requests):
 
 def texts(engine, *requests):
     return [text for text, _ in answers(engine, *requests)]
+
+
+def wait_until(holds):
+    """Until something holds; fails where it never does."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 def generated(model, processor, request, **options):

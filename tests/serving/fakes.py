@@ -34,7 +34,7 @@ class ScriptedEngine:
         if self.closed:
             raise ClosedError
         if self.busy:
-            raise BusyError(7)
+            raise BusyError(1)
         answering = ScriptedAnswering()
         self.asked += requests
         self.answerings.append(answering)

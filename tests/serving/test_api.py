@@ -10,13 +10,12 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 
-from tests.serving.asking import asked, generated, picture_file
+from tests.serving.asking import asked, generated, picture_file, wait_until
 from tests.serving.bodies import data_url
 from tests.serving.guarded import JSON, serving
 from tests.serving.test_engine import made
 from tuninglab.serving.app import make_app
 from tuninglab.serving.engine import Engine
-from tuninglab.serving.exchange import Sampling
 from tuninglab.serving.examples import Example
 from tuninglab.serving.guard import GuardSettings
 from tuninglab.serving.reading import ServedModel
@@ -143,7 +142,7 @@ def test_many_clients_at_once_get_each_its_own_answer(server, tiny):
 
     alone = [expected(tiny, *asked_of)[0] for asked_of in questions]
     assert asyncio.run(ask()) == alone and len(set(alone)) > 10
-    assert server.engine.load() == (0, 0)
+    wait_until(lambda: server.engine.load() == (0, 0))
 
 
 def test_probabilities(client, tiny):
@@ -152,7 +151,8 @@ def test_probabilities(client, tiny):
     )
     text, tokens = expected(tiny)
     content = reply.choices[0].logprobs.content
-    assert bytes(byte for token in content for byte in token.bytes).decode().strip() == text.strip()
+    said = bytes(byte for token in content for byte in token.bytes).decode(errors="replace")
+    assert said.strip() == text.strip() and len(content) == len(tokens)
     for token in content:
         assert len(token.top_logprobs) == 3
         # Greedy: what was chosen is the most probable.
@@ -193,17 +193,16 @@ def test_parameters_beside_openais(client, tiny):
     reply = client.chat.completions.create(
         model=MODEL,
         messages=question(),
-        max_completion_tokens=5,
-        extra_body={"top_k": 1, "repetition_penalty": 1.3, "nobody_knows": [1]},
+        max_completion_tokens=12,
+        extra_body={"top_k": 1, "repetition_penalty": 9, "nobody_knows": [1]},
         user="me",
         temperature=1,
         seed=1,
     )
-    text, _ = expected(tiny, max_new_tokens=5)
     # transformers' own penalty is the reference.
-    request = asked(max_new_tokens=5, sampling=Sampling(repetition_penalty=1.3))
-    assert reply.choices[0].message.content == generated(*tiny, request, repetition_penalty=1.3)[0]
-    assert text != reply.choices[0].message.content or text
+    request = asked(max_new_tokens=12)
+    assert reply.choices[0].message.content == generated(*tiny, request, repetition_penalty=9.0)[0]
+    assert reply.choices[0].message.content != expected(tiny)[0]
 
 
 def test_langchain(server, tiny):
@@ -334,7 +333,7 @@ def malformed():
     good = {"model": MODEL, "messages": question("Hi", ["red"]), "max_tokens": 1}
     whole = json.dumps(good).encode()
     bodies = [(whole[: drawn.randrange(len(whole))], 400) for _ in range(40)]
-    bodies += [(bytes(drawn.randrange(256) for _ in range(drawn.randrange(80))), 400)] * 20
+    bodies += [(drawn.randbytes(drawn.randrange(80)), 400) for _ in range(40)]
     bodies += [(b"[" * 10**5, 400), (b'{"a":' * 10**4, 400), (b"", 400), (b"null", 400)]
     strange = [True, -1, "x", [], {}, [[]], 1e400, [None], {"a": 1}, 0.5, "\ud800", 10**400]
     ranges = {
@@ -375,7 +374,7 @@ def malformed():
 
 def test_whatever_is_wrong_is_said_and_the_server_lives_on(server, client, tiny):
     bodies = malformed()
-    assert len(bodies) >= 170
+    assert len(bodies) >= 200
     for body, status in bodies:
         error = told(post(server, body), status)
         assert error["type"] == "invalid_request_error"
@@ -384,4 +383,4 @@ def test_whatever_is_wrong_is_said_and_the_server_lives_on(server, client, tiny)
         told(httpx.request(method, server.url + path), 405 if path != "/v1/x" else 404)
     reply = client.chat.completions.create(model=MODEL, messages=question())
     assert reply.choices[0].message.content == expected(tiny)[0]
-    assert server.engine.load() == (0, 0)
+    wait_until(lambda: server.engine.load() == (0, 0))

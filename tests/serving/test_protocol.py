@@ -1,6 +1,7 @@
 """Requests as clients write them: what is honoured, what is ignored, what is refused, by name."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from tuninglab.serving.exchange import Sampling
 from tuninglab.serving.protocol import ApiError, ChatRequest, read_chat_request
 
 MODELS = ("tuned", "other", "base")
-ASKED = [{"role": "user", "content": "What is it?"}]
+ASKED: Any = [{"role": "user", "content": "What is it?"}]
 RED, BLUE = picture(), picture("JPEG", "blue")
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
 
 
 def read(**fields) -> ChatRequest:
@@ -41,13 +46,11 @@ def refusal(body: bytes | None = None, **fields) -> ApiError:
 
 
 def test_openais_client_asks_with_all_that_is_honoured():
-    wire = Wire()
+    wire, question = Wire(), [image_url(data_url(RED)), {"type": "text", "text": "A?"}]
+    dialogue: Any = [turn("developer", "Be brief."), turn("user", question)]
     wire.openai().chat.completions.create(
         model="other",
-        messages=[
-            {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [image_url(data_url(RED)), {"type": "text", "text": "A?"}]},
-        ],
+        messages=dialogue,
         max_completion_tokens=7,
         temperature=0.5,
         top_p=0.9,
@@ -72,8 +75,8 @@ def test_openais_client_asks_with_all_that_is_honoured():
     one, two = chat.requests
     assert one.sampling == Sampling(0.5, 0.9, 5, 1.1, 0.1, -0.2, 41)
     assert two.sampling == Sampling(0.5, 0.9, 5, 1.1, 0.1, -0.2, 42)
-    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A?"}]}
+    system = turn("system", [{"type": "text", "text": "Be brief."}])
+    asked = turn("user", [{"type": "image"}, {"type": "text", "text": "A?"}])
     assert one.messages == two.messages == [system, asked]
     assert one.pictures == two.pictures == (RED,)
     assert (one.max_new_tokens, one.stop, one.logprobs) == (7, ("\n", "."), 3)

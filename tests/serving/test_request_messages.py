@@ -180,7 +180,8 @@ def test_what_is_not_read_is_refused_with_its_place(messages, words):
 def test_as_much_as_may_be_is_read():
     assert len(read_messages(user(TEXT) * 100)[0]) == 1
     assert len(read_messages(user(*[image_url(data_url(RED))] * 32))[1]) == 32
-    assert read_messages([turn("user", "a" * MOST_LETTERS)])
+    (message,), _ = read_messages([turn("user", "a" * MOST_LETTERS)])
+    assert len(message["content"][0]["text"]) == MOST_LETTERS
 
 
 # --- no file of ours, and no address ---
@@ -289,6 +290,14 @@ def too_many_pixels() -> bytes:
         for name, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def test_pictures_have_a_bound_of_pixels_together():
+    """Of one colour, 80 million pixels are a file that fits a body fifty times."""
+    large = picture(size=(9_000, 9_000))
+    assert len(large) < 400_000
+    with pytest.raises(ValueError, match="the pictures have more than .* pixels together"):
+        read_messages(user(*[image_url(data_url(large))] * 6))
 
 
 def svg() -> bytes:

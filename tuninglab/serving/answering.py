@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -226,9 +225,11 @@ class EventStream(Response):
                 raise
             except Exception as error:
                 told = api_error(error)
-                if told.status == 500:
-                    tell_failure(error)
                 await send_data(sse(told.body))
+                await send({"type": "http.response.body"})
+                if told.status == 500:
+                    raise
+                return
         await send({"type": "http.response.body"})
 
     def _data(self, event: Event) -> bytes:
@@ -240,11 +241,6 @@ class EventStream(Response):
 
 async def _send(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
-
-
-def tell_failure(error: BaseException) -> None:
-    """Say on standard error what went wrong in the server; clients hear nothing of it."""
-    say("".join(traceback.format_exception(error)).rstrip())
 
 
 def _tell_request(chat: ChatRequest) -> None:

@@ -160,7 +160,7 @@ async def no_route(request: Request, error: Exception) -> Response:
 
 
 async def fail(request: Request, error: Exception) -> Response:
-    """The answer where the server failed; what happened is said by uvicorn, to its own log."""
+    """The answer where the server failed; what happened goes on to whoever called the app."""
     return _error(api_error(error))
 
 

@@ -1,6 +1,7 @@
 """One line for each request that came: what was asked of which model, and how it ended."""
 
 import time
+import traceback
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +34,10 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_on)
+        except Exception as error:
+            # Here only: clients hear nothing of it.
+            say("".join(traceback.format_exception(error)).rstrip())
+            raise
         finally:
             status = statuses[0] if statuses else "unanswered"
             told = [shown(scope["method"]), shown(scope["path"]), status]

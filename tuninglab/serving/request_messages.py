@@ -1,11 +1,11 @@
 """The messages of a request: one dialogue, to be answered, and the bytes of its pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from tuninglab.data.images import REMEDY, check_picture
+from tuninglab.data.images import MAX_PIXELS, REMEDY, check_picture
 from tuninglab.data.reading.picture_values import WEB
 from tuninglab.data.reading.turns import (
     IMAGE_TYPES,
@@ -35,6 +35,9 @@ MOST_MESSAGES, MOST_PICTURES = 100, 32
 MOST_LETTERS = 2**20
 # Of all pictures of a request: more than a body can bring, so it bounds what is fetched.
 MOST_BYTES = 64 * MIB
+# Of all pictures of a request: 32 photos of 13 million. A picture of the most that one may have can
+# be a file of 250 KiB, and takes most of a second.
+MOST_PIXELS = 5 * MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -166,24 +169,36 @@ def _dialogue(messages: list[Message]) -> list[Message]:
     return [*systems, *joined(message for message in said if message["role"] != "system")]
 
 
-def _files(pictures: Sequence[ImageSource | None]) -> Iterator[bytes]:
+def _files(pictures: Sequence[ImageSource | None]) -> list[bytes]:
     """The bytes of each picture, after a look at all of it.
 
     Raises:
         ValueError: one cannot be had, is damaged or too large, or they are too large together.
     """
-    total = 0
-    for number, picture in enumerate(pictures, 1):
-        try:
-            file = picture.read() if isinstance(picture, WebPicture) else picture
-            # What the reader leaves as a text would be the name of a file of ours.
-            if not isinstance(file, bytes):
-                named = "not in its part" if file is None else f"given as {brief(file)}"
-                raise ValueError(f"picture {number} is {named}. {SENDING}")
-            total += len(file)
-            if total > MOST_BYTES:
-                raise ValueError(f"the pictures have more than {MOST_BYTES // MIB} MiB together")
+    files: list[bytes] = []
+    total_bytes = total_pixels = 0
+    try:
+        for number, picture in enumerate(pictures, 1):
+            files.append(_file(number, picture))
+            width, height = check_picture(BytesIO(files[-1]), f"picture {number}", whole=False)
+            total_bytes, total_pixels = total_bytes + len(files[-1]), total_pixels + width * height
+            if total_bytes > MOST_BYTES or total_pixels > MOST_PIXELS:
+                raise ValueError(
+                    f"the pictures have more than {MOST_BYTES // MIB} MiB or {MOST_PIXELS:,} "
+                    "pixels together; send fewer or smaller ones"
+                )
+        # Nothing is decoded before all is known to be in bounds.
+        for number, file in enumerate(files, 1):
             check_picture(BytesIO(file), f"picture {number}", whole=True)
-        except UserError as error:
-            raise ValueError(str(error).replace(REMEDY, "send another")) from None
-        yield file
+    except UserError as error:
+        raise ValueError(str(error).replace(REMEDY, "send another")) from None
+    return files
+
+
+def _file(number: int, picture: ImageSource | None) -> bytes:
+    file = picture.read() if isinstance(picture, WebPicture) else picture
+    # What the reader leaves as a text would be the name of a file of ours.
+    if not isinstance(file, bytes):
+        named = "not in its part" if file is None else f"given as {brief(file)}"
+        raise ValueError(f"picture {number} is {named}. {SENDING}")
+    return file

@@ -74,7 +74,8 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="error",
+            # What fails is said with its request.
+            log_level="critical",
             access_log=False,
             server_header=False,
             # Whatever stands before us: nothing here goes by the address of a client.

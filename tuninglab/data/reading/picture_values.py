@@ -66,8 +66,8 @@ def decoded(text: Any) -> bytes:
     compact = SPACE.sub("", text).rstrip("=").translate(URL_SAFE)
     if len(compact) * 3 // 4 > MAX_INLINE:
         raise ValueError(
-            f"a picture written out as text has more than {MAX_INLINE // MIB} MiB; make it smaller, "
-            "or keep it as a file"
+            f"a picture written out as text has more than {MAX_INLINE // MIB} MiB; make it "
+            "smaller, or keep it as a file"
         )
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
