@@ -21,7 +21,7 @@ function card({ question, answer, picture }) {
     try {
       const pictures = blob ? [await readPicture(await blob, "the example's picture")] : [];
       if (isEditing()) finish();
-      put({ text: question.trim(), pictures, truth: answer });
+      put({ text: question.trim(), pictures, truth: answer || null });
       byId("question").focus();
     } catch (error) {
       if (!(error instanceof ApiError || error instanceof PictureError)) throw error;

@@ -43,7 +43,8 @@ export function startSettings() {
     if (byId(name).value !== remembered(name) || !byId(name).checkValidity()) {
       byId(name).value = kept[name] = "";
     }
-    byId(name).addEventListener("change", () => keep(byId(name)));
+    // Not "change": what is no number leaves a number field as empty as it was.
+    byId(name).addEventListener("blur", () => keep(byId(name)));
   }
   byId("open-settings").addEventListener("click", () => byId("settings").showModal());
   byId("close-settings").addEventListener("click", () => byId("settings").close());
@@ -53,10 +54,11 @@ export function startSettings() {
 function keep(field) {
   const fine = field.checkValidity();
   field.setAttribute("aria-invalid", String(!fine));
-  const label = field.labels[0].firstChild.textContent.trim();
-  byId("settings-notice").textContent = fine
-    ? ""
-    : `${label}: ${field.validationMessage} What was set before is used.`;
+  const wrong = FIELDS.map(byId).find((other) => !other.validity.valid);
+  const label = wrong?.labels[0].firstChild.textContent.trim();
+  byId("settings-notice").textContent = wrong
+    ? `${label}: ${wrong.validationMessage} What was set before is used.`
+    : "";
   if (fine) remember(field.id, field.value);
 }
 

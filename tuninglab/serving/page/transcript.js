@@ -66,7 +66,7 @@ function drawAnswer(turn, { id, title }, actions) {
   if (!answer) {
     return make("section", { className: "answer", "aria-label": title }, heading,
       make("p", { className: "note" }, "Was not asked this."),
-      make("div", { className: "below" }, make("span", { className: "gap" }), retry));
+      make("div", { className: "below" }, make("span", { className: "uses" }, retry)));
   }
   const text = make("p", { className: "text", dir: "auto" });
   const note = make("p", { className: "note" });
@@ -78,7 +78,8 @@ function drawAnswer(turn, { id, title }, actions) {
     click: (event) => copyText(answer.text, event.currentTarget),
   }, "Copy");
   const section = make("section", { "aria-label": title }, heading, text, note,
-    make("div", { className: "below" }, figures, make("span", { className: "gap" }), copy, retry));
+    make("div", { className: "below" }, figures,
+      make("span", { className: "uses" }, copy, retry)));
   shown.set(answer, () => {
     section.className = `answer ${answer.state}`;
     section.setAttribute("aria-busy", String(isOpen(answer)));
