@@ -331,6 +331,10 @@ def test_a_mistake_of_one_is_told_to_that_one(tiny, make_engine, monkeypatch):
     monkeypatch.setattr(engine_module.Batch, "step", lambda *_: 1 / 0)
     assert [type(e) for e in answers(engine, good, good)] == [ZeroDivisionError] * 2
     monkeypatch.undo()
+    # What fails for one row fails for it alone.
+    strange = replace(good, sampling=Sampling(temperature=1e-300))
+    failed, fine = answers(engine, strange, good)
+    assert isinstance(failed, RuntimeError) and fine[0] == right[0]
     assert texts(engine, good) == [right[0]] and is_idle(engine)
 
 

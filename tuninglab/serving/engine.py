@@ -218,10 +218,10 @@ class Engine:
     def _read(self, asked: Asked) -> None:
         try:
             row, cache, logits = self.reader.read(asked)
-            row.take(logits, self.vocabulary)
         except Exception as error:
             asked.fail(error)
             return
+        row.take(logits, self.vocabulary)
         layers: Any = cache.layers
         if self.reader.plain and layers:
             size = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
@@ -240,15 +240,14 @@ class Engine:
                 batch.mask, logits = batch.mask.new_ones(1, len(batch.rows[0].ids)), logits[None]
             else:
                 logits = batch.step(self.reader.model, self._decoder)
-            for row, own in zip(batch.rows, logits, strict=True):
-                row.take(own, self.vocabulary)
         except Exception as error:
             with self._changed:
                 self._running[self._active].remove(batch)
             for row in batch.rows:
-                if not row.ended:
-                    row.asked.fail(error)
+                row.asked.fail(error)
             return
+        for row, own in zip(batch.rows, logits, strict=True):
+            row.take(own, self.vocabulary)
         self._leave(self._active, batch)
 
     def _outgrown(self, batch: Batch) -> bool:

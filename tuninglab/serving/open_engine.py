@@ -12,8 +12,10 @@ from tuninglab.data.prompt import make_prompt
 from tuninglab.errors import UserError
 from tuninglab.run_folder.named_model import NamedModel, find_model, shipped
 from tuninglab.serving.engine import Engine
+from tuninglab.serving.exchange import Sampling
 from tuninglab.serving.open_model import MAIN, open_named
 from tuninglab.serving.reading import ServedModel
+from tuninglab.serving.sampling import Chooser
 
 # Parts that see; an adapter that trained some sees otherwise than the base.
 EYES = ("vision_encoder.", "perceiver.")
@@ -48,6 +50,8 @@ def open_engine(config: ServeConfig) -> tuple[Engine, str]:
         image_cache=config.image_cache,
         prefix_cache=config.prefix_cache,
     )
+    # Told now, and not to the first client: that model's own settings let it answer.
+    Chooser(engine.reader.model, Sampling(), 1)
     return engine, base
 
 

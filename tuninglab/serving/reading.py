@@ -19,6 +19,8 @@ from tuninglab.serving.streaming import GrowingAnswer
 
 # Positions are turned by how long the longest text of a batch is: rows would change each other.
 BY_LENGTH = ("longrope", "dynamic")
+# Of an answer where a model has no longest text.
+MOST_TOKENS = 2**14
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,9 @@ class Reader:
         """
         wanted = asked.request.max_new_tokens or self.max_new_tokens
         longest = getattr(self.text_config, "max_position_embeddings", None)
-        # Language models without learned or rotary limits (ALiBi) name none.
+        # Language models without learned or rotary limits (ALiBi) name none; memory has some.
         if longest is None:
-            return wanted
+            return min(wanted, MOST_TOKENS)
         tokens = len(asked.ids or ())
         if tokens >= longest:
             raise LongPromptError(

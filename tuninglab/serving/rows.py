@@ -96,7 +96,17 @@ class Row:
         return [*self.prompt_signature, *answer]
 
     def take(self, logits: Tensor, vocabulary: Vocabulary) -> None:
-        """Choose the next token by its logits (V,) and tell what it adds to the answer."""
+        """Choose the next token by its logits (V,) and tell what it adds to the answer.
+
+        What goes wrong with it is told as well, and ends this row alone.
+        """
+        try:
+            self._take(logits, vocabulary)
+        except Exception as error:
+            self.ended = True
+            self.asked.fail(error)
+
+    def _take(self, logits: Tensor, vocabulary: Vocabulary) -> None:
         token = self.chooser.choose(self.ids, logits)
         if self.first_token_s is None:
             self.first_token_s = time.monotonic() - self.asked.asked_s
