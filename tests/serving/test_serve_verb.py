@@ -17,6 +17,7 @@ from tests.serving.asking import PATIENCE_S, wait_until
 from tests.serving.fakes import ScriptedEngine
 from tests.serving.guarded import serving
 from tuninglab.cli import run_verb
+from tuninglab.config import ServeConfig
 from tuninglab.errors import UserError
 from tuninglab.serving import serve as verb
 from tuninglab.serving.app import make_app
@@ -125,6 +126,31 @@ def test_answers_under_way_end_or_are_cut(drains, ended):
     assert engine.closed
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models")
+
+
+def test_the_browser_opens_the_page_once_it_is_there(monkeypatch, capfd):
+    opened, servers = [], []
+
+    class Kept(verb.Server):
+        def __init__(self, *given):
+            super().__init__(*given)
+            servers.append(self)
+
+    def open_page(url):
+        opened.append((url, httpx.get(url).text))
+
+    engine = ScriptedEngine(lambda request: [])
+    monkeypatch.setattr(verb, "Server", Kept)
+    monkeypatch.setattr(verb, "open_engine", lambda config: (engine, "base"))
+    monkeypatch.setattr(verb, "tell", lambda engine: None)
+    monkeypatch.setattr(verb.webbrowser, "open", open_page)
+    thread = threading.Thread(target=verb.serve, args=(ServeConfig(port=0, open=True),))
+    thread.start()
+    wait_until(lambda: opened)
+    servers[0].handle_exit(signal.SIGTERM, None)
+    thread.join(PATIENCE_S)
+    ((url, page),) = opened
+    assert "page.js" in page and f"page:   {url}\n" in capfd.readouterr().err
 
 
 CLIENT = """

@@ -67,7 +67,8 @@ class ChatRoute:
             Exception: what the engine failed with.
         """
         self._check_place()
-        body = await request.body()
+        # Not `body()`, which keeps it for as long as the request lasts.
+        body = b"".join([chunk async for chunk in request.stream()])
         # Pictures are decoded to see that they can be, which takes its time.
         chat = await asyncio.to_thread(
             read_chat_request, body, self.engine.models, self.picture_hosts
