@@ -1,5 +1,7 @@
 """The verb `serve`: a page and an API on a port of this machine."""
 
+import asyncio
+import os
 import signal
 import socket
 import threading
@@ -55,7 +57,12 @@ def serve(config: ServeConfig) -> None:
                 # Browsers of a terminal keep whoever starts them waiting.
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        Server(RequestLog(Guard(app, settings)), engine, ready).run([place])
+        server = Server(RequestLog(Guard(app, settings)), engine, ready)
+        server.run([place])
+        if server.draining.is_alive():
+            # A long prompt is being read, which cannot be cut; nobody waits for it any more, and
+            # Python would take the process down as this thread came back to it.
+            os._exit(0)
 
 
 class Server(uvicorn.Server):
@@ -86,6 +93,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.engine, self.ready = engine, ready
+        self.draining = threading.Thread(target=engine.close, args=(DRAIN_S,), daemon=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn, then say so."""
@@ -97,9 +105,11 @@ class Server(uvicorn.Server):
         _, running = self.engine.load()
         if running:
             say(f"Stopping; {running} answers under way have {DRAIN_S} s to end.")
-        # An engine in the middle of a long prompt is not awaited.
-        threading.Thread(target=self.engine.close, args=(DRAIN_S,), daemon=True).start()
+        self.draining.start()
         await super().shutdown(sockets)
+        if self.force_exit:
+            threading.Thread(target=self.engine.close, daemon=True).start()
+        await asyncio.to_thread(self.draining.join, CUT_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End; at the second Ctrl-C at once.
