@@ -43,6 +43,7 @@ FLAGS = {
     "tuninglab data": "",
     "tuninglab evaluate": "--limit 4",
     "tuninglab chat": "--max_new_tokens 4",
+    "tuninglab export": "--check 2",
     "tuninglab convert --inspect": "",
     "tuninglab convert --from open_flamingo": "",
     # The checkpoint that the other commands read lies there already.
@@ -54,6 +55,7 @@ CANNOT = {
     "conda env create -f environment.yml": "needs conda, which downloads a Python",
     "tuninglab flan-t5 --compare": MINUTES,
     "tuninglab finetune --compare": MINUTES,
+    "tuninglab serve runs/mine": "serves until it is stopped; tests/serving does, with its clients",
     "conda activate tuninglab": "the environment that was not made",
     "source .venv/bin/activate": "the environment that a dry run does not make",
 }

@@ -97,9 +97,14 @@ def test_every_control_has_a_name(page, server, tmp_path, dialog):
     tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in CONTROLS]
     assert len(nodes) > (1 if dialog == "camera" else 2)
-    # A picture inside of a button that is named by its text is no control of its own.
     nameless = [node for node in nodes if not node.get("name", {}).get("value", "").strip()]
     assert [node["role"]["value"] for node in nameless] == []
+    # A placeholder is a name only until something is written.
+    unlabelled = """
+        return [...document.querySelectorAll("input, select, textarea")]
+          .filter((e) => e.labels.length === 0 && !e.ariaLabel).map((e) => e.id)
+    """
+    assert page.run(unlabelled) == []
 
 
 def test_pictures_say_what_they_are_and_answers_are_told_once_they_are_whole(

@@ -157,6 +157,9 @@ class _Fields:
         value = self.body.get(name)
         if value is None:
             return usual
+        # Clients in JavaScript write 5.0 at times.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         # In Python true is a whole number.
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.refuse(name, f"a whole number from {least} to {most}")
@@ -220,6 +223,9 @@ def _refuse_unknown_arts(fields: _Fields) -> None:
         fields.refuse("modalities", '["text"]')
     if fields.body.get("audio") is not None:
         raise ApiError(400, "audio: answers are text here; leave it out.", param="audio")
+    # It would change the answer, and no word would say that it did not.
+    if fields.body.get("logit_bias"):
+        raise ApiError(400, "logit_bias is not applied here; leave it out.", param="logit_bias")
 
 
 def _max_tokens(fields: _Fields) -> int | None:
