@@ -73,8 +73,8 @@ def save_model(folder: Path) -> None:
     FlamingoProcessor(pictures, tokenizer).save_pretrained(folder)
 
 
-def questions(client: int, pictures: bool) -> list[dict[str, Any]]:
-    """The requests of one client, none like another's."""
+def questions(client: int, pictures: bool, round_: int) -> list[dict[str, Any]]:
+    """The requests of one client in a round, none like another's or an earlier one."""
     import numpy as np
     from PIL import Image
 
@@ -82,13 +82,18 @@ def questions(client: int, pictures: bool) -> list[dict[str, Any]]:
     for number in range(QUESTIONS):
         parts: list[dict[str, Any]] = []
         if pictures:
-            random = np.random.default_rng([client, number])
+            random = np.random.default_rng([client, number, round_])
             file = io.BytesIO()
             pixels = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(file, "PNG")
             url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
             parts.append({"type": "image_url", "image_url": {"url": url}})
-        parts.append({"type": "text", "text": f"Client {client} asks question {number}: what now?"})
+        parts.append(
+            {
+                "type": "text",
+                "text": f"Client {client} asks in round {round_} for the time {number}: what?",
+            }
+        )
         made.append(
             {
                 "messages": [{"role": "user", "content": parts}],
@@ -161,10 +166,10 @@ def ask(port: int, request: dict[str, Any]) -> Answer:
     return Answer(first_s, time.perf_counter() - begun, tokens)
 
 
-def crowd(port: int, clients: int, pictures: bool) -> tuple[list[Answer], float]:
+def crowd(port: int, clients: int, pictures: bool, round_: int) -> tuple[list[Answer], float]:
     """What so many clients get at once, and the seconds until the last has its last answer."""
     # Made before: what clients do is not measured.
-    asked = [questions(client, pictures) for client in range(clients)]
+    asked = [questions(client, pictures, round_) for client in range(clients)]
     found: list[Answer] = []
     failed: list[BaseException] = []
 
@@ -185,7 +190,9 @@ def crowd(port: int, clients: int, pictures: bool) -> tuple[list[Answer], float]
     return found, time.perf_counter() - begun
 
 
-def generated(model: Any, processor: Any, pictures: bool) -> tuple[list[Answer], float]:
+def generated(
+    model: Any, processor: Any, pictures: bool, round_: int
+) -> tuple[list[Answer], float]:
     """The questions of the first client by `generate`, one after the other."""
     import torch
     from PIL import Image
@@ -207,7 +214,7 @@ def generated(model: Any, processor: Any, pictures: bool) -> tuple[list[Answer],
             """Nothing is held back."""
 
     found, begun = [], time.perf_counter()
-    for request in questions(0, pictures):
+    for request in questions(0, pictures, round_):
         start, clock = time.perf_counter(), Clock()
         parts = []
         for part in request["messages"][0]["content"]:
@@ -266,14 +273,15 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     ):
         for number in range(rounds + 1):
             for pictures in (False, True):
-                made = [(("generate", 1, pictures), generated(model, processor, pictures))]
+                made = [(("generate", 1, pictures), generated(model, processor, pictures, number))]
                 for clients in CLIENTS:
                     # In turns, each round in the order of the last one reversed.
                     ways = [("together", together), ("one_at_a_time", alone)]
                     for way, port in ways[:: -1 if number % 2 else 1]:
-                        made.append(((way, clients, pictures), crowd(port, clients, pictures)))
-                for key, run in made if number else ():
-                    runs.setdefault(key, []).append(run)
+                        run = crowd(port, clients, pictures, 100 * clients + number)
+                        made.append(((way, clients, pictures), run))
+                for key, done in made if number else ():
+                    runs.setdefault(key, []).append(done)
         memory = {"together": peak_mib(pid), "one_at_a_time": peak_mib(pid_alone)}
     rows = [row(*key, some) for key, some in runs.items()]
     return {"rows": rows, "peak_memory_mib": memory}

@@ -46,6 +46,29 @@ def test_the_int8_table_of_the_text_model(page):
     assert costs(result("flan_t5")["rows"]) == tables(page, "config | precision")[0]
 
 
+def test_what_a_server_gives_to_many_clients():
+    found = result("serving")
+    rows = {(row["way"], row["clients"], row["pictures"]): row for row in found["rows"]}
+    expected = []
+    for pictures in (False, True):
+        usual = rows["generate", 1, pictures]["tokens_per_s"]
+        for clients in (1, 4, 16):
+            ways = [rows[way, clients, pictures] for way in ("one_at_a_time", "together")]
+            rates = [f"{row['tokens_per_s'] / usual:.2f}" for row in ways]
+            waits = [
+                f"{ways[1][f'first_token_s_{share}'] / ways[0][f'first_token_s_{share}']:.2f}"
+                for share in ("p50", "p95")
+            ]
+            expected.append([str(clients), "one" if pictures else "none", *rates, *waits])
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert tables(page, "clients | pictures")[0] == expected
+    memory = found["peak_memory_mib"]
+    said = (
+        f"held {memory['together']:,} MiB at most, that of one row {memory['one_at_a_time']:,} MiB"
+    )
+    assert said in " ".join(page.split())
+
+
 def test_the_int8_table_of_the_flamingo():
     assert costs(result("flamingo_int8")["rows"]) == tables(INT8, "config | precision")[1]
 
