@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tuninglab.adapters.kept_settings import adapter_prompt
 from tuninglab.adapters.switching import adapters_of
 from tuninglab.config import ServeConfig
@@ -51,7 +53,11 @@ def open_engine(config: ServeConfig) -> tuple[Engine, str]:
         prefix_cache=config.prefix_cache,
     )
     # Told now, and not to the first client: that model's own settings let it answer.
-    Chooser(engine.reader.model, Sampling(), 1)
+    flamingo = engine.reader.model
+    chooser = Chooser(flamingo, Sampling(), 1)
+    end = flamingo.config.eoc_token_id
+    vocabulary = flamingo.get_input_embeddings().num_embeddings
+    chooser.choose([end], torch.zeros(vocabulary, device=flamingo.device))
     return engine, base
 
 

@@ -157,9 +157,6 @@ class _Fields:
         value = self.body.get(name)
         if value is None:
             return usual
-        # Clients in JavaScript write 5.0 at times.
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
         # In Python true is a whole number.
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.refuse(name, f"a whole number from {least} to {most}")

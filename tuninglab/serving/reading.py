@@ -131,7 +131,7 @@ class Reader:
             pairs = [(layer.keys, layer.values) for layer in layers]
             self.prefixes.keep(request.model, signature, pairs)
         tokenizer = self.processor.tokenizer
-        answer = GrowingAnswer(tokenizer, served.prompt, request.stop)
+        answer = GrowingAnswer(tokenizer, served.prompt, (*request.stop, *chooser.stop))
         row = Row(
             asked,
             list(ids),

@@ -2,7 +2,8 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tuninglab.errors import UserError
 from tuninglab.models.parts import first_lines, is_readers
 from tuninglab.serving.exchange import Candidate, Sampling, Token
 from tuninglab.serving.streaming import BYTE_TOKEN
+from tuninglab.untrusted import shown
 
 # How vocabularies of GPT-2's kind write bytes, and those of SentencePiece a blank.
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
@@ -29,11 +31,15 @@ class Chooser:
         sampling: of the request.
         prompt_tokens: of the row; penalties for the answer alone start behind them.
 
+    Attributes:
+        stop: texts that end each answer by the model's own settings.
+
     Raises:
         UserError: the model's own settings do not let it answer.
     """
 
     def __init__(self, model: Any, sampling: Sampling, prompt_tokens: int):
+        self.name = model.config.name_or_path
         self.image_token_id, self.device = model.config.image_token_id, model.device
         self.draws = sampling.temperature > 0
         self.generator = torch.Generator()
@@ -50,20 +56,21 @@ class Chooser:
         own = LogitsProcessorList()
         if sampling.frequency_penalty or sampling.presence_penalty:
             own.append(AnswerPenalties(sampling, prompt_tokens))
-        try:
+        with self._told():
             # What `generate` itself asks; the alternative would be a list of our own of all that a
             # generation_config may say.
             model._prepare_special_tokens(settings, device=model.device, batch_size=1)
             self.processors = model._get_logits_processor(
                 settings, prompt_tokens, logits_processor=own, device=model.device
             )
-        except Exception as error:
-            if not is_readers(error):
-                raise
+        stop: Any = settings.stop_strings or []
+        stop = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
             raise UserError(
-                f"{model.config.name_or_path} cannot answer: {first_lines(error)}\nSee its "
-                "generation_config.json: what stands there holds for every answer"
-            ) from error
+                f"{self.name} cannot answer: stop_strings in its generation_config.json is "
+                f"{shown(repr(stop))}; expected texts"
+            )
+        self.stop = tuple(stop)
 
     def choose(self, ids: Sequence[int], logits: Tensor) -> int:
         """The token that follows ids (T), by their logits (V,)."""
@@ -71,12 +78,26 @@ class Chooser:
         # There would be no image to it.
         scores[:, self.image_token_id] = -torch.inf
         if self.processors:
-            scores = self.processors(torch.tensor([ids], device=logits.device), scores)
+            with self._told():
+                scores = self.processors(torch.tensor([ids], device=logits.device), scores)
         if not self.draws:
             return int(scores.argmax(-1))
         # On the CPU, so that a seed draws the same on every device.
         probabilities = scores.softmax(-1).cpu()
         return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say where settings stand that transformers refuses: some only once they are applied."""
+        try:
+            yield
+        except Exception as error:
+            if not is_readers(error):
+                raise
+            raise UserError(
+                f"{self.name} cannot answer: {first_lines(error)}\nSee its "
+                "generation_config.json: what stands there holds for every answer"
+            ) from error
 
 
 class AnswerPenalties(LogitsProcessor):
