@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from tuninglab.config import ChatConfig, FinetuneConfig, FlanT5Config, ReportConfig
+from tuninglab.config import ChatConfig, FinetuneConfig, FlanT5Config, ReportConfig, ServeConfig
 from tuninglab.config.flags import parse, without_blanks
 from tuninglab.errors import UserError
 
@@ -187,3 +187,11 @@ def test_a_flag_that_may_stand_without_a_value(words, folder):
     # A run keeps its folder, from wherever it is resumed; `auto` moves with the runs.
     kept = os.path.abspath("kept") if folder == "kept" else folder
     assert config.located().cache_features == kept
+
+
+def test_a_flag_that_may_be_repeated_loses_nothing():
+    words = ["m", "--adapter", "a=x", "--adapter=b=y", "--allow_image_urls", "one.org"]
+    config = parse("tuninglab serve", ServeConfig, words)
+    assert config.adapter == ["a=x", "b=y"] and config.allow_image_urls == ["one.org"]
+    with pytest.raises(UserError, match="different names"):
+        parse("tuninglab serve", ServeConfig, ["m", "--adapter", "a=x", "--adapter", "a=y"])

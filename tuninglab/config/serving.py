@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from tuninglab.config.checks import check, check_paths, check_positive
 from tuninglab.errors import UserError
@@ -17,8 +17,8 @@ class ServeConfig:
 
     model: Positional[str] = "embedded"
     """A run folder or one of its checkpoints, an adapter, a model directory, or `embedded`."""
-    adapter: list[str] = field(default_factory=list)
-    """Further adapters on the same base, NAME=DIR each; NAME is what clients call it."""
+    adapter: UseAppendAction[list[str]] = field(default_factory=list)
+    """A further adapter on the same base, NAME=DIR; NAME is what clients call it. Repeatable."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own needs --api_key."""
     port: int = 8000
@@ -37,8 +37,8 @@ class ServeConfig:
     """Pictures whose latents are kept for the next turn."""
     prefix_cache: int = 8
     """Dialogues whose keys and values are kept for the next turn."""
-    allow_image_urls: list[str] = field(default_factory=list)
-    """Hosts that pictures may be fetched from, over https. None: only data: URLs."""
+    allow_image_urls: UseAppendAction[list[str]] = field(default_factory=list)
+    """A host that pictures may be fetched from, over https. Repeatable. None: only data: URLs."""
     cors_origin: str | None = None
     """The one origin whose pages may call the API from a browser. None: only the own page."""
     log_requests: bool = False
