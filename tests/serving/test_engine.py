@@ -331,6 +331,13 @@ def test_a_mistake_of_one_is_told_to_that_one(tiny, make_engine, monkeypatch):
     monkeypatch.setattr(engine_module.Batch, "step", lambda *_: 1 / 0)
     assert [type(e) for e in answers(engine, good, good)] == [ZeroDivisionError] * 2
     monkeypatch.undo()
+    # Also where nothing is computed yet for anybody: nobody waits in vain, and others come after.
+    monkeypatch.setattr(engine, "_activate", lambda name: 1 / 0)
+    assert [type(e) for e in answers(engine, good, good)] == [ZeroDivisionError] * 2
+    monkeypatch.undo()
+    monkeypatch.setattr(engine_module.Batch, "join", lambda *_: 1 / 0)
+    assert [type(e) for e in answers(engine, good)] == [ZeroDivisionError]
+    monkeypatch.undo()
     # What fails for one row fails for it alone.
     strange = replace(good, sampling=Sampling(temperature=1e-300))
     failed, fine = answers(engine, strange, good)

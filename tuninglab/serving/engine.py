@@ -92,8 +92,7 @@ class Engine:
         self._running: dict[str, list[Batch]] = {name: [] for name in served}
         self._active, self._turns = self.models[0], 0
         self._token_bytes, self._mean_s = 0, 1.0
-        self._changed = threading.Condition()
-        self._closing = False
+        self._changed, self._closing = threading.Condition(), False
         # There only while there is something to do: an engine that nobody holds any more is gone.
         self._thread: threading.Thread | None = None
         _engines.add(self)
@@ -116,7 +115,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise ClosedError("the engine is being closed")
-            waiting, running = len(self._waiting), self._count()
+            waiting, running = self.load()
             # What can be decoded at once does not wait.
             beyond = waiting + len(asked) - max(0, self.max_rows - running)
             if beyond > self.max_queue:
@@ -150,16 +149,19 @@ class Engine:
         flamingo = self.reader.model
         with torch.inference_mode(), few_rows_in_c(flamingo.lang_encoder):
             while self._wait():
-                self._turn()
+                try:
+                    self._turn()
+                except Exception as error:
+                    self._fail(error)
 
     def _wait(self) -> bool:
         """Wait a while for something to do; False: the thread is to end."""
         with self._changed:
             self._changed.notify_all()  # whoever closes waits for the last answer
             self._changed.wait_for(lambda: self._busy() or self._closing, IDLE_S)
-            busy = self._busy()
-            self._thread = self._thread if busy else None
-            return busy
+            if not self._busy():
+                self._thread = None
+            return self._thread is not None
 
     def _turn(self) -> None:
         """Read one prompt at most, so that nobody waits long for a token; then a token each."""
@@ -201,13 +203,13 @@ class Engine:
         try:
             tokens = self.reader.encode(asked)
         except Exception as error:
-            self._remove(asked)
+            tokens = 0
             asked.fail(error)
+        if tokens and self._count() and not self._has_room(tokens):
             return None
-        if self._count() and not self._has_room(tokens):
-            return None
-        self._remove(asked)
-        return asked
+        with self._changed:
+            self._waiting.remove(asked)
+        return asked if tokens else None
 
     def _has_room(self, tokens: int) -> bool:
         """Whether keys and values of all rows, and of one more of so many tokens, fit."""
@@ -218,42 +220,35 @@ class Engine:
     def _read(self, asked: Asked) -> None:
         try:
             row, cache, logits = self.reader.read(asked)
+            row.take(logits, self.vocabulary)
+            if not row.ended:
+                self._join(row, cache)
         except Exception as error:
             asked.fail(error)
-            return
-        row.take(logits, self.vocabulary)
-        layers: Any = cache.layers
-        if self.reader.plain and layers:
-            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def _join(self, row: Row, cache: Any) -> None:
+        if self.reader.plain:
+            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
             self._token_bytes = size // cache.get_seq_length()
-        if row.ended:
-            return
         batches = self._running[self._active]
         if not batches or not self.reader.plain:
             batches.append(Batch())
         batches[-1].join(row, cache)
 
     def _step(self, batch: Batch) -> None:
-        try:
-            if self._outgrown(batch):
-                logits, batch.cache = self.reader.reread(batch.rows[0])
-                batch.mask, logits = batch.mask.new_ones(1, len(batch.rows[0].ids)), logits[None]
-            else:
-                logits = batch.step(self.reader.model, self._decoder)
-        except Exception as error:
-            with self._changed:
-                self._running[self._active].remove(batch)
-            for row in batch.rows:
-                row.asked.fail(error)
-            return
+        if self._outgrown(batch):
+            logits, batch.cache = self.reader.reread(batch.rows[0])
+            batch.mask, logits = batch.mask.new_ones(1, len(batch.rows[0].ids)), logits[None]
+        else:
+            logits = batch.step(self.reader.model, self._decoder)
         for row, own in zip(batch.rows, logits, strict=True):
             row.take(own, self.vocabulary)
         self._leave(self._active, batch)
 
     def _outgrown(self, batch: Batch) -> bool:
         """Whether the next token is the first for which LongRoPE turns all positions otherwise."""
-        first = self.reader.first_length
-        return not self.reader.plain and bool(first) and batch.cache.get_seq_length() == first
+        length = batch.cache.get_seq_length()
+        return not self.reader.plain and length == self.reader.first_length
 
     def _leave(self, name: str, batch: Batch) -> None:
         ended = [row for row in batch.rows if row.ended]
@@ -283,9 +278,15 @@ class Engine:
                         row.end("cancelled")
                 self._leave(name, batch)
 
-    def _remove(self, asked: Asked) -> None:
+    def _fail(self, error: Exception) -> None:
+        """Give up what was being answered, or what waits for it: nobody is left waiting in vain."""
         with self._changed:
-            self._waiting.remove(asked)
+            lost = [row.asked for row in self._rows() if not row.ended]
+            self._running = {name: [] for name in self.models}
+            if not lost:
+                lost, self._waiting = [*self._waiting], deque()
+        for asked in lost:
+            asked.fail(error)
 
     def _rows(self) -> Iterator[Row]:
         return (r for batches in self._running.values() for batch in batches for r in batch.rows)
