@@ -72,12 +72,12 @@ def _print_page(result: tuple[Any, Any], as_json: bool) -> None:
         print(page)
 
 
-def _print_audit(result: tuple[Any, str, UserError | None], as_json: bool) -> None:
+def _print_findings(result: tuple[Any, str, UserError | None], as_json: bool) -> None:
     figures, text, error = result
     _print_json(figures, as_json)
     if not as_json:
         print(text)
-    # Both are asked for: what is in the data, and what is wrong with it.
+    # Both are asked for: what was found, and what is wrong with it.
     if error is not None:
         sys.stdout.flush()
         raise error
@@ -132,7 +132,8 @@ class Verb(NamedTuple):
 # The order is that of --help: first what a newcomer runs.
 VERBS = {
     "demo": Verb("DemoConfig", "recipes.demo", "run_demo"),
-    "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_audit),
+    "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_findings),
+    "plan": Verb("PlanConfig", "recipes.plan", "plan", _print_findings),
     "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
     "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
     "evaluate": Verb("EvaluateConfig", "recipes.evaluate", "evaluate", _print_evaluations),

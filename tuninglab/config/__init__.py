@@ -8,6 +8,7 @@ from tuninglab.config.evaluate import EvaluateConfig
 from tuninglab.config.finetune import FinetuneConfig
 from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.models import ConvertConfig, TreeConfig
+from tuninglab.config.planning import PlanConfig, PlanTextConfig
 from tuninglab.config.runs import ChatConfig, DemoConfig, ReportConfig
 from tuninglab.config.serving import ExportConfig, ServeConfig
 from tuninglab.config.training import TrainingConfig
@@ -21,6 +22,8 @@ __all__ = [
     "ExportConfig",
     "FinetuneConfig",
     "FlanT5Config",
+    "PlanConfig",
+    "PlanTextConfig",
     "ReportConfig",
     "ServeConfig",
     "TrainingConfig",

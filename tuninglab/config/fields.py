@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from inspect import get_annotations
+from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tuninglab.config.data import Data, compact, parts_of
@@ -133,6 +134,13 @@ def _convert(value: object, hint: Any, where: str, name: str) -> Any:
         return None if value is None else _convert(value, rest, where, name)
     if hint == Data:
         return compact(parts_of(value, f"{where}{name}"))
+    # `auto` beside numbers, or beside true and false.
+    if get_origin(hint) in (Union, UnionType):
+        words = [choice for choice in choices if get_origin(choice) is Literal]
+        if any(value in get_args(choice) for choice in words if isinstance(value, str)):
+            return value
+        (kind,) = [choice for choice in choices if choice not in words]
+        return _convert(value, kind, where, name)
     if get_origin(hint) is list:
         # One name may stand without brackets, as it may on the command line.
         values = value if isinstance(value, (list, tuple)) else [value]

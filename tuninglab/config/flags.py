@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from tuninglab.config.fields import marked, spellings
 from tuninglab.config.help import help_of
@@ -128,12 +128,13 @@ def spell_out_switches(words: list[str], flags: Mapping[str, Flag]) -> list[str]
             spelled += [word, "auto"]
             continue
         # A switch with None beside true and false says "not given", e.g. enable_int8.
-        if flag is None or flag.hint not in (bool, bool | None):
+        if flag is None or bool not in (flag.hint, *get_args(flag.hint)):
             spelled.append(word)
             continue
         if not equals:
             # The next word is a value only if it reads as one: `report --json RUN` works.
-            value = rest.pop(0) if rest and rest[0].lower() in TRUTHS else "true"
+            others = [name for kind in get_args(flag.hint) for name in get_args(kind)]
+            value = rest.pop(0) if rest and rest[0].lower() in (*TRUTHS, *others) else "true"
         spelled += [name, value.capitalize() if value.lower() in TRUTHS else value]
     return spelled
 

@@ -28,8 +28,10 @@ class FlanT5Config(TrainingConfig):
     run_name: str | None = None
     """Name of the run folder. None: flan_t5 with model and data embedded, else a free name."""
     # Chosen on the validation split of the embedded dates.
-    batch_size: Annotated[int, arg(aliases=("--per_device_train_batch_size",))] = 32
-    """Records per process and forward pass."""
+    batch_size: Annotated[
+        int | Literal["auto"], arg(aliases=("--per_device_train_batch_size",))
+    ] = 32
+    """Records per process and forward pass; auto: the most that fit into memory, by the plan."""
     learning_rate: Annotated[float, arg(aliases=("--lr",))] = 3e-3
     """Peak learning rate."""
     embedded_pairs: int = EMBEDDED_PAIRS

@@ -32,14 +32,15 @@ GROUPS = {
         *("max_tokens", "prompt"),
     ),
     "Memory and speed": (
-        *("threads", "precision", "quantization", "memory_savers", "activation_checkpointing"),
+        *("threads", "parallel", "precision", "quantization", "memory_savers", "activation_checkpointing"),
         *("checkpoint_every", "cache_features", "group_by_length", "pack_tokens", "pack_images"),
         *("products", "compare", "rounds"),
     ),
     "How it is measured": (
         *("eval_steps", "score_questions", "eval_metric", "keep_best", "patience"),
     ),
-    "What it says": ("logging_steps", "print_config", "json", "debug"),
+    "What it says": ("logging_steps", "track", "print_config", "json", "debug"),
+    "For which machine": ("processes", "device", "memory_gib"),
 }
 WIDTH = 100
 INDENT = 6
@@ -98,7 +99,9 @@ def _kind(hint: Any) -> str:
         return f"NAME={_kind(choices[1])} ..."
     if hint == Data | None:
         return "PATH ..."
-    return _kind(choices[0]) if type(None) in choices else KINDS[hint]
+    if not choices:
+        return KINDS[hint]
+    return "|".join(_kind(choice) for choice in choices if choice is not type(None))
 
 
 def _shown(default: Any) -> str:

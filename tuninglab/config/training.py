@@ -10,8 +10,8 @@ from tuninglab.config.checks import MOST_RATE, check, check_paths, check_positiv
 from tuninglab.config.data import located_data
 from tuninglab.config.fields import leaves, marked, settle_types
 from tuninglab.config.marks import Mark
+from tuninglab.config.running import RunningConfig
 from tuninglab.config.tuning import LoraTuning
-from tuninglab.config.validation import ValidationConfig
 from tuninglab.errors import UserError
 from tuninglab.untrusted import shown
 
@@ -31,7 +31,7 @@ MEASURED = (
 
 
 @dataclass
-class TrainingConfig(ValidationConfig):
+class TrainingConfig(RunningConfig):
     """Settings of a training run, whatever is tuned; each recipe adds its own."""
 
     # What --enable_int8 means where it is not given.
@@ -50,8 +50,11 @@ class TrainingConfig(ValidationConfig):
     """Passes over the training data. None: by the size of base and data."""
     max_steps: Annotated[int | None, Mark.CHANGEABLE] = None
     """Stop after this many optimizer steps, whatever --epochs says."""
-    batch_size: Annotated[int | None, arg(aliases=("--per_device_train_batch_size",))] = None
-    """Records per process and forward pass. None: by the size of the base."""
+    batch_size: Annotated[
+        int | Literal["auto"] | None, arg(aliases=("--per_device_train_batch_size",)), Mark.DECIDED
+    ] = None
+    """Records per process and forward pass. None: by the size of the base; auto: the most that fit
+    into memory, by the plan."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     learning_rate: Annotated[float | None, arg(aliases=("--lr",))] = None
@@ -90,8 +93,8 @@ class TrainingConfig(ValidationConfig):
     """Recompute the activations of all blocks in the backward pass: less memory, more time."""
     checkpoint_every: int | None = None
     """Recompute the activations of every n-th block only: less memory, more time."""
-    resume: Annotated[bool, Mark.CALL] = False
-    """Go on from the last checkpoint of --run_name."""
+    resume: Annotated[bool | Literal["auto"], Mark.CALL] = False
+    """Go on from the last checkpoint of --run_name; auto: if there is one, else start."""
     overwrite: Annotated[bool, arg(aliases=("--overwrite_output_dir",)), Mark.CALL] = False
     """Replace an existing run folder of this name."""
     skip_bad_records: bool = False
@@ -204,7 +207,9 @@ class TrainingConfig(ValidationConfig):
         # Flags and YAML are checked when they are read; this is for settings made in Python.
         settle_types(self, "--")
         # Range first, then what excludes each other: the message names the simpler mistake.
-        check_positive(self, "epochs", "max_steps", "batch_size", "gradient_accumulation_steps")
+        check_positive(self, "epochs", "max_steps", "gradient_accumulation_steps")
+        if self.batch_size != "auto":
+            check_positive(self, "batch_size")
         check_positive(self, "logging_steps", "save_steps", "max_tokens")
         check_positive(self, "checkpoint_every", "keep_checkpoints")
         check_positive(self, "threads", most=4096)
@@ -214,6 +219,7 @@ class TrainingConfig(ValidationConfig):
         check_positive(self, "seed", least=0, most=2**32 - 1)
         check_paths(self, "output_dir", *sorted(marked(type(self), Mark.PATH)))
         self._check_validation()
+        self._check_running()
         self._check_rates()
         if self.run_name is not None:
             check_run_name(self.run_name)
