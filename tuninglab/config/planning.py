@@ -1,0 +1,51 @@
+"""The settings of `plan`: those of the training that is planned, and for which machine."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tuninglab.config.checks import check_positive
+from tuninglab.config.finetune import FinetuneConfig
+from tuninglab.config.flan_t5 import FlanT5Config
+from tuninglab.config.marks import Mark
+
+Planned = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class _Machine:
+    """For which machine is planned; without these, for the one that the plan is made on."""
+
+    processes: Annotated[int | None, Mark.CALL] = None
+    """Plan for so many processes, each on a device of its own. None: as torchrun started."""
+    device: Annotated[Planned, Mark.CALL] = "auto"
+    """Plan for a GPU or for a CPU. auto: for what this machine has."""
+    memory_gib: Annotated[float | None, Mark.CALL] = None
+    """Plan for devices with so much memory. None: what is free on this machine."""
+
+
+@dataclass
+class PlanConfig(_Machine, FinetuneConfig):
+    """Say what memory and time a run would take, and whether it fits; `plan flan-t5` for a T5."""
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UserError: naming the flag, the value given, what is expected and the remedy.
+        """
+        check_positive(self, "processes", most=1_000_000)
+        super().validate()
+
+
+@dataclass
+class PlanTextConfig(_Machine, FlanT5Config):
+    """Say what memory and time a run of flan-t5 would take, and whether it fits."""
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UserError: naming the flag, the value given, what is expected and the remedy.
+        """
+        check_positive(self, "processes", most=1_000_000)
+        super().validate()

@@ -1,0 +1,18 @@
+"""`tuninglab plan`: memory and time of a run before it starts, and what makes it fit."""
+
+from typing import Any
+
+from tuninglab.config.planning import PlanConfig, PlanTextConfig
+from tuninglab.errors import UserError
+
+
+def plan(config: PlanConfig | PlanTextConfig) -> tuple[dict[str, Any], str, UserError | None]:
+    """Plan a run.
+
+    Returns:
+        What `--json` prints, the text for people, and that it does not fit.
+
+    Raises:
+        UserError: the settings or the data do not allow the run.
+    """
+    raise NotImplementedError
