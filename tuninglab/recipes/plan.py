@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tuninglab.config.planning import PlanConfig, PlanTextConfig
+from tuninglab.config import PlanConfig
 from tuninglab.errors import UserError
 
 
-def plan(config: PlanConfig | PlanTextConfig) -> tuple[dict[str, Any], str, UserError | None]:
+def plan(config: PlanConfig) -> tuple[dict[str, Any], str, UserError | None]:
     """Plan a run.
 
     Returns:
