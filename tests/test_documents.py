@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from tests.documents import (
     inline_commands,
     put_stand_ins,
 )
+from tests.warm import Warm
 from tuninglab import cli, config
 from tuninglab.config import ConvertConfig, flags
 from tuninglab.config.tuning import TuningConfig
@@ -61,14 +63,29 @@ CANNOT = {
 }
 
 
-@pytest.fixture
-def checkout(tmp_path, tiny_bases, take_apart):
+@pytest.fixture(scope="module")
+def first_checkout(tmp_path_factory, tiny_bases, take_apart):
     """A copy of the checkout with smaller sizes, and what the pages call the reader's own."""
-    copy_checkout(tmp_path)
-    put_stand_ins(tmp_path, tiny_bases["plain"], take_apart)
-    paths = {"model": str(tmp_path / "my_flamingo"), "out": str(tmp_path / "checkpoint.pt")}
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_checkout(folder)
+    put_stand_ins(folder, tiny_bases["plain"], take_apart)
+    paths = {"model": str(folder / "my_flamingo"), "out": str(folder / "checkpoint.pt")}
     convert(ConvertConfig(to="open_flamingo", **paths))
+    return folder
+
+
+@pytest.fixture
+def checkout(first_checkout, tmp_path):
+    """A copy of that copy, in which a block of commands may leave what it likes."""
+    shutil.copytree(first_checkout, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def warm(first_checkout):
+    """The verbs of the first copy, with torch loaded already."""
+    with Warm(first_checkout) as verbs:
+        yield verbs
 
 
 def short(command: str) -> str:
@@ -81,7 +98,7 @@ def short(command: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", all_blocks("bash"), ids=str)
-def test_the_commands_of_the_pages_run(block, checkout):
+def test_the_commands_of_the_pages_run(block, checkout, warm):
     here = checkout
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(checkout)}
@@ -91,14 +108,18 @@ def test_the_commands_of_the_pages_run(block, checkout):
         if command.startswith("cd "):
             here = here / command.removeprefix("cd ")
             continue
-        done = subprocess.run(
-            ["bash", "-c", short(command)],
-            cwd=here,
-            env=environment,
-            input="What is on the table?\n",
-            capture_output=True,
-            text=True,
-        )
+        said = "What is on the table?\n"
+        if command.startswith("tuninglab "):
+            done = warm.run(shlex.split(short(command))[1:], here, {"PATH": path}, said)
+        else:
+            done = subprocess.run(
+                ["bash", "-c", short(command)],
+                cwd=here,
+                env=environment,
+                input=said,
+                capture_output=True,
+                text=True,
+            )
         assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         # It ran in the copy: nothing came from another checkout that is installed here.
         assert str(ROOT) not in done.stderr
