@@ -1,4 +1,4 @@
-"""Commands of the product without the wait for torch: one process imports all, each is a fork of it.
+"""Commands of the product without the wait for torch: forks of one process that has loaded it.
 
 Imports take 5 s of a core, most commands of tiny models less than one. What runs in a fork is what
 would run in a process of its own: the same words, working directory, streams and exit code.
