@@ -3,22 +3,20 @@
 import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.asked import CHOICES, TOKENS, answer, conditions_of, questions, tiny
+from tests.worlds import all_well, in_world
 from tuninglab.data.prompt import encode_prompt
 from tuninglab.errors import UserError
 from tuninglab.evaluation.answers import make_batches
 from tuninglab.evaluation.predictions import NAME, prompt_sha
 
-ROOT = Path(__file__).resolve().parents[2]
 RANKED = [CHOICES[k % 3 :] for k in range(11)]
 
 
@@ -286,19 +284,13 @@ def test_a_picture_that_is_gone_names_its_record(tmp_path):
         answer(tmp_path, conditions=conditions)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from accelerate import Accelerator
-from tests.evaluation.asked import CHOICES, answer
-folder = Path(sys.argv[1])
-ranked = [CHOICES[k % 3 :] for k in range(11)]
-for name, candidates in {"generated": None, "ranked": ranked}.items():
-    answered = answer(folder / name, candidates=candidates)
-    rank = Accelerator(cpu=True).process_index
-    (folder / f"{name}.{rank}").write_text(repr(answered))
-Accelerator(cpu=True).end_training()
-"""
+def answer_in_world(folder):
+    """Answer as one of several processes, and write down what this one got."""
+    for name, candidates in {"generated": None, "ranked": RANKED}.items():
+        answered = answer(folder / name, candidates=candidates)
+        rank = Accelerator(cpu=True).process_index
+        (folder / f"{name}.{rank}").write_text(repr(answered))
+    Accelerator(cpu=True).end_training()
 
 
 @pytest.mark.slow
@@ -308,12 +300,7 @@ def test_two_processes_answer_as_one_also_what_one_began(tmp_path):
         begun = (tmp_path / "one" / name / NAME).read_bytes()
         (tmp_path / "two" / name).mkdir(parents=True)
         (tmp_path / "two" / name / NAME).write_bytes(begun[: len(begun) // 3 + 5])
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path / "two")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    all_well(in_world(2, lambda: answer_in_world(tmp_path / "two"), tmp_path))
     for name in ("generated", "ranked"):
         files = [(tmp_path / n / name / NAME).read_bytes() for n in ("one", "two")]
         assert files[0] == files[1]

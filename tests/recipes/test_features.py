@@ -1,8 +1,6 @@
 """`--cache_features`: a run that reads features learns what a run that computes them learns."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.worlds import all_well, in_world
+from tuninglab.cli import finetune_main
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.embedded import scoring
@@ -19,7 +19,6 @@ from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
 
-ROOT = Path(__file__).parents[2]
 # Of the clock and the machine, not of what was computed.
 MEASURED = ("step_s", "tokens_per_s", "peak_memory_mib")
 
@@ -201,16 +200,7 @@ def test_two_processes_fill_one_cache(config, tmp_path):
     flags |= {"output_dir": str(tmp_path), "precision": "fp32", "val_split": 0.25}
     flags |= {"batch_size": 2, "learning_rate": 2e-4, "cache_features": str(tmp_path / "kept")}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *torchrun, "fine_tuning.py", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    all_well(in_world(2, lambda: sys.exit(finetune_main(words)), tmp_path))
     assert choice(tmp_path / "two")["value"] == "cached, 12 new of 12 pictures"
     assert (tmp_path / "kept" / "index.bin").stat().st_size == 12 * 36
     tuning = TuningConfig()

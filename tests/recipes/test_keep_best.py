@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import Colours
+from tests.worlds import all_well, in_world
+from tuninglab.cli import finetune_main
 from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError, WorkError
@@ -21,7 +22,6 @@ from tuninglab.evaluation import own_data
 from tuninglab.recipes.flamingo import finetune
 from tuninglab.training import loop
 
-ROOT = Path(__file__).parents[2]
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
 
 
@@ -364,16 +364,7 @@ def test_two_processes_keep_the_best_of_one(config, tmp_path):
     flags |= {"learning_rate": 2e-2, "lr_scheduler": "constant", "warmup_steps": 0}
     flags |= {"tuning_config.train_answer_tokens": "true", "run_name": "two", "batch_size": 2}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *torchrun, "fine_tuning.py", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    all_well(in_world(2, lambda: sys.exit(finetune_main(words)), tmp_path))
     one = finetune(replace(config, run_name="one", keep_best="metric", patience=2))
     two = json.loads((tmp_path / "two" / "report.json").read_text())
     for part in ("best", "stopped_early", "steps"):
