@@ -48,7 +48,12 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def put(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter, or this process's part of it where it is sharded."""
-    if isinstance(parameter, DTensor):
-        mesh, places = parameter.device_mesh, parameter.placements
-        value = distribute_tensor(value.to(parameter.device), mesh, places)
-    parameter.copy_(value)
+    parameter.copy_(spread_as(parameter, value))
+
+
+def spread_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor that all processes have, sharded as a parameter of its shape is, if it is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    mesh, places = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, places)

@@ -1,0 +1,127 @@
+"""FSDP2: each block of a model is spread over the processes, and whole only while it computes.
+
+torch's `fully_shard`, called by us: accelerate has FSDP on accelerators alone, and there shards in
+`prepare`, after the first validation. So CPUs run what GPUs run, and each process holds the whole
+of no block but the one at work. Autocast, scaler, clipping and all sums stay with accelerate.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tuninglab.errors import UserError
+from tuninglab.models.gated_cross_attention import FlamingoLayer
+from tuninglab.training.hardware import free_memory_bytes
+
+# What else a process takes while it answers, to its share of the weights.
+SPARE = 1.25
+
+
+def check_shardable(base_format: str) -> None:
+    """Pass if weights of such a format can be spread.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if base_format.startswith("bnb"):
+        raise UserError(
+            f"--parallel fsdp2 does not spread weights of bitsandbytes (--quantization "
+            f"{base_format}): they know their own shape. Take --quantization int8, which is spread "
+            "as it is, or --parallel ddp."
+        )
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Spread the weights of a model over all processes, in place; each keeps its share on a device.
+
+    A process copies its share out of the whole weights, wherever these are, and nothing is sent.
+    They are DTensors from then on. What trains is spread as well, and with it gradients and
+    moments.
+
+    Args:
+        model: what is tuned, with all that is added to the base; frozen or not, in any formats.
+        device: that computes.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    # Of int8 tables one tells a format and holds nothing.
+    empty = {parameter for parameter in model.parameters() if not parameter.numel()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
+    # Also the root's are let go after a forward pass: no weight is ever held whole between passes,
+    # where it could be saved or set. It costs a second gathering of the token tables.
+    spread = partial(fully_shard, mesh=mesh, reshard_after_forward=True, ignored_params=empty)
+    for block in reversed(blocks_of(base)):
+        spread(block)
+        # Called outside of the model's forward pass by `generate`.
+        if isinstance(block, FlamingoLayer):
+            register_fsdp_forward_method(block, "key_values")
+    spread(base)
+    # The first module that computes would be taken for the root; pictures may be encoded alone.
+    fully_shard.state(base)._lazy_init()  # pyright: ignore
+    for part in _parts(base):
+        # Gathered first here, and not in inference mode, whose tensors no training could use.
+        part.unshard()
+        part.reshard()
+
+
+def blocks_of(base: nn.Module) -> list[nn.Module]:
+    """What is gathered together: layers of any stack, a Perceiver, what is left of a tower.
+
+    From the outside in: a module before those within it.
+    """
+    layers = (FlamingoLayer, GradientCheckpointingLayer)
+    stacks = (module for module in base.modules() if isinstance(module, nn.ModuleList))
+    inner = {id(child) for stack in stacks for child in stack if isinstance(child, layers)}
+    inner |= {id(getattr(base, name, None)) for name in ("vision_encoder", "perceiver")}
+    chosen = (module for module in base.modules() if id(module) in inner)
+    return [module for module in chosen if any(True for _ in module.parameters())]
+
+
+@contextmanager
+def gathered(model: nn.Module, blocks: bool = True) -> Iterator[None]:
+    """Within the block each process holds weights whole, for work outside of the forward pass.
+
+    Args:
+        model: sharded.
+        blocks: all weights, so that a process computes without the others; else those outside of
+            blocks alone (token tables), and the processes must call the same modules in turn.
+    """
+    # The root is the first of them.
+    parts = _parts(model) if blocks else _parts(model)[:1]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def fits_gathered(model: nn.Module, accelerator: Accelerator) -> bool:
+    """Whether every process has the memory to hold the weights whole; all must ask."""
+    shares = [p for p in model.parameters() if isinstance(p, DTensor)]
+    missing = sum(p.numel() * p.itemsize - p.to_local().nbytes for p in shares)
+    free = free_memory_bytes(accelerator.device)
+    if accelerator.device.type == "cpu":
+        # Those of one machine have its memory together.
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    lacking = torch.tensor(float(free < SPARE * missing), device=accelerator.device)
+    total: Any = accelerator.reduce(lacking, "sum")
+    return not total.item()
+
+
+def _parts(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
