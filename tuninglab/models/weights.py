@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -37,6 +38,11 @@ def is_finite(tensor: Tensor) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether some weights of a model are spread over processes (FSDP2 makes DTensors of them)."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def own_class(model: nn.Module) -> type:
+    """The class of a model as it was made: FSDP2 puts one of its own in its place."""
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

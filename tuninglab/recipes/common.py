@@ -32,7 +32,13 @@ from tuninglab.recipes.measuring import (
     val_score,
 )
 from tuninglab.recipes.recipe import Base, Recipe, Setup, keep_base
-from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
+from tuninglab.recipes.resuming import (
+    FINGERPRINTS,
+    check_end,
+    fingerprints,
+    settings_named,
+    with_its_rows,
+)
 from tuninglab.recipes.row_orders import fill_of
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
@@ -40,6 +46,7 @@ from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import total_steps, train
+from tuninglab.training.sharding import is_to_shard, place, spread
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -131,6 +138,7 @@ def prepare(
     """
     choices = Choices()
     accelerator = make_accelerator(config.precision, choices, config.threads)
+    sharded = is_to_shard(config, accelerator, choices)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
@@ -139,6 +147,7 @@ def prepare(
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)
+    config = with_its_rows(config, run, accelerator.num_processes, choices)
     splits = readable(config, task.splits, base)
     prints = fingerprints(run, splits, base.model)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
@@ -146,7 +155,7 @@ def prepare(
         task.measure_by(metrics, config.score_questions or 0)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
-    base.model.to(accelerator.device)
+    place(base.model, accelerator.device, sharded)
     trained = direct_modules(base.model, base.tuning, recipe.scope)
     pictured = [splits.train, splits.val, *task.shown()]
     base = read_features(config, base, trained, pictured, accelerator, choices)
@@ -160,11 +169,13 @@ def prepare(
     run.create(config)
     run.write(FINGERPRINTS, prints)
     name = base.name or keep_base(base, run)
-    model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
+    model = wrap(base, name, config, recipe.scope, choices, answers)
     rows, parameters = trainable_table(model), count_parameters(model)
     print_trainable(rows, parameters)
     # Once a new base is saved.
     leave_out_tower(base.model, config)
+    # Last: shards can be neither wrapped nor exchanged.
+    model = spread(model, accelerator.device, sharded)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)

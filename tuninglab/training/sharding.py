@@ -19,6 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tuninglab.config import TrainingConfig
+from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.gated_cross_attention import FlamingoLayer
 from tuninglab.training.hardware import free_memory_bytes
@@ -27,18 +29,44 @@ from tuninglab.training.hardware import free_memory_bytes
 SPARE = 1.25
 
 
-def check_shardable(base_format: str) -> None:
-    """Pass if weights of such a format can be spread.
+def is_to_shard(config: TrainingConfig, accelerator: Accelerator, choices: Choices) -> bool:
+    """Whether weights shall be spread over the processes; says how processes share the work.
 
     Raises:
-        UserError: they cannot.
+        UserError: these weights cannot be spread.
     """
-    if base_format.startswith("bnb"):
+    ranks = accelerator.num_processes
+    if ranks == 1:
+        if config.parallel == "fsdp2":
+            choices.add("parallel", "one process", "nothing to share; start several with torchrun")
+        return False
+    if config.parallel == "ddp":
+        choices.add("parallel", "ddp", f"the whole model in each of {ranks} processes")
+        return False
+    if config.base_format.startswith("bnb"):
         raise UserError(
             f"--parallel fsdp2 does not spread weights of bitsandbytes (--quantization "
-            f"{base_format}): they know their own shape. Take --quantization int8, which is spread "
-            "as it is, or --parallel ddp."
+            f"{config.base_format}), which know their own shape. Take --quantization int8, or "
+            "--parallel ddp."
         )
+    choices.add("parallel", "fsdp2", f"of every block a share in each of {ranks} processes")
+    return True
+
+
+def place(model: nn.Module, device: torch.device, sharded: bool) -> None:
+    """Put a base on its device; of one that is to be sharded only what encodes pictures."""
+    whole = [getattr(model, name, None) for name in ("vision_encoder", "perceiver")]
+    for part in whole if sharded else [model]:
+        if part is not None:
+            part.to(device)
+
+
+def spread(model: Any, device: torch.device, sharded: bool) -> Any:
+    """The model on its device, whole or of each weight this process's share."""
+    if not sharded:
+        return model.to(device)
+    shard(model, device)
+    return model
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
