@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 
 PATIENCE_S = 120  # what hangs is killed then
 
@@ -67,5 +67,7 @@ def in_world(size: int, work: Callable[..., Any], folder: Path, *given: Any) -> 
             process.join()
     said = [log.read_text() if log.exists() else "" for log in logs]
     codes = [process.exitcode for process in processes]
-    assert codes == [0] * size, "\n".join(f"{c}: {text[-3000:]}" for c, text in zip(codes, said, strict=True))
+    assert codes == [0] * size, "\n".join(
+        f"{c}: {text[-3000:]}" for c, text in zip(codes, said, strict=True)
+    )
     return said

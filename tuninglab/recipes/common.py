@@ -44,14 +44,17 @@ from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
+from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import total_steps, train
+from tuninglab.training.parallel import lost_processes_told
 from tuninglab.training.sharding import is_to_shard, place, spread
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
+@lost_processes_told()
 def run_recipe(
     recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task | None = None
 ) -> dict[str, Any]:
@@ -137,6 +140,7 @@ def prepare(
         UserError: the model, the data or the tuning do not fit each other or the machine.
     """
     choices = Choices()
+    config = take_over_fsdp2(config, choices)
     accelerator = make_accelerator(config.precision, choices, config.threads)
     sharded = is_to_shard(config, accelerator, choices)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
@@ -174,7 +178,6 @@ def prepare(
     print_trainable(rows, parameters)
     # Once a new base is saved.
     leave_out_tower(base.model, config)
-    # Last: shards can be neither wrapped nor exchanged.
     model = spread(model, accelerator.device, sharded)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))

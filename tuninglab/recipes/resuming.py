@@ -63,9 +63,7 @@ def check_end(run: RunFolder, total_steps: int) -> None:
         )
 
 
-def with_its_rows(
-    config: Config, run: RunFolder, processes: int, choices: Choices
-) -> Config:
+def with_its_rows(config: Config, run: RunFolder, processes: int, choices: Choices) -> Config:
     """The settings of a resumed run with as many micro-batches as give its steps the same rows.
 
     Raises:

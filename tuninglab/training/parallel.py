@@ -3,7 +3,9 @@
 What sharded weights change beside that is in models/weights.py: adapters are saved from them too.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
@@ -13,8 +15,14 @@ from torch.optim import Optimizer
 from torch.utils.data import Subset
 
 from tuninglab.console import say
+from tuninglab.errors import WorkError
 from tuninglab.models.weights import is_sharded
 from tuninglab.training.sharding import fits_gathered, gathered
+
+# What gloo and NCCL say where the other end of a connection is gone.
+LOST = re.compile(
+    r"gloo.*(clos|reset|Broken pipe|[Tt]imed out|refused)|NCCL.*(remote|aborted|peer)", re.DOTALL
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +32,26 @@ def over_processes(value: Tensor, accelerator: Accelerator) -> Tensor:
     """The sum of a tensor over all processes, on each of them."""
     summed: Any = accelerator.reduce(value, "sum")
     return summed
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Say of an exchange that failed that another process is gone: that one tells why, if it can.
+
+    Raises:
+        WorkError: another process has ended.
+    """
+    try:
+        yield
+    # gloo has no class for it, NCCL's is one of these.
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise WorkError(
+            "Another process of this run has ended, and none can go on without it. Its own message "
+            "says why; without one, the system killed it, as where memory runs out. What was saved "
+            "is whole: --resume goes on from there."
+        ) from error
 
 
 def shared_out(
@@ -55,7 +83,7 @@ def shared_out(
             return share(items)
         whole = fits_gathered(model, accelerator)
         if not whole:
-            say("The weights do not fit whole into each process: all answer every question, slowly.")
+            say("The weights do not fit whole into a process: all answer every question, in step.")
         with gathered(model, blocks=whole):
             return share(items) if whole else work(items)
 
@@ -65,7 +93,7 @@ def shared_out(
 def carried(
     model: nn.Module, optimizer: Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, Optimizer]:
-    """What computes, under autocast and over processes, and what steps: of a model on its device."""
+    """What computes, under autocast and over processes, and what steps."""
     if not is_sharded(model):
         return accelerator.prepare(model, optimizer)
     # Shards exchange gradients by themselves; what accelerate does to a model besides DDP is all

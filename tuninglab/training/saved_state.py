@@ -40,9 +40,15 @@ def read_state(path: Path) -> dict[str, Any]:
         saved = TorchFile(path, descriptor)
         content = _Values(saved, os.fstat(descriptor).st_size).of(saved.content)
     # Where bytes are changed it may be anything, from zipfile to the machine that reads pickles.
+    except ForbiddenName as error:
+        # Not damaged: DeepSpeed's and others' states hold classes of theirs.
+        raise UserError(
+            f"--resume: {path} was written by another program, or by none that is to be trusted: "
+            f"it asks for {first_lines(error)}. It is left as it is. Go on with what wrote it, or "
+            "start a new run with another --run_name."
+        ) from error
     except Exception as error:
-        asks = "it asks for " if isinstance(error, ForbiddenName) else ""
-        raise UserError(damaged(path, f"{asks}{first_lines(error)}")) from error
+        raise UserError(damaged(path, first_lines(error))) from error
     finally:
         os.close(descriptor)
     if not isinstance(content, dict):

@@ -62,7 +62,10 @@ def place(model: nn.Module, device: torch.device, sharded: bool) -> None:
 
 
 def spread(model: Any, device: torch.device, sharded: bool) -> Any:
-    """The model on its device, whole or of each weight this process's share."""
+    """The model on its device, whole or of each weight this process's share.
+
+    Last of all that is done to it: shards can be neither wrapped nor exchanged.
+    """
     if not sharded:
         return model.to(device)
     shard(model, device)
