@@ -7,67 +7,98 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate.state import AcceleratorState
 
-PATIENCE_S = 120  # what hangs is killed then
+from tuninglab.console import answer_main_process
+
+PATIENCE_S = 90  # what hangs is killed then, and the test fails
 
 
-def _run(work: Callable[..., Any], rank: int, size: int, port: int, log: Path, given: Any) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in (names | places).items()})
+class Ended(NamedTuple):
+    """How a process ended: its exit code, and what it said."""
+
+    code: int | None
+    said: str
+
+
+def begin(log: Path, environment: dict[str, Any]) -> None:
+    """Make a forked process one that was started so, and that speaks into a file."""
+    os.environ.update({name: str(value) for name, value in environment.items()})
     AcceleratorState._reset_state(reset_partial_state=True)
+    answer_main_process(None)
     file = open(log, "w", buffering=1)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr = file
+
+
+def end(work: Callable[[], Any]) -> None:
+    """Do work and end the process with 0, or what it exits with; nothing of pytest's ends here."""
     code = 1
     try:
-        work(*given)
+        work()
         code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
         traceback.print_exc()
-    finally:
-        file.flush()
-        # Nothing of pytest's is to end here.
-        os._exit(code)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-def in_world(size: int, work: Callable[..., Any], folder: Path, *given: Any) -> list[str]:
-    """Do work in so many processes, as torchrun would start them; what each said.
+def forked(starts: list[Callable[[], None]], logs: list[Path]) -> list[Ended]:
+    """Start each in a process of its own; how they ended, those that hang by being killed."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=start) for start in starts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE_S)
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+        process.join()
+    said = [log.read_text() if log.exists() else "" for log in logs]
+    assert not hung, f"{len(hung)} hang: " + "\n\n".join(text[-3000:] for text in said)
+    return [Ended(p.exitcode, text) for p, text in zip(processes, said, strict=True)]
+
+
+def in_world(size: int, work: Callable[[], Any], folder: Path) -> list[Ended]:
+    """Do work in so many processes, as torchrun starts them.
 
     Args:
         size: how many.
-        work: what each does; it ends well, or the test fails.
+        work: what each does.
         folder: for what they say.
-        given: to work.
     """
-    context, port = multiprocessing.get_context("fork"), free_port()
+    port = free_port()
     logs = [folder / f"said-{size}-{rank}.txt" for rank in range(size)]
-    processes = [
-        context.Process(target=_run, args=(work, rank, size, port, logs[rank], given))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(PATIENCE_S)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    said = [log.read_text() if log.exists() else "" for log in logs]
-    codes = [process.exitcode for process in processes]
-    assert codes == [0] * size, "\n".join(
-        f"{c}: {text[-3000:]}" for c, text in zip(codes, said, strict=True)
-    )
-    return said
+
+    def start(rank: int) -> Callable[[], None]:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        numbers |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+        def run() -> None:
+            begin(logs[rank], numbers)
+            end(work)
+
+        return run
+
+    return forked([start(rank) for rank in range(size)], logs)
+
+
+def all_well(ended: list[Ended]) -> list[str]:
+    """What processes said that all ended well."""
+    codes = [process.code for process in ended]
+    told = "\n\n".join(process.said[-2000:] for process in ended if process.code)
+    assert not any(codes), f"{codes}: {told}"
+    return [process.said for process in ended]
