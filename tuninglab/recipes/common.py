@@ -48,7 +48,7 @@ from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import total_steps, train
 from tuninglab.training.parallel import lost_processes_told
-from tuninglab.training.sharding import is_to_shard, place, spread
+from tuninglab.training.sharding import is_to_shard, loading_together, place, spread
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -139,15 +139,15 @@ def prepare(
     Raises:
         UserError: the model, the data or the tuning do not fit each other or the machine.
     """
-    choices = Choices()
-    config = take_over_fsdp2(config, choices)
+    config = take_over_fsdp2(config, choices := Choices())
     accelerator = make_accelerator(config.precision, choices, config.threads)
     sharded = is_to_shard(config, accelerator, choices)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    with working("loading the base model"), settings_named(config, run):
+    shared = loading_together(accelerator, sharded)
+    with working("loading the base model"), settings_named(config, run), shared:
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)

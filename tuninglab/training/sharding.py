@@ -7,7 +7,7 @@ of no block but the one at work. Autocast, scaler, clipping and all sums stay wi
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.gated_cross_attention import FlamingoLayer
+from tuninglab.models.loaded_once import loaded_once
 from tuninglab.training.hardware import free_memory_bytes
 
 # What else a process takes while it answers, to its share of the weights.
@@ -51,6 +52,13 @@ def is_to_shard(config: TrainingConfig, accelerator: Accelerator, choices: Choic
         )
     choices.add("parallel", "fsdp2", f"of every block a share in each of {ranks} processes")
     return True
+
+
+def loading_together(accelerator: Accelerator, sharded: bool) -> AbstractContextManager[None]:
+    """Within the block a model that is to be sharded is made once a machine, not by each."""
+    if not sharded:
+        return nullcontext()
+    return loaded_once(accelerator.process_index, accelerator.local_process_index)
 
 
 def place(model: nn.Module, device: torch.device, sharded: bool) -> None:
