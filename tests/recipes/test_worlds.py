@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.distributed import barrier
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers import ByT5Tokenizer
 
-from tests.tiny import Colours
+from tests.tiny import Colours, t5
 from tests.worlds import all_well, begin, end, forked, free_port, in_world
 from tuninglab import cli
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.data.reading import splits as splits_module
 from tuninglab.recipes.flamingo import finetune
+from tuninglab.recipes.flan_t5 import flan_t5
 from tuninglab.training import loop, parallel
 
 pytestmark = pytest.mark.slow
@@ -55,6 +57,27 @@ def kinds(settings, tiny_bases):
     return {"lora": settings, "rows": rows, "int8": int8}
 
 
+@pytest.fixture(scope="module")
+def text(settings, tmp_path_factory):
+    """Settings of a tiny T5 in int8 whose blocks compute their activations again."""
+    folder = tmp_path_factory.mktemp("t5")
+    t5(vocab_size=259).save_pretrained(folder)
+    ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    records = [{"source": f"say {n}", "target": "yes " * (n % 3 + 1)} for n in range(ROWS)]
+    data = folder / "pairs.jsonl"
+    data.write_text("\n".join(map(json.dumps, records)))
+    return FlanT5Config(
+        model=str(folder),
+        data=str(data),
+        val_data=str(data),
+        output_dir=settings.output_dir,
+        precision="fp32",
+        max_steps=2,
+        learning_rate=1e-3,
+        activation_checkpointing=True,
+    )
+
+
 def of(settings, name, processes, rows=10, **changed):
     return replace(settings, run_name=name, batch_size=rows // processes, **changed)
 
@@ -80,7 +103,7 @@ def several(*runs):
 
 
 @pytest.fixture(scope="module")
-def two(settings, kinds):
+def two(settings, kinds, text):
     """The folder of all that two processes have made."""
     fsdp2 = {name: of(kind, f"{name}-fsdp2", 2, parallel="fsdp2") for name, kind in kinds.items()}
     long = of(settings, "long", 2, ROWS, gradient_accumulation_steps=2, save_steps=1)
@@ -99,6 +122,8 @@ def two(settings, kinds):
     def in_step():
         with mock.patch.object(parallel, "fits_gathered", return_value=False):
             scored(of(settings, "in-step", 2, parallel="fsdp2"))
+            # Its encoder is called outside of the model's forward pass.
+            flan_t5(of(text, "text", 2, parallel="fsdp2"))
 
     work = several(
         lambda: finetune(of(settings, "lora-ddp", 2)),
@@ -186,6 +211,14 @@ def test_scores_of_shards_are_those_of_one_process(two, settings, name):
     expected = scored(of(settings, f"{name}-one", 1))["evaluation"]
     assert report(two, name)["evaluation"] == expected
     assert len(expected["after"]["answers"]) == ROWS
+
+
+def test_a_t5_in_shards_is_that_of_one_process(two, text):
+    expected = flan_t5(of(text, "text-one", 1))["evaluation"]
+    assert furthest(two, "text-one", "text") < 1e-5
+    got = report(two, "text")["evaluation"]
+    assert got["after"].pop("val_loss") == pytest.approx(expected["after"].pop("val_loss"))
+    assert got["after"] == expected["after"]
 
 
 def test_a_run_goes_on_to_the_bit_with_shards_and_without(two):

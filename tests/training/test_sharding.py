@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,11 +16,9 @@ from tuninglab.models.perceiver import PerceiverResampler
 from tuninglab.training.sharding import blocks_of, is_to_shard, place
 
 
-class Ranks:
+def of_ranks(count) -> Any:
     """Stands for an accelerator of so many processes."""
-
-    def __init__(self, num_processes):
-        self.num_processes = num_processes
+    return SimpleNamespace(num_processes=count)
 
 
 def test_blocks_of_a_flamingo_are_its_layers_tower_and_perceiver(make_flamingo):
@@ -56,15 +57,15 @@ def test_a_tower_that_is_gone_is_no_block(make_flamingo):
 def test_one_process_shares_nothing_and_ddp_spreads_nothing():
     for parallel, ranks in (("fsdp2", 1), ("ddp", 2)):
         choices = Choices()
-        assert not is_to_shard(FinetuneConfig(parallel=parallel), Ranks(ranks), choices)
+        assert not is_to_shard(FinetuneConfig(parallel=parallel), of_ranks(ranks), choices)
         assert choices.made
-    assert is_to_shard(FinetuneConfig(parallel="fsdp2"), Ranks(2), Choices())
+    assert is_to_shard(FinetuneConfig(parallel="fsdp2"), of_ranks(2), Choices())
 
 
 def test_weights_of_bitsandbytes_are_not_spread():
     config = FinetuneConfig(parallel="fsdp2", quantization="bnb-nf4")
     with pytest.raises(UserError, match=r"bnb-nf4.*--quantization int8"):
-        is_to_shard(config, Ranks(2), Choices())
+        is_to_shard(config, of_ranks(2), Choices())
 
 
 def test_what_is_to_be_sharded_stays_where_it_is_but_what_encodes(make_flamingo):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed import init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -107,7 +107,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
             register_fsdp_forward_method(block, "key_values")
     spread(base)
     # The first module that computes would be taken for the root; pictures may be encoded alone.
-    fully_shard.state(base)._lazy_init()  # pyright: ignore
+    base._get_fsdp_state()._lazy_init()
     for part in _parts(base):
         # Gathered first here, and not in inference mode, whose tensors no training could use.
         part.unshard()
@@ -156,7 +156,7 @@ def fits_gathered(model: nn.Module, accelerator: Accelerator) -> bool:
     free = free_memory_bytes(accelerator.device)
     if accelerator.device.type == "cpu":
         # Those of one machine have its memory together.
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     lacking = torch.tensor(float(free < SPARE * missing), device=accelerator.device)
     total: Any = accelerator.reduce(lacking, "sum")
     return not total.item()
