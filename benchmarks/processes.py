@@ -167,9 +167,12 @@ def measure(base: Path, data: Path, folder: Path) -> list[dict[str, Any]]:
             settings |= {"tuning_config": TuningConfig(train_answer_tokens="false")}
             settings |= {"batch_size": 4 // size}
             all_well(in_world(size, lambda s=settings, o=out: train(s, o), out))
-            found = [json.loads(file.read_text()) for file in out.glob("*.json")]
+            found = [json.loads((out / f"{rank}.json").read_text()) for rank in range(size)]
             row = {"base": form, "processes": size, "parallel": parallel}
             row |= {name: max(one[name] for one in found) for name in found[0]}
+            # The first makes what the others map.
+            others = [one["loading_peak_mib"] for one in found[1:]]
+            row["loading_peak_of_others_mib"] = max(others, default=None)
             print(row, file=sys.stderr, flush=True)
             rows.append(row)
     return rows

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import Colours
+from tests.worlds import all_well, in_world
+from tuninglab.adapters import products
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -67,34 +69,21 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, flags, l
         torch.testing.assert_close(weights[1][name], weight, rtol=error, atol=error / 100)
 
 
-SCORED = """
-import json, sys
-from tests.tiny import Colours
-from tuninglab.config import FinetuneConfig
-from tuninglab.recipes.flamingo import finetune
-
-settings = json.loads(sys.argv[1])
-finetune(FinetuneConfig(**settings), Colours(sys.argv[2]))
-"""
-
-
 @pytest.mark.slow
 def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
     """Eleven questions, an uneven share for each: answers come back whole and in order."""
-    (tmp_path / "scored.py").write_text(SCORED)
     samples = Path(config.data).read_text().splitlines()[:11]
     data = Path(config.data).parent / "eleven.jsonl"
     data.write_text("\n".join(samples))
     given = {"model": config.model, "output_dir": config.output_dir, "precision": "fp32"}
     # At this rate the answers after are others than before.
     given |= {"max_steps": 8, "learning_rate": 2e-2}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    settings = json.dumps(given | {"run_name": "two", "batch_size": 4})
-    words = [*torchrun, str(tmp_path / "scored.py"), settings, str(data)]
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    finetune(FinetuneConfig(**given, run_name="one", batch_size=8), Colours(str(data)))
+
+    def tune(name: str, size: int) -> None:
+        finetune(FinetuneConfig(**given, run_name=name, batch_size=size), Colours(str(data)))
+
+    all_well(in_world(2, lambda: tune("two", 4), tmp_path))
+    tune("one", 8)
     one, two = (
         json.loads((tmp_path / name / "report.json").read_text())["evaluation"]
         for name in ("one", "two")
@@ -104,34 +93,22 @@ def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
     assert one["after"]["answers"] != one["before"]["answers"]
 
 
-UNLIKE = """
-import json, os, sys
-from tuninglab.adapters import products
-from tuninglab.config import FinetuneConfig
-from tuninglab.recipes.flamingo import finetune
-
-products.SMALL = 1
-slow = sys.argv[2]
-products.faster = lambda shapes: (os.environ["RANK"] != slow, "tried by " + os.environ["RANK"])
-finetune(FinetuneConfig(**json.loads(sys.argv[1])))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("slow", "decided"), [("1", "torch"), ("none", "onednn")])
-def test_processes_agree_on_their_products(config, tmp_path, slow, decided):
+def test_processes_agree_on_their_products(config, tmp_path, monkeypatch, slow, decided):
     """oneDNN is slower in the second of two processes, or in none."""
-    (tmp_path / "unlike.py").write_text(UNLIKE)
-    given = {"model": config.model, "data": config.data, "output_dir": config.output_dir}
-    given |= {"precision": "fp32", "max_steps": 1, "batch_size": 2, "run_name": "two"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [*torchrun, str(tmp_path / "unlike.py"), json.dumps(given), slow]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def faster(shapes):
+        rank = os.environ["RANK"]
+        return rank != slow, f"tried by {rank}"
+
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "faster", faster)
+    given = replace(config, max_steps=1, batch_size=2, run_name="two", tuning_config=TuningConfig())
+    said = "".join(all_well(in_world(2, lambda: finetune(given), tmp_path)))
     assert f"products: {decided}" in (tmp_path / "two" / "config.yaml").read_text()
     reason = "tried by 1; in one of 2" if slow == "1" else "tried by 0; so in all 2"
-    assert done.stderr.count(f"({reason} processes, which must agree)") == 1
+    assert said.count(f"({reason} processes, which must agree)") == 1
 
 
 @pytest.mark.slow

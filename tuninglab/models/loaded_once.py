@@ -54,17 +54,20 @@ def once(read: Callable[[], Made], weights: Callable[[Made], torch.nn.Module]) -
     made, folder = None, None
     if local_rank == 0:
         made = read()
-        folder = _written(made, weights(made))
+        # With what is drawn next: the others have drawn nothing yet.
+        folder = _written((made, torch.get_rng_state()), weights(made))
     # Those of this machine wait here for its first.
     folder = gather_object([folder])[rank - local_rank]
     if folder is None:
         return read() if made is None else made
     try:
-        del made
+        made = None
         return_freed_memory()
         # The first process's own file, in a folder of this user's alone. Private pages: what one
         # process writes into a weight the others do not see.
-        return torch.load(Path(folder) / "model.pt", mmap=True, weights_only=False)
+        made, drawing = torch.load(Path(folder) / "model.pt", mmap=True, weights_only=False)
+        torch.set_rng_state(drawing)
+        return made
     finally:
         gather_object([None])
         if local_rank == 0:

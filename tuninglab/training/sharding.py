@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed import broadcast, get_world_size
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -83,29 +84,33 @@ def spread(model: Any, device: torch.device, sharded: bool) -> Any:
 def shard(model: nn.Module, device: torch.device) -> None:
     """Spread the weights of a model over all processes, in place; each keeps its share on a device.
 
-    A process copies its share out of the whole weights, wherever these are, and nothing is sent.
-    They are DTensors from then on. What trains is spread as well, and with it gradients and
-    moments.
+    A process copies its share out of the whole weights, wherever these are; only what trains is
+    sent, from the first process, as DDP does: it may have been drawn. All are DTensors from then
+    on, and so are gradients and moments.
 
     Args:
         model: what is tuned, with all that is added to the base; frozen or not, in any formats.
         device: that computes.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    mesh = init_device_mesh(device.type, (get_world_size(),))
     # Of int8 tables one tells a format and holds nothing.
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()
+        if parameter.requires_grad:
+            drawn = parameter.data.to(device)
+            broadcast(drawn, 0)
+            parameter.data.copy_(drawn)
     # Also the root's are let go after a forward pass: no weight is ever held whole between passes,
     # where it could be saved or set. It costs a second gathering of the token tables.
-    spread = partial(fully_shard, mesh=mesh, reshard_after_forward=True, ignored_params=empty)
+    share_out = partial(fully_shard, mesh=mesh, reshard_after_forward=True, ignored_params=empty)
     for block in reversed(blocks_of(base)):
-        spread(block)
+        share_out(block)
         # Called outside of the model's forward pass by `generate`.
         if isinstance(block, FlamingoLayer):
             register_fsdp_forward_method(block, "key_values")
-    spread(base)
+    share_out(base)
     # The first module that computes would be taken for the root; pictures may be encoded alone.
     base._get_fsdp_state()._lazy_init()
     for part in _parts(base):
