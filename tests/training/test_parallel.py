@@ -103,12 +103,8 @@ def test_sharded_weights_are_saved_and_loaded_whole(tmp_path):
     ],
 )
 def test_an_exchange_that_fails_is_told_apart_from_mistakes(said, told):
-    with (
-        pytest.raises(
-            WorkError if told else RuntimeError, match="Another process" if told else "mat1"
-        ),
-        lost_processes_told(),
-    ):
+    kind, words = (WorkError, "Another process") if told else (RuntimeError, "mat1")
+    with pytest.raises(kind, match=words), lost_processes_told():
         raise RuntimeError(said)
 
 

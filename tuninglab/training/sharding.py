@@ -6,6 +6,7 @@ of no block but the one at work. Autocast, scaler, clipping and all sums stay wi
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -93,6 +94,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
         device: that computes.
     """
     base: Any = getattr(model, "get_base_model", lambda: model)()
+    # What a T5 returns beside its loss: nobody writes into it.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device.type, (get_world_size(),))
     # Of int8 tables one tells a format and holds nothing.
     empty = {parameter for parameter in model.parameters() if not parameter.numel()}
