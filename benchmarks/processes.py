@@ -7,7 +7,9 @@ is tuned with LoRA for two steps by 1, 2 and 4 processes of this machine (gloo),
 bf16 and int8 made of a bf16 checkpoint as it is read, and in bf16 as it is saved. Each process
 tells the bytes of weights it holds when training starts, by how much its private memory (RssAnon)
 rose at most until these are put on its device or shared out, and from then on, and the bytes of the
-collectives of one step of FSDP2, counted where torch calls them. Writes benchmarks/results/processes.json.
+collectives of one step of FSDP2, counted where torch calls them.
+
+Writes benchmarks/results/processes.json.
 """
 
 import argparse
