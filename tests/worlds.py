@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from tuninglab.console import answer_main_process
 
-PATIENCE_S = 90  # what hangs is killed then, and the test fails
+PATIENCE_S = 240  # what hangs is killed then, and the test fails
 
 
 class Ended(NamedTuple):
@@ -61,8 +62,9 @@ def forked(starts: list[Callable[[], None]], logs: list[Path]) -> list[Ended]:
     processes = [context.Process(target=start) for start in starts]
     for process in processes:
         process.start()
+    latest = time.monotonic() + PATIENCE_S
     for process in processes:
-        process.join(PATIENCE_S)
+        process.join(max(0.0, latest - time.monotonic()))
     hung = [process for process in processes if process.is_alive()]
     for process in hung:
         process.kill()

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuninglab.config import FinetuneConfig
+from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.build import load_flamingo
 from tuninglab.recipes.flamingo import finetune
+from tuninglab.recipes.resuming import with_its_rows
+from tuninglab.run_folder import RunFolder
+from tuninglab.training.checkpoint import newest_checkpoint
 
 
 def go_on(config: FinetuneConfig, **changes):
@@ -143,3 +147,19 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(own, tmp_path, 
     assert all(torch.equal(adapters[0][name], weight) for name, weight in adapters[1].items())
     lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_step_keeps_its_rows_on_any_number_of_processes(own):
+    finetune(replace(own, batch_size=2, gradient_accumulation_steps=4, max_steps=1))
+    run = RunFolder.plan(replace(own, resume=True))
+    run.checkpoint = newest_checkpoint(run.checkpoints)
+    # As it stands in config.yaml after a start that was killed before it saved.
+    config = replace(own, batch_size=2, gradient_accumulation_steps=7)
+    for processes, accumulation in ((1, 4), (2, 2), (4, 1)):
+        choices = Choices()
+        going_on = with_its_rows(config, run, processes, choices)
+        assert going_on.gradient_accumulation_steps == accumulation
+        assert len(choices.made) == (processes != 1)
+    said = r"8 rows, 4 micro-batches of --batch_size 2\. .* 1 or 2 or 4 can \(it had 1\)"
+    with pytest.raises(UserError, match=said):
+        with_its_rows(config, run, 3, Choices())

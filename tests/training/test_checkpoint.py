@@ -1,5 +1,6 @@
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,15 +196,24 @@ def test_no_checkpoint_is_an_error(tmp_path):
         newest_checkpoint(tmp_path / "checkpoints")
 
 
-def test_another_model_or_more_processes_are_errors(tmp_path, accelerator):
+def test_another_model_is_an_error(tmp_path, accelerator):
     path = save_checkpoint(tmp_path, make_state(), accelerator, 2)
     with pytest.raises(UserError, match="2 parameters differ.*e.g. 0.weight"):
         load_checkpoint(path, make_state(width=4), accelerator)
-    saved = torch.load(path / "state.pt", weights_only=True)
-    saved["generators"] *= 2
-    torch.save(saved, path / "state.pt")
-    with pytest.raises(UserError, match="had 2 processes, now there are 1.*nproc_per_node=2"):
-        load_checkpoint(path, make_state(), accelerator)
+
+
+def test_more_processes_keep_what_there_was_and_draw_the_rest_anew(tmp_path, accelerator, capsys):
+    """From seed, step and rank: the same whenever that number of processes goes on from there."""
+    torch.manual_seed(5)
+    path = save_checkpoint(tmp_path, make_state(steps=2), accelerator, 2)
+    kept, draws = torch.rand(1), []
+    for rank in (0, 1, 2, 1):
+        of_rank = SimpleNamespace(device=CPU, scaler=None, num_processes=3, process_index=rank)
+        load_checkpoint(path, make_state(), of_rank)
+        draws.append(torch.rand(1))
+    assert draws[0] == kept and draws[1] == draws[3]
+    assert len({float(draw) for draw in draws}) == 3
+    assert "had 1 process, now there are 3: the rows of each step" in capsys.readouterr().err
 
 
 def test_generators_repeat():

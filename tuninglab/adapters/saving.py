@@ -28,7 +28,7 @@ from tuninglab.disk import whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.flamingo import FlamingoForConditionalGeneration
 from tuninglab.models.parts import MEMORY_HINT, first_lines, is_out_of_memory, is_readers
-from tuninglab.models.weights import whole
+from tuninglab.models.weights import own_class, whole
 from tuninglab.run_folder.named_model import ADAPTER_CONFIG
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -93,7 +93,7 @@ def save_adapter(
     state = adapter_state(model) if state is None else state
     lora = model.peft_config["default"]
     lora = _doubled(lora) if _lora_start(model) else lora
-    write_adapter(directory, lora, state, media_mode, type(base), prompt)
+    write_adapter(directory, lora, state, media_mode, own_class(base), prompt)
 
 
 def adapter_writer(model: Any, prompt: str | None = None) -> Callable[[Path], None]:

@@ -92,7 +92,9 @@ class ImageEncodingMixin:
         with torch.set_grad_enabled(trained):
             rows = (group.unsqueeze(1) for group in groups)
             patches = (row if are_patches else self.encode_patches(row) for row in rows)
-            encoded = [self.perceiver(found.to(self.perceiver.latents)) for found in patches]
+            # By format alone: the weights may be elsewhere until the module is called.
+            dtype = self.perceiver.latents.dtype
+            encoded = [self.perceiver(found.to(dtype)) for found in patches]
         return torch.cat(encoded).squeeze(1)
 
 

@@ -129,8 +129,9 @@ class FlamingoForConditionalGeneration(
         Batch comes first, so that `generate` repeats them for beams and returned sequences.
         """
         media = image_features.to(self.lang_encoder.dtype)
-        # Through the module and not its weight: an adapter may stand in its place.
-        return torch.stack([block.attn.to_kv(media) for block in self.gated_blocks], dim=1)
+        layers = (m for m in self.lang_encoder.modules() if isinstance(m, FlamingoLayer))
+        gated = (layer for layer in layers if layer.gated_cross_attn_layer is not None)
+        return torch.stack([layer.key_values(media) for layer in gated], dim=1)
 
     def check_marks(self, input_ids: Tensor, images: Tensor | None) -> None:
         """Refuse rows of input_ids (B, T) with more marks than images (B, M, ...) has.

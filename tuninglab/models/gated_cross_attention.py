@@ -110,6 +110,15 @@ class FlamingoLayer(nn.Module):
         self.decoder_layer = decoder_layer
         self.number = number
 
+    def key_values(self, media: Tensor) -> Tensor:
+        """Latents (B, M, L, D) -> keys and values (B, M, L, 2 * width) of the block.
+
+        Asked of the layer, because shards of weights come together in whole layers.
+        """
+        block: Any = self.gated_cross_attn_layer
+        # Through the module and not its weight: an adapter may stand in its place.
+        return block.attn.to_kv(media)
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The gated block on (B, T, D), then the decoder layer with all it was given."""
         if self.gated_cross_attn_layer is not None:

@@ -11,6 +11,7 @@ from tuninglab.kernels.few_rows import few_rows_in_c
 from tuninglab.models.conditioning import count_text_time
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.decoding import decoder_of
+from tuninglab.models.weights import is_sharded
 
 
 def last_positions(count: int | Tensor, input_ids: Tensor) -> int | Tensor:
@@ -126,6 +127,9 @@ class FlamingoGenerationMixin(GenerationMixin):
         # assistant model, which gets copies of all arguments and has other weights.
         if kwargs.get("assistant_model") is None:
             kwargs["decoder"], _ = decoder_of(self.lang_encoder)
+        # transformers lets processes with shards wait for each other's longest text; with whole
+        # weights, as `gathered` makes them, they need not.
+        kwargs.setdefault("synced_gpus", is_sharded(self))  # pyright: ignore[reportArgumentType]
         with few_rows_in_c(self.lang_encoder):
             return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids, generation_config=generation_config, **kwargs

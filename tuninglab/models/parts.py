@@ -2,8 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -25,6 +26,7 @@ from tuninglab.errors import UserError, WorkError
 from tuninglab.models.configuration import FlamingoConfig
 from tuninglab.models.folder_files import check_claims
 from tuninglab.models.hub import resolve
+from tuninglab.models.loaded_once import once
 from tuninglab.models.quantised import read_piecewise
 from tuninglab.models.torch_weights import read_inert
 from tuninglab.models.trial import try_tokenizer
@@ -217,6 +219,15 @@ def first_lines(error: BaseException) -> str:
     return "\n".join(lines[:8] + ["..."] * (len(lines) > 8))
 
 
+def is_made(where: str, local: bool, dtype: torch.dtype | None, options: Mapping[str, Any]) -> bool:
+    """Whether weights become others as they are read: rounded, or quantised."""
+    if dtype is None or "quantization_config" in options:
+        return "quantization_config" in options
+    remote = options.get("trust_remote_code", False)
+    saved = AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=remote)
+    return saved.dtype != dtype
+
+
 def load_weights(
     loader: Any,
     what: str,
@@ -239,16 +250,19 @@ def load_weights(
         # A bar for files on disk is gone before it can be read; downloads keep theirs.
         logging.disable_progress_bar()
     reading = read_piecewise() if "quantization_config" in options else nullcontext()
+    loading = partial(
+        loader.from_pretrained,
+        where,
+        dtype=dtype_of(dtype) or "auto",
+        local_files_only=local,
+        output_loading_info=True,
+        # Shapes are listed below; transformers' own error names no weight.
+        ignore_mismatched_sizes=True,
+        **{"trust_remote_code": False, **options},
+    )
     with explained(what, where), reading, read_inert():
-        model, info = loader.from_pretrained(
-            where,
-            dtype=dtype_of(dtype) or "auto",
-            local_files_only=local,
-            output_loading_info=True,
-            # Shapes are listed below; transformers' own error names no weight.
-            ignore_mismatched_sizes=True,
-            **{"trust_remote_code": False, **options},
-        )
+        made = is_made(where, local, dtype_of(dtype), options)
+        model, info = once(loading, lambda loaded: loaded[0]) if made else loading()
     problems = [f"{name} is {old}, not {new}" for name, old, new in info["mismatched_keys"]]
     for kind in ("missing", *([] if surplus else ["unexpected"])):
         keys = sorted(info[f"{kind}_keys"])

@@ -89,4 +89,5 @@ class PerceiverResampler(nn.Module):
         for attention, feed in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
             latents = latents + attention(media, latents)
             latents = latents + feed(latents)
-        return self.norm(latents).unflatten(0, (batch, media_count))
+        # The norm last: FSDP asks that what a module gives is no view.
+        return self.norm(latents.unflatten(0, (batch, media_count)))

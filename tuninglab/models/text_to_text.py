@@ -17,6 +17,7 @@ from tuninglab.models.hub import resolve
 from tuninglab.models.loss import chunked_loss, next_token_loss, trains
 from tuninglab.models.parts import load_tokenizer, load_weights, read_config
 from tuninglab.models.quantised import quantised
+from tuninglab.models.weights import is_sharded
 
 # As its config.json has it: 77 million parameters.
 FLAN_T5_SMALL = {
@@ -155,6 +156,8 @@ class TextToText(T5ForConditionalGeneration):
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Targets (B, T), by transformers' `generate` and its options."""
+        # As a Flamingo's: see there.
+        kwargs.setdefault("synced_gpus", is_sharded(self))
         with few_rows_in_c(self):
             return super().generate(*args, **kwargs)  # pyright: ignore
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -39,6 +40,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def own_class(model: nn.Module) -> type:
+    """The class of a model as it was made: FSDP2 puts one of its own in its place."""
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the CPU, those of shards put together: all processes must ask, in one order."""
     full = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
@@ -48,7 +54,12 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def put(parameter: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter, or this process's part of it where it is sharded."""
-    if isinstance(parameter, DTensor):
-        mesh, places = parameter.device_mesh, parameter.placements
-        value = distribute_tensor(value.to(parameter.device), mesh, places)
-    parameter.copy_(value)
+    parameter.copy_(spread_as(parameter, value))
+
+
+def spread_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor that all processes have, sharded as a parameter of its shape is, if it is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    mesh, places = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, places)

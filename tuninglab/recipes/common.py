@@ -32,19 +32,29 @@ from tuninglab.recipes.measuring import (
     val_score,
 )
 from tuninglab.recipes.recipe import Base, Recipe, Setup, keep_base
-from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
+from tuninglab.recipes.resuming import (
+    FINGERPRINTS,
+    check_end,
+    fingerprints,
+    settings_named,
+    with_its_rows,
+)
 from tuninglab.recipes.row_orders import fill_of
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
+from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
 from tuninglab.training.loop import total_steps, train
+from tuninglab.training.parallel import lost_processes_told
+from tuninglab.training.sharding import is_to_shard, loading_together, place, spread
 from tuninglab.training.state import Progress
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
+@lost_processes_told()
 def run_recipe(
     recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task | None = None
 ) -> dict[str, Any]:
@@ -129,16 +139,19 @@ def prepare(
     Raises:
         UserError: the model, the data or the tuning do not fit each other or the machine.
     """
-    choices = Choices()
+    config = take_over_fsdp2(config, choices := Choices())
     accelerator = make_accelerator(config.precision, choices, config.threads)
+    sharded = is_to_shard(config, accelerator, choices)
     # Kept as decided: on another machine `auto` would go on with other arithmetic.
     config = config.resolved(precision_of(accelerator))
     # Before loading: a new Perceiver and new gated blocks are drawn there.
     set_seed(config.seed)
-    with working("loading the base model"), settings_named(config, run):
+    shared = loading_together(accelerator, sharded)
+    with working("loading the base model"), settings_named(config, run), shared:
         base = recipe.load(config, run, choices)
     tell_base_format(base.model, choices, accelerator.device)
     config = decide(config, base.model.num_parameters(), len(task.splits.train), choices)
+    config = with_its_rows(config, run, accelerator.num_processes, choices)
     splits = readable(config, task.splits, base)
     prints = fingerprints(run, splits, base.model)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
@@ -146,7 +159,7 @@ def prepare(
         task.measure_by(metrics, config.score_questions or 0)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
-    base.model.to(accelerator.device)
+    place(base.model, accelerator.device, sharded)
     trained = direct_modules(base.model, base.tuning, recipe.scope)
     pictured = [splits.train, splits.val, *task.shown()]
     base = read_features(config, base, trained, pictured, accelerator, choices)
@@ -160,11 +173,12 @@ def prepare(
     run.create(config)
     run.write(FINGERPRINTS, prints)
     name = base.name or keep_base(base, run)
-    model = wrap(base, name, config, recipe.scope, choices, answers).to(accelerator.device)
+    model = wrap(base, name, config, recipe.scope, choices, answers)
     rows, parameters = trainable_table(model), count_parameters(model)
     print_trainable(rows, parameters)
     # Once a new base is saved.
     leave_out_tower(base.model, config)
+    model = spread(model, accelerator.device, sharded)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
     return Setup(config, run, splits, model, base, name, *loaders, accelerator)

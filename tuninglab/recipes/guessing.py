@@ -60,6 +60,10 @@ def answer_rows(
     wish = base.tuning.train_answer_tokens
     if wish == "false" or (wish == "auto" and config.data is None):
         return []
+    if base.model.get_input_embeddings().weight.device.type != accelerator.device.type:
+        why = "the base is whole on no device (--parallel fsdp2), and so is not tried"
+        choices.add("rows of the answers' tokens", "as told" if wish == "true" else "frozen", why)
+        return _rows_of(samples, base) if wish == "true" else []
     loss, chance = untuned_loss(base, samples, config, accelerator), chance_loss(base.model)
     worse = loss > (1 + MARGIN) * chance
     say(
@@ -78,10 +82,14 @@ def answer_rows(
         why = "--tuning_config.train_answer_tokens"
     else:
         why = "worse than guessing" if worse else "the embedded base has a small vocabulary"
-    answers = base.answer_ids(evenly(samples, TOKENS_FROM))
-    ids = {token for answer in answers for token in answer}
+    ids = _rows_of(samples, base)
     choices.add("rows of the answers' tokens", f"{len(ids):,} trained", why)
-    return sorted(ids)
+    return ids
+
+
+def _rows_of(samples: Sequence[Any], base: Base) -> list[int]:
+    answers = base.answer_ids(evenly(samples, TOKENS_FROM))
+    return sorted({token for answer in answers for token in answer})
 
 
 def as_decided(config: Config, rows: Sequence[int]) -> Config:

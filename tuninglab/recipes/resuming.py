@@ -5,15 +5,16 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from tuninglab.config.training import TrainingConfig
 from tuninglab.config.yaml_file import file_named
-from tuninglab.console import is_main_process, say
+from tuninglab.console import Choices, is_main_process, say
 from tuninglab.data.sources import Source, Splits
 from tuninglab.errors import UserError
 from tuninglab.models.folder_files import WEIGHTS
@@ -21,7 +22,10 @@ from tuninglab.models.weights import is_finite
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import step_of
+from tuninglab.training.saved_state import spread_of
 from tuninglab.untrusted import MIB, read_json, shown
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 FINGERPRINTS = "fingerprints.json"
 # Of how data is told by content; another where the same data comes to another sha256.
@@ -57,6 +61,34 @@ def check_end(run: RunFolder, total_steps: int) -> None:
             f"--resume: {run.path} has made {reached} steps, and --max_steps or --epochs ends it "
             f"after {total_steps}. Give --max_steps {reached} or more."
         )
+
+
+def with_its_rows(config: Config, run: RunFolder, processes: int, choices: Choices) -> Config:
+    """The settings of a resumed run with as many micro-batches as give its steps the same rows.
+
+    Raises:
+        UserError: no number does with so many processes, or the checkpoint is damaged.
+    """
+    if run.checkpoint is None:
+        return config
+    rows, before = spread_of(run.checkpoint)
+    size: Any = config.batch_size  # decided when the run was started
+    batches, rest = divmod(rows, size)
+    if rest:
+        # Told by the sampler, which compares all that a position in the data depends on.
+        return config
+    accumulation, rest = divmod(batches, processes)
+    if rest:
+        counts = [str(n) for n in range(1, batches + 1) if batches % n == 0]
+        raise UserError(
+            f"--resume: a step of {run.path} has {rows} rows, {batches} micro-batches of "
+            f"--batch_size {size}. They cannot be shared out evenly among {processes} processes, "
+            f"as each must have as many; {' or '.join(counts)} can (it had {before})."
+        )
+    if before != processes:
+        value, why = f"{accumulation} a step", f"{rows} rows a step as on {before}"
+        choices.add("gradient accumulation", value, f"{why} process{'es' * (before > 1)}")
+    return replace(config, gradient_accumulation_steps=accumulation)
 
 
 def fingerprints(run: RunFolder, splits: Splits, model: nn.Module) -> dict[str, str]:

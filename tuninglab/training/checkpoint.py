@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
 from tuninglab.console import say
 from tuninglab.disk import finish_replacing, remove_folder, whole_folder
 from tuninglab.errors import UserError
 from tuninglab.models.parts import first_lines
-from tuninglab.models.weights import put, whole
+from tuninglab.models.weights import put, spread_as, whole
 from tuninglab.training.manifest import MANIFEST, damage_of, write_manifest
-from tuninglab.training.saved_state import check_state, damaged, read_state
+from tuninglab.training.saved_state import STATE_NAME, check_state, damaged, read_state
 from tuninglab.training.state import TrainState
 
 Collect = Callable[[Any], Callable[[Path], None]]
 
 WEIGHTS_NAME = "trainable.safetensors"
-STATE_NAME = "state.pt"
 STEP = re.compile(r"step-\d{1,15}")
 
 
@@ -48,7 +48,7 @@ def save_checkpoint(
         WorkError: the disk is full; earlier checkpoints stay whole.
     """
     # On all processes: weights that are sharded are put together.
-    weights = trainable_weights(state.model)
+    weights, optimizer = trainable_weights(state.model), whole_moments(state.optimizer)
     write_more = collect(state.model) if collect else None
     # Dropout differs between processes: each needs its own generators back.
     generators = gather_object([generator_state(accelerator.device)])
@@ -58,7 +58,7 @@ def save_checkpoint(
     with whole_folder(path) as beside:
         save_file(weights, beside / WEIGHTS_NAME)
         saved = {
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": state.schedule.state_dict(),
             "sampler": state.sampler.state_dict(),
             "progress": asdict(state.progress),
@@ -122,9 +122,11 @@ def _is_whole(path: Path) -> bool:
 def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> None:
     """Put a run back to where `save_checkpoint` found it, in place.
 
+    Nothing in a checkpoint depends on how many processes wrote it, and on their sharding, but the
+    random generators: a process that had none draws anew from (seed, step, process).
+
     Raises:
-        UserError: the checkpoint is damaged, or of another model, other data or another number of
-            processes.
+        UserError: the checkpoint is damaged, or of another model or other data.
     """
     saved = read_state(path / STATE_NAME)
     try:
@@ -134,17 +136,8 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
     # Another model first: its optimizer differs too.
     fitting(state.model, weights, path)
     check_state(saved, state, generator_state(accelerator.device), path / STATE_NAME)
-    ranks = len(saved["generators"])
-    if ranks != accelerator.num_processes:
-        raise UserError(
-            f"--resume: the run had {ranks} processes, now there are {accelerator.num_processes}. "
-            f"Start it with as many (torchrun --nproc_per_node={ranks})."
-        )
     load_trainable(state.model, weights, path)
-    # Of settings, those of this start: what may not change was compared, the plan may be another.
-    groups = state.optimizer.state_dict()["param_groups"]
-    moments = {"state": saved["optimizer"]["state"], "param_groups": groups}
-    state.optimizer.load_state_dict(moments)
+    _load_moments(state.optimizer, saved["optimizer"]["state"])
     state.schedule.last_epoch = saved["schedule"]["last_epoch"]
     state.schedule._step_count = saved["schedule"]["_step_count"]
     plans = zip(state.schedule.base_lrs, state.schedule.lr_lambdas, strict=True)
@@ -158,10 +151,48 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
     try:
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        set_generator_state(saved["generators"][accelerator.process_index], accelerator.device)
+        _go_on_drawing(saved["generators"], state, accelerator)
     # Numbers that no generator has.
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         raise UserError(damaged(path / STATE_NAME, first_lines(error))) from error
+
+
+def _load_moments(optimizer: Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """Give an optimizer whole moments by the number of their parameter, its shares of them."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        number: {name: spread_as(trained[number], value) for name, value in kept.items()}
+        for number, kept in saved.items()
+    }
+    # Of settings, those of this start: what may not change was compared, the plan may be another.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _go_on_drawing(saved: list[Any], state: TrainState, accelerator: Accelerator) -> None:
+    """Put back the generators of this process, or draw anew where it is one more than there were.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError, RuntimeError: a state that no generator has.
+    """
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    if ranks != len(saved):
+        say(
+            f"The run had {len(saved)} process{'es' * (len(saved) > 1)}, now there "
+            f"{'are' if ranks > 1 else 'is'} {ranks}: the rows of each step stay the same, dropout "
+            "is another."
+        )
+    if rank < len(saved):
+        set_generator_state(saved[rank], accelerator.device)
+    else:
+        drawn = np.random.SeedSequence((state.sampler.seed, state.progress.step, rank))
+        set_seed(int(drawn.generate_state(1)[0]))
+
+
+def whole_moments(optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer on the CPU, shards put together: all processes must ask."""
+    saved = optimizer.state_dict()
+    return saved | {"state": {number: whole(kept) for number, kept in saved["state"].items()}}
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:

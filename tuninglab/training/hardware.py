@@ -17,6 +17,7 @@ from tuninglab.console import Choices, answer_main_process
 from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
 from tuninglab.threads import CGROUP, allowed_cpus, tell_other_work
+from tuninglab.training.launch import check_launcher
 from tuninglab.untrusted import shown
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
@@ -42,6 +43,7 @@ def make_accelerator(
             says of processes is none.
     """
     check_processes()
+    check_launcher()
     # Asked for its device and processes first: the precision depends on them.
     try:
         accelerator = accelerator_in("fp32")

@@ -40,6 +40,7 @@ from tuninglab.training.hardware import peak_memory_mib, reset_peak_memory
 from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
+from tuninglab.training.parallel import carried
 from tuninglab.training.state import Progress, TrainState
 from tuninglab.training.step import Outcome, count_step, optimizer_step
 
@@ -125,7 +126,7 @@ def start(
         say("Learning rates: " + ", ".join(f"{g['name']} {g['lr']:g}" for g in groups))
     schedule = make_schedule(optimizer, config.lr_scheduler, total, config.warmup_steps)
     # The schedule stays ours: accelerate would step it once a process.
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    wrapped, prepared = carried(model, optimizer, accelerator)
     # The same weights everywhere, but not the same dropout.
     set_seed((config.seed + accelerator.process_index) % 2**32)
     reset_peak_memory(accelerator.device)

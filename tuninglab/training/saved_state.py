@@ -16,6 +16,7 @@ from tuninglab.models.parts import first_lines
 from tuninglab.training.state import TrainState
 from tuninglab.untrusted import open_regular
 
+STATE_NAME = "state.pt"
 # AdamW's moments of a parameter; beside them it counts its steps.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,14 +40,37 @@ def read_state(path: Path) -> dict[str, Any]:
         saved = TorchFile(path, descriptor)
         content = _Values(saved, os.fstat(descriptor).st_size).of(saved.content)
     # Where bytes are changed it may be anything, from zipfile to the machine that reads pickles.
+    except ForbiddenName as error:
+        # Not damaged: DeepSpeed's and others' states hold classes of theirs.
+        raise UserError(
+            f"--resume: {path} was written by another program, or by none that is to be trusted: "
+            f"it asks for {first_lines(error)}. It is left as it is. Go on with what wrote it, or "
+            "start a new run with another --run_name."
+        ) from error
     except Exception as error:
-        asks = "it asks for " if isinstance(error, ForbiddenName) else ""
-        raise UserError(damaged(path, f"{asks}{first_lines(error)}")) from error
+        raise UserError(damaged(path, first_lines(error))) from error
     finally:
         os.close(descriptor)
     if not isinstance(content, dict):
         raise UserError(damaged(path, f"it holds a {type(content).__name__}"))
     return content
+
+
+def spread_of(checkpoint: Path) -> tuple[int, int]:
+    """How many rows a step of the run had when it was saved, and on how many processes.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    path = checkpoint / STATE_NAME
+    saved = read_state(path)
+    form = {"sampler": {"rows_per_step": 1}, "generators": _Any}
+    if problem := _differs(saved, form):
+        raise UserError(damaged(path, problem))
+    rows, generators = saved["sampler"]["rows_per_step"], saved["generators"]
+    if rows < 1 or not isinstance(generators, list) or not generators:
+        raise UserError(damaged(path, "it has no rows in a step, or no processes"))
+    return rows, len(generators)
 
 
 class _Values:
@@ -152,7 +176,9 @@ def _wrong_moments(saved: Any, groups: list[list[int]], state: TrainState) -> st
     for number, kept in saved["state"].items():
         if not isinstance(number, int) or not 0 <= number < len(trained):
             return "the optimizer has other parameters"
-        like = torch.empty_like(trained[number], device="meta")
+        # By its shape as a whole: a checkpoint holds no shards.
+        shape, dtype = trained[number].shape, trained[number].dtype
+        like = torch.empty(shape, dtype=dtype, device="meta")
         form = {**dict.fromkeys(MOMENTS, like), "step": torch.zeros(())}
         if problem := _differs(kept, form, "a moment of the optimizer"):
             return problem
