@@ -20,11 +20,15 @@ from tuninglab.untrusted import open_regular
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def damaged(path: Path, why: str) -> str:
-    """What to say of a file of a checkpoint that cannot be gone on from."""
-    return (
-        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of "
-        "something else. Delete it, and the run goes on from the one before."
+class DamagedCheckpoint(UserError):
+    """A checkpoint cannot be gone on from, the one before it perhaps."""
+
+
+def damaged(path: Path, why: str) -> DamagedCheckpoint:
+    """What to raise of a file of a checkpoint that cannot be gone on from."""
+    return DamagedCheckpoint(
+        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of something "
+        "else."
     )
 
 
@@ -32,7 +36,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """What `torch.save` wrote; nothing in it is run, and its tensors take no more than the file.
 
     Raises:
-        UserError: it cannot be read.
+        DamagedCheckpoint: it cannot be read.
     """
     descriptor = open_regular(path, "--resume")
     try:
@@ -41,11 +45,11 @@ def read_state(path: Path) -> dict[str, Any]:
     # Where bytes are changed it may be anything, from zipfile to the machine that reads pickles.
     except Exception as error:
         asks = "it asks for " if isinstance(error, ForbiddenName) else ""
-        raise UserError(damaged(path, f"{asks}{first_lines(error)}")) from error
+        raise damaged(path, f"{asks}{first_lines(error)}") from error
     finally:
         os.close(descriptor)
     if not isinstance(content, dict):
-        raise UserError(damaged(path, f"it holds a {type(content).__name__}"))
+        raise damaged(path, f"it holds a {type(content).__name__}")
     return content
 
 
@@ -89,7 +93,7 @@ def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> N
         path: of the file, for the message.
 
     Raises:
-        UserError: naming what is missing or of another form.
+        DamagedCheckpoint: naming what is missing or of another form.
     """
     groups = [group["params"] for group in state.optimizer.state_dict()["param_groups"]]
     expected = {
@@ -110,7 +114,7 @@ def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> N
     problem = problem or _wrong_moments(saved["optimizer"], groups, state)
     problem = problem or _wrong_numbers(saved, expected["sampler"])
     if problem:
-        raise UserError(damaged(path, problem))
+        raise damaged(path, problem)
 
 
 class _Any:
