@@ -172,16 +172,16 @@ class Killed:
         waiting, number = list(moments), 0
         while waiting:
             number += 1
-            name, kills = f"killed-{number}", 0
+            # As long as "whole": an adapter of a new base says where that lies.
+            name = f"run-{number}"
             while waiting:
                 drawn = draw(waiting[0], self._reference.events, self._reference.seconds, chance)
                 ended = self.start(name, drawn)
                 if not ended.killed:
                     break
                 self._check_whole(self._folder / name, drawn)
-                kills += 1
                 yield waiting.pop(0)
-            # A run in which nothing was left to kill says so, or was never killed.
+            # Of one that has ended already, this says so and changes nothing.
             last = self.start(name)
             assert not last.killed
             self._check_ended(name, [*moments])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -304,7 +303,6 @@ def test_torchrun_heals_a_killed_rank_by_itself(config, recipe, tmp_path):
 
     healed, whole = run("healed", 4), run("whole", 0)
     assert healed.returncode == whole.returncode == 0, healed.stderr[-3000:]
-    assert f"Signal {int(signal.SIGKILL)}" in healed.stderr or "SIGKILL" in healed.stderr
     assert healed.stderr.count("Going on after step 2 ") == 1
     assert metrics_of(tmp_path / "healed") == metrics_of(tmp_path / "whole")
     adapters = [(tmp_path / name / ADAPTER).read_bytes() for name in ("healed", "whole")]

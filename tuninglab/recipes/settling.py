@@ -5,13 +5,11 @@ a queue. One process looks at the folder and decides; with several, the others d
 may start at different moments, and look while it already writes.
 """
 
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -25,6 +23,7 @@ from tuninglab.run_folder.folder import ENDING
 from tuninglab.run_folder.ownership import is_ours
 from tuninglab.training.checkpoint import checkpoints_in, newest_checkpoint, sweep
 from tuninglab.training.hardware import check_processes
+from tuninglab.training.meeting import meet
 from tuninglab.untrusted import MIB, read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -110,16 +109,8 @@ def _has_ended(run: RunFolder, config: TrainingConfig) -> bool:
 
 def _told_to_all(found: Any) -> Any:
     """On all processes what the first one found."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return found
-    try:
-        # The group that the accelerator will find (training/hardware.py).
-        PartialState(cpu=not torch.accelerator.is_available())
-    except ValueError as error:
-        raise UserError(
-            f"--resume auto: the processes that WORLD_SIZE tells of do not meet: {error}. Start "
-            "with torchrun, or unset WORLD_SIZE."
-        ) from error
+    meet()
     held = [found]
-    broadcast_object_list(held)
+    if PartialState().num_processes > 1:
+        broadcast_object_list(held)
     return held[0]
