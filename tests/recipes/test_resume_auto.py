@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,15 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers import ByT5Tokenizer
 
 from tests.killed_runs import metrics_of
 from tests.killing import start
+from tests.tiny import t5
 from tuninglab.cli import main
-from tuninglab.config import FinetuneConfig
+from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.errors import UserError
 from tuninglab.recipes import common, settling
 from tuninglab.recipes.common import open_run
 from tuninglab.recipes.flamingo import finetune
+from tuninglab.recipes.flan_t5 import flan_t5
+from tuninglab.training import loop
 from tuninglab.training.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -260,52 +266,90 @@ def test_going_on_deletes_what_kills_left_beside_the_checkpoints(auto, run):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
 
 
-# Kills one of two processes in the step argv[1], once; the rest is the command line.
-HEALED = """
-import os, signal, sys
+def dying(step):
+    """`optimizer_step`, in which the second process is killed once, in its fourth step."""
+    made = []
+
+    def made_or_dead(*args):
+        made.append(0)
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and os.environ["RANK"] == "1" and len(made) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args)
+
+    return made_or_dead
+
+
+@pytest.fixture
+def healing(config, tmp_path) -> dict[str, FinetuneConfig | FlanT5Config]:
+    """Settings by recipe of a run whose fourth step is after its first checkpoint."""
+    pairs = [json.dumps({"source": f"say {n}", "target": "yes"}) for n in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path / "t5")
+    t5(vocab_size=259).save_pretrained(tmp_path / "t5")
+    own = {"max_steps": 5, "save_steps": 2, "batch_size": 2, "resume": "auto"}
+    text = {"model": str(tmp_path / "t5"), "data": str(tmp_path / "pairs.jsonl")}
+    text |= {"output_dir": config.output_dir, "precision": "fp32", "run_name": "a"}
+    return {"finetune": replace(config, **own), "flan-t5": FlanT5Config(**text, **own)}
+
+
+def equals_one_that_was_not_killed(config, work, run: Path, tmp_path) -> bool:
+    whole = replace(config, run_name="whole")
+    start(lambda: work(whole), run.parent / "whole", tmp_path / "log", processes=2)
+    files = [run.parent / name / ADAPTER for name in ("a", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    return metrics_of(run) == metrics_of(run.parent / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "work"), [("finetune", finetune), ("flan-t5", flan_t5)])
+def test_a_killed_rank_is_healed_by_the_agent_of_torchrun(healing, recipe, work, run, tmp_path):
+    """The agent forks its processes here, so that they need not import torch anew."""
+    config = healing[recipe]
+    once = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 3}
+    meeting = {"run_id": "healed", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+
+    def train() -> None:
+        loop.optimizer_step = dying(loop.optimizer_step)
+        work(config)
+
+    def launch() -> None:
+        settings = LaunchConfig(**once, **meeting, start_method="fork", monitor_interval=0.1)
+        elastic_launch(settings, train)()
+
+    said = start(launch, run, tmp_path / "log").said
+    assert said.count("Going on after step 2 ") == 1
+    assert equals_one_that_was_not_killed(config, work, run, tmp_path)
+
+
+SCRIPT = """
+import sys
+from tests.recipes.test_resume_auto import dying
 from tuninglab.training import loop
 
-step, made = loop.optimizer_step, []
-
-def dying(*args):
-    made.append(0)
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
-    if first and len(made) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*args)
-
-loop.optimizer_step = dying
-from tuninglab.cli import main
-sys.exit(main(sys.argv[2:]))
+loop.optimizer_step = dying(loop.optimizer_step)
+from tuninglab.cli import finetune_main
+sys.exit(finetune_main())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["finetune", "flan-t5"])
-def test_torchrun_heals_a_killed_rank_by_itself(config, recipe, tmp_path):
-    (tmp_path / "healed.py").write_text(HEALED)
-    flags = {"output_dir": str(tmp_path), "precision": "fp32", "max_steps": 5, "save_steps": 2}
-    flags |= {"batch_size": 2, "resume": "auto"}
-    if recipe == "finetune":
-        flags |= {"model": config.model, "data": config.data, "learning_rate": 3e-3}
-    else:
-        pairs = [json.dumps({"source": f"say {n}", "target": "yes"}) for n in range(12)]
-        (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
-        flags |= {"data": tmp_path / "pairs.jsonl"}
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+def test_torchrun_heals_a_killed_rank_by_itself(healing, run, tmp_path):
+    """The command as users type it."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    config = healing["finetune"]
+    names = ("model", "data", "output_dir", "run_name", "precision", "max_steps", "save_steps")
+    names += ("batch_size", "learning_rate", "resume")
+    words = [word for name in names for word in (f"--{name}", str(getattr(config, name)))]
+    words += ["--tuning_config.train_answer_tokens", "false"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-
-    def run(name: str, step: int) -> subprocess.CompletedProcess:
-        command = [sys.executable, *torchrun, "--max_restarts=3", str(tmp_path / "healed.py")]
-        command += [str(step), recipe, "--run_name", name, *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-    healed, whole = run("healed", 4), run("whole", 0)
-    assert healed.returncode == whole.returncode == 0, healed.stderr[-3000:]
-    assert healed.stderr.count("Going on after step 2 ") == 1
-    assert metrics_of(tmp_path / "healed") == metrics_of(tmp_path / "whole")
-    adapters = [(tmp_path / name / ADAPTER).read_bytes() for name in ("healed", "whole")]
-    assert adapters[0] == adapters[1]
-
-
+    done = subprocess.run(
+        [sys.executable, *torchrun, "--max_restarts=3", str(tmp_path / "script.py"), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Going on after step 2 ") == 1
+    assert equals_one_that_was_not_killed(config, finetune, run, tmp_path)
