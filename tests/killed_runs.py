@@ -3,9 +3,7 @@
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +73,7 @@ KINDS = {
 
 
 def make_world(folder: Path) -> None:
-    """Bases and data of all kinds: `flamingo`, `lang`, `clip`, `t5`, `a.jsonl` and `pairs.jsonl`."""
+    """Bases and data: `flamingo`, its parts `lang` and `clip`, `t5`, `a.jsonl`, `pairs.jsonl` ..."""
     tokenizer = tiny_tokenizer()
     model, processor = colour_flamingo(tokenizer), processor_of(tokenizer)
     model.save_pretrained(folder / "flamingo")
@@ -124,7 +122,7 @@ class Killed:
     """
 
     def __init__(self, kind: Kind, world: Path, folder: Path):
-        self._kind, self._world, self._folder = kind, world, folder
+        self._kind, self._world, self._folder, self._begun = kind, world, folder, 0
         folder.mkdir()
         self._whole = folder / "whole"
         self._reference = self.start("whole")
@@ -163,28 +161,27 @@ class Killed:
         tuning = TuningConfig(**{"train_answer_tokens": "false", **kind.tuning})
         return FinetuneConfig(**given, tuning_config=tuning)
 
-    def kill(self, moments: list[str], chance: random.Random) -> Iterator[str]:
-        """Kill runs at these moments and start them again; gives each moment that was survived.
+    def kill(self, moments: list[str], chance: random.Random) -> Iterator[list[str]]:
+        """Kill runs at these moments and start them again; gives those that each run survived.
 
         Raises:
             AssertionError: something is half, lost, left over or other than without a kill.
         """
-        waiting, number = list(moments), 0
+        waiting = list(moments)
         while waiting:
-            number += 1
+            self._begun, survived = self._begun + 1, []
             # As long as "whole": an adapter of a new base says where that lies.
-            name = f"run-{number}"
+            name = f"r-{self._begun:03d}"
             while waiting:
                 drawn = draw(waiting[0], self._reference.events, self._reference.seconds, chance)
-                ended = self.start(name, drawn)
-                if not ended.killed:
+                # One that comes to its end before is told so by the next start; another is begun.
+                if not self.start(name, drawn).killed:
                     break
                 self._check_whole(self._folder / name, drawn)
-                yield waiting.pop(0)
-            # Of one that has ended already, this says so and changes nothing.
-            last = self.start(name)
-            assert not last.killed
-            self._check_ended(name, [*moments])
+                survived.append(waiting.pop(0))
+            assert not self.start(name).killed
+            self._check_ended(name, survived)
+            yield survived
 
     def _check_whole(self, run: Path, kill: Kill) -> None:
         """Whatever bears its name is whole."""
@@ -277,19 +274,3 @@ def scale_gradients() -> None:
 
     hardware.accelerator_in = scaling
     common.precision_of = lambda accelerator: "fp32"
-
-
-def count(kinds: dict[str, Kind], kills: int, world: Path, folder: Path, seed: int) -> Any:
-    """A campaign: by kind and moment, how many kills were tried and survived; and what failed."""
-    found: dict[str, Any] = {}
-    for number, (name, kind) in enumerate(kinds.items()):
-        moments, survived = moments_of(number, kills), Counter()
-        failed = ""
-        with suppress(StopIteration):
-            try:
-                runs = Killed(kind, world, folder / name.replace(" ", "_"))
-                survived.update(runs.kill(moments, random.Random(f"{seed} {name}")))
-            except AssertionError as error:
-                failed = str(error)[:2000]
-        found[name] = (Counter(moments), survived, failed)
-    return found

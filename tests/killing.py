@@ -28,6 +28,7 @@ FILES = {
     "save": r"checkpoints/(\.step-\d+\.writing\b.*|step-\d+.*)",
     "metrics": r"\.?metrics\.jsonl\b.*",
     "adapter": r"\.?adapter\b.*",
+    "answers": r"\.?(asked\.json|predictions\.jsonl)\b.*",
     "report": r"\.?(answers\.json|pictures|loss\.png|report\.(json|html))\b.*",
 }
 ANYWHERE = "anywhere"
@@ -68,9 +69,13 @@ class Ended:
 
 
 def start(
-    work: Callable[[], object], folder: Path, log: Path, kill: Kill | None = None, processes: int = 1
+    work: Callable[[], object],
+    folder: Path,
+    log: Path,
+    kill: Kill | None = None,
+    processes: int = 1,
 ) -> Ended:
-    """Do work that writes into `folder`, in so many processes, until they have ended or are killed.
+    """Work that writes into `folder`, in so many processes, until they have ended or are killed.
 
     Raises:
         AssertionError: the work failed, or took minutes.

@@ -1,4 +1,4 @@
-"""`--resume auto`: starts, goes on, starts over what was killed at once, or says that it has ended."""
+"""`--resume auto`: starts, goes on, starts over what saved nothing, or says that it has ended."""
 
 import json
 import os

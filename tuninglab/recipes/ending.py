@@ -53,7 +53,9 @@ def ended_before(run: Path) -> dict[str, Any]:
     say(f"{run} has ended. To go on with it, give more --max_steps or --epochs.")
     tell_training(report["train"])
     tell_validation(report["evaluation"])
-    say(f"Adapter: {run / 'adapter'} ({report['adapter_bytes']:,} bytes). Report: {run}/report.html")
+    say(
+        f"Adapter: {run / 'adapter'} ({report['adapter_bytes']:,} bytes). Report: {run}/report.html"
+    )
     return report
 
 
