@@ -104,6 +104,30 @@ def test_run_folder_is_complete_and_its_adapter_loads_with_peft_alone(
     assert settings["base_model_name_or_path"] == config.model
 
 
+def test_a_demonstration_has_ended_once_its_cost_is_in_the_report(config, monkeypatch, capsys):
+    class Killed(BaseException):
+        pass
+
+    def killed(config):
+        raise Killed
+
+    # As the demonstration is, but tiny.
+    monkeypatch.setattr(FlanT5Config, "is_demo", True)
+    config = replace(config, val_split=0.25, max_steps=1, resume="auto")
+    report = Path(config.output_dir) / "a" / "report.json"
+    monkeypatch.setattr(module, "measured", killed)
+    with pytest.raises(Killed):
+        flan_t5(config)
+    assert not report.exists()
+    monkeypatch.setattr(module, "measured", lambda config: COST)
+    figures = flan_t5(config)
+    assert json.loads(report.read_text()) == figures and figures["cost"] == COST
+    monkeypatch.setattr(module, "measured", killed)
+    capsys.readouterr()
+    assert flan_t5(config) == figures
+    assert "has ended" in capsys.readouterr().err
+
+
 def test_the_base_is_int8_unless_it_is_told_otherwise(config, pairs):
     task = module.open_data(config)
     # Four layers of 6 attentions, three of 4 feed-forwards, and the head.

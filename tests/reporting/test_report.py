@@ -305,8 +305,10 @@ def test_a_figure_in_words(name, value, said):
 def test_a_loss_that_falls_far_gets_a_logarithmic_axis(last, scale, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: drawn.append(figure))
+    drawn, saved = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **o: drawn.append(figure) or saved(figure, *a, **o)
+    )
     draw_curves([{"step": 1, "loss": 7.0}, {"step": 2, "loss": last}], tmp_path / "loss.png")
     assert drawn[0].axes[0].get_yscale() == scale
 

@@ -260,8 +260,8 @@ class TrainingConfig(RunningConfig):
         if self.resume and self.run_name is None:
             raise UserError("--resume is given without --run_name. Name the run to go on with.")
         self._check_validation_data()
-        # A run that goes on has the rest of its settings from its start.
-        if not self.resume:
+        # A run that goes on, or may, has the rest of its settings from its start.
+        if self.resume is False:
             self.check_best()
 
     def _check_comparison(self) -> None:

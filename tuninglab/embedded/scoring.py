@@ -5,6 +5,7 @@ from typing import Any
 
 from tuninglab.data.sample import Sample
 from tuninglab.data.sources import Splits
+from tuninglab.disk import whole_file
 from tuninglab.embedded.task import (
     TEST_QUESTIONS,
     TURNS,
@@ -65,7 +66,8 @@ class EmbeddedTask(PictureTask):
         cards = []
         for k, item in enumerate(self.scored.items[:SHOWN_PICTURES]):
             name = f"pictures/{k:03d}.png"
-            item.picture.draw().save(run_dir / name)
+            with whole_file(run_dir / name) as beside:
+                item.picture.draw().save(beside, "PNG")
             shown = {"picture": name, "question": item.questions[0].text, "group": item.group}
             cards.append(self.card(k, **shown))
         return cards

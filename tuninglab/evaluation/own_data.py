@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tuninglab.data.images import load_image
 from tuninglab.data.sources import Splits
+from tuninglab.disk import whole_file
 from tuninglab.evaluation.controls import Guesses, PictureTask
 from tuninglab.evaluation.metrics.metric import Scored
 from tuninglab.evaluation.scoring import OTHER, ROW_SHARE
@@ -120,7 +121,8 @@ class OwnTask(PictureTask):
                 picture = load_image(sample.images[0])
                 # As large as a page shows it: the run folder is no second copy of the data.
                 picture.thumbnail((384, 384))
-                picture.save(run_dir / name)
+                with whole_file(run_dir / name) as beside:
+                    picture.save(beside, "PNG")
                 shown["picture"] = name
             cards.append(self.card(number, **shown))
         return cards

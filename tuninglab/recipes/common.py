@@ -12,7 +12,6 @@ from tuninglab.adapters.base_format import count_parameters, tell_base_format
 from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
 from tuninglab.adapters.products import choose_products, use_onednn
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
-from tuninglab.adapters.shipped_base import check_shipped_base
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.evaluation.metrics.metric import Metric
@@ -20,7 +19,7 @@ from tuninglab.evaluation.task import Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
-from tuninglab.recipes.ending import print_scores, tell_training, tell_validation
+from tuninglab.recipes.ending import ended_before, print_scores, tell_training, tell_validation
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
@@ -40,9 +39,9 @@ from tuninglab.recipes.resuming import (
     with_its_rows,
 )
 from tuninglab.recipes.row_orders import fill_of
+from tuninglab.recipes.settling import gone_on_with, settled
 from tuninglab.run_folder import RunFolder
 from tuninglab.savers import add_savers, checkpoint_blocks
-from tuninglab.training.checkpoint import newest_checkpoint
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
@@ -56,15 +55,20 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 @lost_processes_told()
 def run_recipe(
-    recipe: Recipe, config: TrainingConfig, run: RunFolder, task: Task | None = None
+    recipe: Recipe,
+    config: TrainingConfig,
+    run: RunFolder,
+    task: Task | None = None,
+    more: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Tune by a recipe and write the run folder; returns the figures of report.json.
 
     Args:
         recipe: whose data and model.
         config: the settings of the run, from `open_run`.
-        run: its folder.
+        run: its folder; of one that has ended nothing is done again.
         task: data and scores to use instead of those the settings name.
+        more: figures that the report holds besides, from the main process once all is scored.
 
     Raises:
         UserError: the settings, the data or the machine do not allow it.
@@ -72,16 +76,18 @@ def run_recipe(
         KeyboardInterrupt: stopped by Ctrl-C, with the state saved.
     """
     try:
+        if run.ended:
+            return ended_before(run.path)
         # Mistakes in settings and data are told before a model is loaded.
         with settings_named(config, run):
             metrics = chosen_metrics(config)
             task = task or recipe.data(config)
-        return _run(prepare(recipe, config, run, task, metrics), task)
+        return _run(prepare(recipe, config, run, task, metrics), task, more)
     finally:
         run.release()
 
 
-def _run(setup: Setup, task: Task) -> dict[str, Any]:
+def _run(setup: Setup, task: Task, more: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Scores, training, scores again, and the report."""
     run = setup.run
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
@@ -105,6 +111,9 @@ def _run(setup: Setup, task: Task) -> dict[str, Any]:
     if is_main_process() and (cards := task.write_cards(run.path)):
         run.write("answers.json", cards)
     report = report_of(setup, progress, evaluation)
+    if is_main_process():
+        # Before the report is written: where there is one, the run has ended and lacks nothing.
+        report |= more()
     finish(report, setup)
     return report
 
@@ -116,13 +125,9 @@ def open_run(config: Config) -> tuple[Config, RunFolder]:
         UserError: the folder may not be written, or there is nothing to go on from.
     """
     config = config.located()
-    run = RunFolder.plan(config)
-    if config.resume:
-        config = run.resumed_config(config)
-        run.hold()
-        run.checkpoint = newest_checkpoint(run.checkpoints)
-        check_shipped_base(run.checkpoint / "adapter")
-    return config, run
+    if config.resume == "auto":
+        return settled(config)
+    return gone_on_with(config) if config.resume else (config, RunFolder.plan(config))
 
 
 def prepare(
@@ -169,8 +174,8 @@ def prepare(
     config = as_decided(config, answers)
     products = config.products, base.model, DTYPES[config.precision], choices, gather_object
     config = replace(config, products=choose_products(*products))
-    check_end(run, total_steps(config, loaders[0].batch_sampler))
-    run.create(config)
+    further = check_end(run, total_steps(config, loaders[0].batch_sampler))
+    run.create(config, further)
     run.write(FINGERPRINTS, prints)
     name = base.name or keep_base(base, run)
     model = wrap(base, name, config, recipe.scope, choices, answers)

@@ -1,5 +1,6 @@
 """What a run says at its end: losses, scores beside those of models that do not look, its cost."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +39,24 @@ def tell_validation(evaluation: dict[str, Any]) -> None:
         controls = {name: score["exact_match"] for name, score in scores.items()}
         after = evaluation["after"]
         say(looking(after["exact_match"], controls, after["count"]))
+
+
+def ended_before(run: Path) -> dict[str, Any]:
+    """Say of a run that it ended at an earlier start, and what it gave: the figures of its report.
+
+    Raises:
+        UserError: the report was damaged meanwhile.
+    """
+    from tuninglab.reporting.report import read_figures
+
+    report = read_figures(run)
+    say(f"{run} has ended. To go on with it, give more --max_steps or --epochs.")
+    tell_training(report["train"])
+    tell_validation(report["evaluation"])
+    say(
+        f"Adapter: {run / 'adapter'} ({report['adapter_bytes']:,} bytes). Report: {run}/report.html"
+    )
+    return report
 
 
 def print_scores(report: dict[str, Any], title: str, kinds: str, questions: str) -> None:

@@ -46,10 +46,9 @@ def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:
         return compare(config)
     # A resumed run may be on data of one's own, which this call does not name again.
     config, run = open_run(named(config))
-    report = run_recipe(FLAN_T5, config, run, task)
+    more = (lambda: {"cost": measured(config)}) if config.is_demo else dict
+    report = run_recipe(FLAN_T5, config, run, task, more)
     if config.is_demo and is_main_process():
-        report["cost"] = measured(config)
-        run.write("report.json", report)
         show(report, run)
     return report
 

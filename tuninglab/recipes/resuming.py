@@ -49,8 +49,11 @@ def settings_named(config: TrainingConfig, run: RunFolder) -> Iterator[None]:
         raise UserError(f"{error}\nThe run names it in {run.path / 'config.yaml'}.") from error
 
 
-def check_end(run: RunFolder, total_steps: int) -> None:
+def check_end(run: RunFolder, total_steps: int) -> bool:
     """Pass if the last step of a run does not lie behind the one that it has reached.
+
+    Returns:
+        Whether it lies ahead.
 
     Raises:
         UserError: it does.
@@ -61,6 +64,7 @@ def check_end(run: RunFolder, total_steps: int) -> None:
             f"--resume: {run.path} has made {reached} steps, and --max_steps or --epochs ends it "
             f"after {total_steps}. Give --max_steps {reached} or more."
         )
+    return total_steps > reached
 
 
 def with_its_rows(config: Config, run: RunFolder, processes: int, choices: Choices) -> Config:

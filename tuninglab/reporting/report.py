@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tuninglab.config import ReportConfig
-from tuninglab.disk import write_whole
+from tuninglab.disk import whole_file, write_whole
 from tuninglab.errors import UserError
 from tuninglab.reporting.page import page
 from tuninglab.reporting.run_evaluations import evaluations_of
@@ -150,9 +150,8 @@ def draw_curves(metrics: Metrics, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     # Without the Software entry the file does not change with matplotlib's version string.
-    # What is there may be a pipe, which would be waited for.
-    path.unlink(missing_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with whole_file(path) as beside:
+        figure.savefig(beside, format="png", metadata={"Software": None})
 
 
 def _lines(path: Path) -> list[str]:

@@ -23,6 +23,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 # Of a million steps it has 300 MB.
 MOST_METRICS = 2**30
+# What a run writes last, in this order.
+ENDING = ("report.json", "report.html")
 
 
 @dataclass
@@ -35,6 +37,7 @@ class RunFolder:
         made_up: whether another name will do, should this one be taken meanwhile.
         overwrite: whether an old run may be there, to be deleted.
         checkpoint: that a resumed run goes on from.
+        ended: whether it is there already, whole (`--resume auto`).
     """
 
     path: Path
@@ -42,6 +45,7 @@ class RunFolder:
     made_up: bool = False
     overwrite: bool = False
     checkpoint: Path | None = None
+    ended: bool = False
 
     @classmethod
     def plan(cls, config: TrainingConfig) -> "RunFolder":
@@ -52,7 +56,8 @@ class RunFolder:
         """
         parent = Path(config.output_dir)
         name = config.run_name or _free_name(parent)
-        run = cls(parent / name, config.resume, config.run_name is None, config.overwrite)
+        resumed = config.resume is True
+        run = cls(parent / name, resumed, config.run_name is None, config.overwrite)
         # Under torchrun the first process may have made the folder before another one looks.
         if is_main_process():
             run._check_place(config)
@@ -89,8 +94,13 @@ class RunFolder:
             )
         ownership.check_nothing_foreign(self.path)
 
-    def create(self, config: TrainingConfig) -> None:
+    def create(self, config: TrainingConfig, further: bool = True) -> None:
         """Make the folder with config.yaml, from the main process; an old run in it goes.
+
+        Args:
+            config: what to keep of the settings.
+            further: whether a resumed run has steps to make. Then the report of an earlier end
+                goes: that one is there says that the run has ended as config.yaml has it.
 
         Raises:
             UserError: the place cannot be written to, or another process came first.
@@ -100,6 +110,9 @@ class RunFolder:
         try:
             if not self.resumed:
                 self._make()
+            elif further:
+                for name in ENDING:
+                    (self.path / name).unlink(missing_ok=True)
             self.write("config.yaml", config_yaml(replace(config, run_name=self.path.name)))
         except (OSError, WorkError) as error:
             raise UserError(f"{self.path} cannot be made: {error}. Change --output_dir.") from error

@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -71,20 +72,25 @@ def save_checkpoint(
         write_manifest(beside)
     # Only now: killed at any moment, the run has one to go on from. What kills left goes too.
     # A later step is a damaged one, from before this run went back: it takes no one's place.
-    whole = [p for p in _numbered(folder) if _is_whole(p) and step_of(p) <= step_of(path)]
-    outlived = [p for p in whole[:-keep] if step_of(p) != state.progress.best_step]
-    for old in (*folder.glob(".step-*"), *outlived):
+    whole = [p for p in checkpoints_in(folder) if _is_whole(p) and step_of(p) <= step_of(path)]
+    sweep(folder)
+    for old in (p for p in whole[:-keep] if step_of(p) != state.progress.best_step):
         remove_folder(old)
     return path
 
 
-def newest_checkpoint(folder: Path) -> Path:
+def newest_checkpoint(folder: Path, before: Path | None = None) -> Path:
     """Find the checkpoint of the highest step that is as it was written; says which are not.
+
+    Args:
+        folder: of the checkpoints.
+        before: only those of lower steps than this one.
 
     Raises:
         UserError: there is none.
     """
-    for path in reversed(_numbered(folder)):
+    found = checkpoints_in(folder)
+    for path in reversed([p for p in found if before is None or step_of(p) < step_of(before)]):
         damage = damage_of(path) if _is_whole(path) else "files are missing"
         if damage:
             say(f"The checkpoint {path} is damaged ({damage}): looking for the one before it.")
@@ -97,12 +103,20 @@ def newest_checkpoint(folder: Path) -> Path:
     )
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints by step, the newest last."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints by step, the newest last, whole or not."""
     # A step that is saved again replaces its checkpoint; a kill may have left it nameless.
     for beside in folder.glob(".step-*.writing"):
         finish_replacing(folder / beside.name[1:].removesuffix(".writing"))
     return sorted((p for p in folder.glob("step-*") if STEP.fullmatch(p.name)), key=step_of)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left beside the checkpoints; one process does, alone."""
+    # What is whole among it has its place again.
+    checkpoints_in(folder)
+    for left in folder.glob(".*step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
@@ -132,7 +146,7 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
     try:
         weights = load_file(path / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
-        raise UserError(damaged(path / WEIGHTS_NAME, first_lines(error))) from error
+        raise damaged(path / WEIGHTS_NAME, first_lines(error)) from error
     # Another model first: its optimizer differs too.
     fitting(state.model, weights, path)
     check_state(saved, state, generator_state(accelerator.device), path / STATE_NAME)
@@ -154,7 +168,7 @@ def load_checkpoint(path: Path, state: TrainState, accelerator: Accelerator) -> 
         _go_on_drawing(saved["generators"], state, accelerator)
     # Numbers that no generator has.
     except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
-        raise UserError(damaged(path / STATE_NAME, first_lines(error))) from error
+        raise damaged(path / STATE_NAME, first_lines(error)) from error
 
 
 def _load_moments(optimizer: Optimizer, saved: dict[int, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
@@ -41,6 +41,7 @@ from tuninglab.training.interrupt import raise_stopped, stop_signals
 from tuninglab.training.log import TrainingLog
 from tuninglab.training.optimizer import make_optimizer, make_schedule
 from tuninglab.training.parallel import carried
+from tuninglab.training.saved_state import DamagedCheckpoint
 from tuninglab.training.state import Progress, TrainState
 from tuninglab.training.step import Outcome, count_step, optimizer_step
 
@@ -152,13 +153,26 @@ def _go_on(
     if not run.resumed:
         return state.total_steps
     checkpoint = run.checkpoint or newest_checkpoint(run.checkpoints)
-    load_checkpoint(checkpoint, state, accelerator)
+    while damage := _damage_in(checkpoint, state, accelerator):
+        say(f"{damage} Looking for the one before it.")
+        checkpoint = newest_checkpoint(run.checkpoints, before=checkpoint)
     progress = state.progress
     forget_lost_best(progress, run.checkpoints)
     # The steps after the checkpoint come again, and their lines with them.
     run.cut_metrics(progress.step, progress.step - progress.window_steps)
     say(f"Going on after step {progress.step} ({checkpoint}).")
     return progress.step if has_waited(progress, patience) else state.total_steps
+
+
+def _damage_in(checkpoint: Path, state: TrainState, accelerator: Accelerator) -> str:
+    """Load a checkpoint, unless one of the processes finds it damaged: how, in words."""
+    damage = ""
+    try:
+        load_checkpoint(checkpoint, state, accelerator)
+    except DamagedCheckpoint as error:
+        damage = str(error)
+    # One that went back alone would wait for the others for ever.
+    return next(filter(None, gather_object([damage])), "")
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -21,11 +21,15 @@ STATE_NAME = "state.pt"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def damaged(path: Path, why: str) -> str:
-    """What to say of a file of a checkpoint that cannot be gone on from."""
-    return (
-        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of "
-        "something else. Delete it, and the run goes on from the one before."
+class DamagedCheckpoint(UserError):
+    """A checkpoint cannot be gone on from, the one before it perhaps."""
+
+
+def damaged(path: Path, why: str) -> DamagedCheckpoint:
+    """What to raise of a file of a checkpoint that cannot be gone on from."""
+    return DamagedCheckpoint(
+        f"--resume: the checkpoint {path.parent} is damaged ({path.name}: {why}), or of something "
+        "else."
     )
 
 
@@ -33,7 +37,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """What `torch.save` wrote; nothing in it is run, and its tensors take no more than the file.
 
     Raises:
-        UserError: it cannot be read.
+        DamagedCheckpoint: it cannot be read.
     """
     descriptor = open_regular(path, "--resume")
     try:
@@ -48,11 +52,11 @@ def read_state(path: Path) -> dict[str, Any]:
             "start a new run with another --run_name."
         ) from error
     except Exception as error:
-        raise UserError(damaged(path, first_lines(error))) from error
+        raise damaged(path, first_lines(error)) from error
     finally:
         os.close(descriptor)
     if not isinstance(content, dict):
-        raise UserError(damaged(path, f"it holds a {type(content).__name__}"))
+        raise damaged(path, f"it holds a {type(content).__name__}")
     return content
 
 
@@ -113,7 +117,7 @@ def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> N
         path: of the file, for the message.
 
     Raises:
-        UserError: naming what is missing or of another form.
+        DamagedCheckpoint: naming what is missing or of another form.
     """
     groups = [group["params"] for group in state.optimizer.state_dict()["param_groups"]]
     expected = {
@@ -134,7 +138,7 @@ def check_state(saved: Any, state: TrainState, generators: Any, path: Path) -> N
     problem = problem or _wrong_moments(saved["optimizer"], groups, state)
     problem = problem or _wrong_numbers(saved, expected["sampler"])
     if problem:
-        raise UserError(damaged(path, problem))
+        raise damaged(path, problem)
 
 
 class _Any:
