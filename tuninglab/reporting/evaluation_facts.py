@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tuninglab.reporting.tables import Scale, bounded, duration, looking, mapping, number, plain
+from tuninglab.progress import duration
+from tuninglab.reporting.tables import Scale, bounded, looking, mapping, number, plain
 
 # Scores of who does not look, and what they are of.
 UNSEEN = {

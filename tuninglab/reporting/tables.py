@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tuninglab.progress import duration
+
 # The evaluations in the order of the columns: what is to be beaten first, the result last.
 CONTROLS = (
     ("prior", "Prior", "always the most frequent answer to that type of question"),
@@ -112,18 +114,6 @@ def fact(name: str, value: object) -> tuple[str, str]:
     if amount is not None and name.endswith(("_mib", "_bytes")):
         return label, size(amount * 2**20 if name.endswith("_mib") else amount)
     return label, plain(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `0.8 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, left = divmod(minutes, 60)
-    return (
-        f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    )
 
 
 def size(bytes_: float) -> str:
