@@ -18,7 +18,7 @@ LOG_FROM = 20
 DRAWN = 1e30
 # Of a picture in its own units; the page scales it.
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 10, 24
 TICKS = 4
 # More points than the picture has columns cannot be told apart.
 MOST_POINTS = 400
@@ -163,8 +163,11 @@ def chart(
         path = _path([(x(step), y(value)) for step, value in _thinned(line.points)])
         drawn.append(Drawn(bounded(line.label, LETTERS), path, colour, line.pale))
         colour += not line.pale
-    ends = [f"{one.label or title} from {said(one.points[0][1])} to {said(one.points[-1][1])}"
-            for one in shown if not one.pale or len(shown) == 1]
+    ends = [
+        f"{one.label or title} from {said(one.points[0][1])} to {said(one.points[-1][1])}"
+        for one in shown
+        if not one.pale or len(shown) == 1
+    ]
     text = f"{title}, over the steps: {bounded('; '.join(ends), 400)}"
     return Chart(title, text, drawn, _placed(across, x), _placed(up, y), left_out)
 
@@ -195,16 +198,18 @@ def _axis(low: float, high: float) -> Axis:
 def _log_axis(low: float, high: float) -> Axis:
     """A logarithmic axis from `low` to `high`, both above 0, with ticks at powers of ten."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    # Few ticks, whatever the range; within two powers those between them too.
+    # Few ticks, whatever the range; over a few powers those between them too.
     every = max(1, (last - first) // TICKS)
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
     ticks = [f * 10.0**k for k in range(first, last + 1, every) for f in factors]
     return Axis(low, high, [tick for tick in ticks if low <= tick <= high], log=True)
 
 
 def _placed(axis: Axis, place: Callable[[float], float]) -> list[tuple[str, str]]:
-    return [(f"{place(tick):.1f}", said(round(tick, 12) if abs(tick) > 1e-6 else tick))
-            for tick in axis.ticks]
+    return [
+        (f"{place(tick):.1f}", said(round(tick, 12) if abs(tick) > 1e-6 else tick))
+        for tick in axis.ticks
+    ]
 
 
 def _thinned(points: Points) -> Points:

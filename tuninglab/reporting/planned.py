@@ -4,7 +4,7 @@ from statistics import median
 from typing import Any
 
 from tuninglab.reporting.curves import Metrics, series
-from tuninglab.reporting.tables import duration, mapping, number, size
+from tuninglab.reporting.tables import mapping, number, size, step_time
 
 
 def planned_rows(figures: dict[str, Any], metrics: Metrics) -> list[dict[str, str]]:
@@ -23,7 +23,7 @@ def planned_rows(figures: dict[str, Any], metrics: Metrics) -> list[dict[str, st
         rows.append(_row("peak memory", memory, used, lambda mib: size(mib * 2**20)))
     if step is not None:
         # The first steps of a run are slower: threads start, kernels are chosen.
-        rows.append(_row("time of a step", step, median(times) if times else None, _step_time))
+        rows.append(_row("time of a step", step, median(times) if times else None, step_time))
     return rows
 
 
@@ -37,7 +37,3 @@ def _row(what: str, planned: float, measured: float | None, said: Any) -> dict[s
         word = "too much" if apart > 0 else "too little"
         row["planned is"] = "right" if abs(apart) < 0.005 else f"{abs(apart):.0%} {word}"
     return row
-
-
-def _step_time(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)

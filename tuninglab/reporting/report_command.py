@@ -44,7 +44,7 @@ def report(config: ReportConfig) -> Reported:
         KeyboardInterrupt: stopped by Ctrl-C; the run goes on.
     """
     if config.others:
-        from tuninglab.reporting.comparison_page import compare
+        from tuninglab.reporting.several_page import compare
 
         return compare([config.run, *config.others], config.out)
     if config.watch:
