@@ -121,7 +121,7 @@ def _row(
         "metric": name,
         "title": str(titles.get(name, name)),
         "most": number(most.get(name)) or 1.0,
-        "count": number(base.figures.get("count")),
+        "count": base.figures.get("count"),
         "scores": [None if one is None else _score(one, name) for one in group],
         "differences": differences,
         "note": " ".join(dict.fromkeys(filter(None, notes))),

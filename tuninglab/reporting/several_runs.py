@@ -212,6 +212,6 @@ def _own_scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
             ],
             "differences": [None] * len(runs),
             "note": "A run keeps its answers to a few questions alone, so these cannot be paired: "
-            "`tuninglab evaluate` of each keeps all.",
+            "evaluate each of them on the same data to compare them question by question.",
         }
     ]
