@@ -152,11 +152,9 @@ def _difference(one: Any, other: Any, name: str) -> Any:
         raise ValueError("Other questions were asked: the difference has no paired interval.")
     metric = metric_named(name)
     ids = sorted(answers)
-    rows = [
-        _numbers(metric, evaluated, [lines[i] for i in ids])
-        for evaluated, lines in ((second, others), (base, answers))
-    ]
-    return dict(difference(metric, *rows, SEED))
+    theirs = _numbers(metric, second, [others[i] for i in ids])
+    own = _numbers(metric, base, [answers[i] for i in ids])
+    return dict(difference(metric, theirs, own, SEED))
 
 
 def _numbers(metric: Metric, one: Evaluated, lines: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -46,7 +46,7 @@ def report(config: ReportConfig) -> Reported:
     if config.others:
         from tuninglab.reporting.several_page import compare
 
-        return compare([config.run, *config.others], config.out)
+        return Reported(*compare([config.run, *config.others], config.out))
     if config.watch:
         return watch(Path(config.run))
     page, figures, stands = look(config.run)

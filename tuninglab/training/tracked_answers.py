@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 COLUMNS = ("question", "truth", "before", "after")
@@ -14,31 +13,28 @@ ANSWERS = "answers"
 SIDE_PX = 192
 
 
-def show(
-    tracker: GeneralTracker, run_dir: Path, cards: Sequence[Mapping[str, Any]], step: int
-) -> None:
+def show(tracker: Any, run_dir: Path, cards: Sequence[Mapping[str, Any]], step: int) -> None:
     """Show answers in a tracker, as far as it can: TensorBoard, W&B and MLflow do.
 
     Args:
-        tracker: has begun.
+        tracker: one of accelerate's, which has begun.
         run_dir: the run folder, with the pictures.
         cards: what answers.json holds.
         step: after which they were answered.
     """
     rows = [[str(card.get(column, "")) for column in COLUMNS] for card in cards]
-    which: Any = tracker
     if tracker.name == "tensorboard":
         tracker.log({ANSWERS: _markdown(rows)}, step=step)
         if (found := pictures(run_dir, cards)) is not None:
-            which.log_images({ANSWERS: found}, step=step, dataformats="NHWC")
+            tracker.log_images({ANSWERS: found}, step=step, dataformats="NHWC")
     elif tracker.name == "wandb":
-        which.log_table(ANSWERS, columns=list(COLUMNS), data=rows, step=step)
+        tracker.log_table(ANSWERS, columns=list(COLUMNS), data=rows, step=step)
         if (found := pictures(run_dir, cards)) is not None:
-            which.log_images({"pictures": list(found)}, step=step)
+            tracker.log_images({"pictures": list(found)}, step=step)
     elif tracker.name == "mlflow":
-        which.log_artifact(str(run_dir / "answers.json"), ANSWERS)
+        tracker.log_artifact(str(run_dir / "answers.json"), ANSWERS)
         if (run_dir / "pictures").is_dir():
-            which.log_artifacts(str(run_dir / "pictures"), f"{ANSWERS}/pictures")
+            tracker.log_artifacts(str(run_dir / "pictures"), f"{ANSWERS}/pictures")
 
 
 def pictures(run_dir: Path, cards: Sequence[Mapping[str, Any]]) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Full, Queue
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from tuninglab.config.fields import leaves, marked
 from tuninglab.config.marks import Mark
@@ -43,7 +43,9 @@ QUIET = {
     "DO_NOT_TRACK": "1",
 }
 
-Job = Callable[[GeneralTracker], None]
+# One of accelerate's, whose classes differ in what they can.
+Tracker = Any
+Job = Callable[[Tracker], None]
 
 
 def check_trackers(names: Sequence[str] | None) -> None:
@@ -111,7 +113,7 @@ class _Thread:
         told: the kinds of the lines that it was given in an earlier start of the run.
     """
 
-    def __init__(self, name: str, start: Callable[[], GeneralTracker], told: set[Any]):
+    def __init__(self, name: str, start: Callable[[], Tracker], told: set[Any]):
         self.name, self.start, self.told = name, start, told
         self.over = threading.Event()
         self.waiting: Queue[Job | None] = Queue(MOST_WAITING)
@@ -189,7 +191,7 @@ def _threads(names: Sequence[str], config: TrainingConfig, run: RunFolder) -> li
     for name in names:
         earlier = kept.get(name)
 
-        def start(name: str = name, earlier: str | None = earlier) -> GeneralTracker:
+        def start(name: str = name, earlier: str | None = earlier) -> Tracker:
             tracker, known_as = _start(name, earlier, config, run, step)
             with lock:
                 kept[name] = known_as
@@ -205,9 +207,9 @@ def _threads(names: Sequence[str], config: TrainingConfig, run: RunFolder) -> li
 
 def _start(
     name: str, earlier: str | None, config: TrainingConfig, run: RunFolder, step: int
-) -> tuple[GeneralTracker, str]:
+) -> tuple[Tracker, str]:
     """Begin a tracker's run, or go on with an earlier one; returns what it is called there, too."""
-    kind = LOGGER_TYPE_TO_CLASS[name]
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
     known_as = earlier or uuid.uuid4().hex[:12]
     options: dict[str, Any] = {}
     project, place = PROJECT, run.path.parent
@@ -230,13 +232,13 @@ def _start(
     tracker = kind(project, *places, **options)
     tracker.start()
     if name == "mlflow":
-        known_as = tracker.tracker.info.run_id  # pyright: ignore[reportAttributeAccessIssue]
+        known_as = tracker.tracker.info.run_id
     if not earlier:
         _store(tracker, flat_settings(config))
     return tracker, known_as
 
 
-def _store(tracker: GeneralTracker, values: dict[str, Any]) -> None:
+def _store(tracker: Tracker, values: dict[str, Any]) -> None:
     """Keep the settings with the tracker's run."""
     if tracker.name != TENSORBOARD:
         tracker.store_init_configuration(values)
@@ -245,7 +247,7 @@ def _store(tracker: GeneralTracker, values: dict[str, Any]) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     for summary in hparams(values, {}):
-        tracker.tracker.file_writer.add_summary(summary)  # pyright: ignore
+        tracker.tracker.file_writer.add_summary(summary)
 
 
 def flat_settings(config: TrainingConfig) -> dict[str, Any]:
