@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import threading
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -265,6 +266,17 @@ def test_pictures_of_answers_stand_beside_their_questions(begun):
     assert pictures(run.path, [{"question": "text alone"}]) is None
 
 
+def whole_records(path):
+    """The records of a .wandb file, once the last of them is there: another process writes it."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        records = list(wandb_records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"{path} is not ended")
+
+
 def wandb_records(path):
     """The records of a .wandb file: LevelDB's log format, in blocks of 32 KiB, after 7 bytes.
 
@@ -282,6 +294,8 @@ def wandb_records(path):
         place += 7 + size
         # Whole, or the last of several parts.
         if kind in (1, 4):
+            if place > len(content):
+                return
             record = Record()
             record.ParseFromString(parts)
             parts = b""
@@ -298,7 +312,7 @@ def test_wandb_offline_keeps_all_lines_and_goes_on_under_its_name(begun, monkeyp
     follow(config, run, after=answered(run))
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     histories, kept, names = {}, {}, []
-    for record in wandb_records(path):
+    for record in whole_records(path):
         if record.WhichOneof("record_type") == "history":
             row = {
                 item.key or ".".join(item.nested_key): item.value_json
