@@ -11,7 +11,7 @@ from tuninglab.config import FinetuneConfig, FlanT5Config
 from tuninglab.config.flags import parse
 from tuninglab.console import Choices
 from tuninglab.errors import UserError, WorkError
-from tuninglab.reporting.report import read_figures
+from tuninglab.reporting.run_files import read_final
 from tuninglab.run_folder import RunFolder, environment, git_commit, how_to_end, read_starts
 from tuninglab.run_folder.named_model import NamedModel, find_model
 
@@ -217,7 +217,7 @@ def test_a_run_in_the_package_folder_is_pointed_at(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--resume: runs/a is no run.*mean tuninglab/runs/a\?"):
         RunFolder.plan(FinetuneConfig(run_name="a", resume=True))
     with pytest.raises(UserError, match=r"runs/a: no such folder. Did you mean tuninglab/runs/a\?"):
-        read_figures("runs/a")
+        read_final(Path("runs/a"))
     assert find_model("runs/b") == NamedModel("runs/b")
     # And from the folder that the command was run in, for a run of the root.
     made(FinetuneConfig(run_name="b"))

@@ -65,11 +65,14 @@ def _print_conversion(report: dict[str, Any], as_json: bool) -> None:
         print(page(report))
 
 
-def _print_page(result: tuple[Any, Any], as_json: bool) -> None:
-    page, figures = result
-    _print_json(figures, as_json)
-    if not as_json:
-        print(page)
+def _print_report(result: Any, as_json: bool) -> None:
+    _print_json(result.figures, as_json)
+    if result.text is not None and not as_json:
+        from rich.console import Console
+
+        Console().print(result.text)
+    if result.page and not as_json:
+        print(result.page)
 
 
 def _print_findings(result: tuple[Any, str, UserError | None], as_json: bool) -> None:
@@ -142,7 +145,7 @@ VERBS = {
     "chat": Verb("ChatConfig", "serving.terminal", "chat"),
     "serve": Verb("ServeConfig", "serving.serve", "serve"),
     "export": Verb("ExportConfig", "conversion.export", "export"),
-    "report": Verb("ReportConfig", "reporting.report", "rewrite", _print_page),
+    "report": Verb("ReportConfig", "reporting.report_command", "report", _print_report),
 }
 
 

@@ -80,6 +80,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
 
 
+@contextmanager
+def own_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`, where several processes may write it at a time: the last one's stays.
+
+    Raises:
+        WorkError: as there.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    with _told(path, beside):
+        yield beside
+        os.replace(beside, path)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file beside its place, then rename it there.
 

@@ -63,6 +63,18 @@ def working(what: str, total: int | None = None) -> Iterator[Callable[[int], Non
             watcher.join()
 
 
+def duration(seconds: float) -> str:
+    """Seconds as `0.8 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, left = divmod(minutes, 60)
+    return (
+        f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    )
+
+
 class _Work:
     def __init__(self, what: str, total: int | None):
         self.what, self.total, self.done = what, total, 0

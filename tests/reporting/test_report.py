@@ -9,7 +9,9 @@ from PIL import Image
 
 from tuninglab import cli
 from tuninglab.errors import UserError
-from tuninglab.reporting.report import draw_curves, read_figures, write_report
+from tuninglab.reporting.loss_picture import draw_curves
+from tuninglab.reporting.report import write_report
+from tuninglab.reporting.run_files import read_final
 from tuninglab.reporting.tables import fact, looking
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
@@ -96,7 +98,7 @@ def test_every_value_is_escaped(run):
 
 def test_the_page_stands_alone_with_its_picture_inside(run):
     page = parsed(run)
-    assert len(page.sources) == 2
+    assert len(page.sources) == 1
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     inside = base64.b64decode(page.sources[0].partition(",")[2])
     assert inside == (run / "pictures" / "000.png").read_bytes()
@@ -234,7 +236,7 @@ def test_pictures_outside_the_run_are_not_taken_in(run):
     cards = [{"picture": name} for name in ("../secret.png", str(run.parent / "secret.png"), "x")]
     (run / "answers.json").write_text(json.dumps(cards))
     page = parsed(run)
-    assert len(page.sources) == 1
+    assert page.sources == []
     assert page.text.count("is missing") == 3
 
 
@@ -263,17 +265,14 @@ def test_a_broken_file_is_named(run, name, content):
 def test_no_run_no_report(tmp_path):
     for place, said in ((tmp_path / "none", "no such folder"), (tmp_path, "not a run folder")):
         with pytest.raises(UserError, match=said):
-            read_figures(place)
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(UserError, match="--overwrite"):
-        read_figures(tmp_path)
+            write_report(place)
 
 
 def test_the_verb_prints_the_page_or_the_figures(run, capsys):
     assert cli.main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert cli.main(["report", "--json", str(run)]) == 0
-    assert json.loads(capsys.readouterr().out) == read_figures(run)
+    assert json.loads(capsys.readouterr().out) == read_final(run)
     assert cli.main(["report", str(run / "none")]) == 2
 
 
@@ -305,10 +304,8 @@ def test_a_figure_in_words(name, value, said):
 def test_a_loss_that_falls_far_gets_a_logarithmic_axis(last, scale, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    drawn, saved = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *a, **o: drawn.append(figure) or saved(figure, *a, **o)
-    )
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda f, path, **_: drawn.append(f) or path.touch())
     draw_curves([{"step": 1, "loss": 7.0}, {"step": 2, "loss": last}], tmp_path / "loss.png")
     assert drawn[0].axes[0].get_yscale() == scale
 

@@ -32,7 +32,14 @@ GROUPS = {
         *("max_tokens", "prompt"),
     ),
     "Memory and speed": (
-        *("threads", "parallel", "precision", "quantization", "memory_savers", "activation_checkpointing"),
+        *(
+            "threads",
+            "parallel",
+            "precision",
+            "quantization",
+            "memory_savers",
+            "activation_checkpointing",
+        ),
         *("checkpoint_every", "cache_features", "group_by_length", "pack_tokens", "pack_images"),
         *("products", "compare", "rounds"),
     ),

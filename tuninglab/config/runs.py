@@ -1,11 +1,12 @@
 """The settings of the verbs that make, use and show a run: `demo`, `chat`, `report`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tyro.conf import Positional
 
 from tuninglab.config.checks import check, check_paths, check_positive, check_run_name
 from tuninglab.config.training import Precision
+from tuninglab.untrusted import check_path
 
 
 @dataclass
@@ -84,19 +85,34 @@ class ChatConfig:
 
 @dataclass
 class ReportConfig:
-    """Write report.html and loss.png of a run folder anew."""
+    """Write the report of a run anew, follow one that goes on, or compare several."""
 
     run: Positional[str]
     """The run folder."""
+    others: Positional[list[str]] = field(default_factory=list)
+    """Further run folders, to be compared with the first."""
+    watch: bool = False
+    """Write the page again and again while the run goes on; Ctrl-C ends that, not the run."""
+    out: str | None = None
+    """Write the page of a comparison into this file. None: comparison.html beside the runs."""
     json: bool = False
-    """Print the run's figures as JSON on standard output."""
+    """Print the figures as JSON on standard output."""
     debug: bool = False
     """Show the Python traceback of an error."""
 
     def validate(self) -> None:
-        """Check that the name can be one.
+        """Check that the names can be some, and that the flags fit each other.
 
         Raises:
             UserError: naming the flag.
         """
-        check_paths(self, "run")
+        check_paths(self, "run", "out")
+        for other in self.others:
+            check_path(other, "--others")
+        several = bool(self.others)
+        check(not (self.watch and several), "watch", True, "one run", "Follow one at a time.")
+        remedy = "The page of one run lies in its folder."
+        check(several or self.out is None, "out", self.out, "several runs", remedy)
+        # A file of another kind that stands there by mistake would be replaced.
+        named = self.out is None or self.out.lower().endswith((".html", ".htm"))
+        check(named, "out", self.out, "a name that ends in .html")

@@ -45,10 +45,11 @@ from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
-from tuninglab.training.loop import total_steps, train
+from tuninglab.training.loop import Sink, total_steps, train
 from tuninglab.training.parallel import lost_processes_told
 from tuninglab.training.sharding import is_to_shard, loading_together, place, spread
 from tuninglab.training.state import Progress
+from tuninglab.training.trackers import Trackers, check_trackers, open_trackers
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -79,26 +80,33 @@ def run_recipe(
         if run.ended:
             return ended_before(run.path)
         # Mistakes in settings and data are told before a model is loaded.
+        check_trackers(config.track)
         with settings_named(config, run):
             metrics = chosen_metrics(config)
             task = task or recipe.data(config)
-        return _run(prepare(recipe, config, run, task, metrics), task, more)
+        setup = prepare(recipe, config, run, task, metrics)
+        with open_trackers(setup.config, run) as tell:
+            return _run(setup, task, tell, more)
     finally:
         run.release()
 
 
-def _run(setup: Setup, task: Task, more: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _run(
+    setup: Setup, task: Task, tell: Trackers, more: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """Scores, training, scores again, and the report."""
     run = setup.run
     evaluation: dict[str, Any] = {"before": val_score(setup), "after": {}, "controls": {}}
     if evaluation["before"]:
         evaluation["chance"] = {"val_loss": chance_loss(setup.model)}
     if evaluation["before"] and not run.resumed:
-        run.append_metrics({"step": 0, "epoch": 0.0, **evaluation["before"]})
+        line = {"step": 0, "epoch": 0.0, **evaluation["before"]}
+        run.append_metrics(line)
+        tell(line)
     answer = answers_of(setup)
     evaluation["before"] |= task.before(answer)
 
-    progress = train_setup(setup, lambda: task.during(answer))
+    progress = train_setup(setup, lambda: task.during(answer), [tell])
     # Before the scores, which may fail: what was learned is then on disk.
     state = adapter_state(setup.model)
     if is_main_process():
@@ -110,6 +118,7 @@ def _run(setup: Setup, task: Task, more: Callable[[], dict[str, Any]]) -> dict[s
         evaluation[name] = evaluation.get(name, {}) | values
     if is_main_process() and (cards := task.write_cards(run.path)):
         run.write("answers.json", cards)
+        tell.show_answers(run.path, cards, progress.step)
     report = report_of(setup, progress, evaluation)
     if is_main_process():
         # Before the report is written: where there is one, the run has ended and lacks nothing.
@@ -242,7 +251,9 @@ def add_kernels(model: Any, config: TrainingConfig, rows: bool, choices: Choices
         choices.add("attention", *chosen)
 
 
-def train_setup(setup: Setup, scores: Callable[[], dict[str, float]] = dict) -> Progress:
+def train_setup(
+    setup: Setup, scores: Callable[[], dict[str, float]] = dict, sinks: Sequence[Sink] = ()
+) -> Progress:
     """Train; see `training.loop.train`. `scores` stand beside the loss of each validation."""
     return train(
         setup.model,
@@ -252,7 +263,7 @@ def train_setup(setup: Setup, scores: Callable[[], dict[str, float]] = dict) -> 
         setup.accelerator,
         (lambda: val_score(setup) | scores()) if setup.val_loaders else None,
         measure_of(setup.config),
-        sinks=[setup.run.append_metrics],
+        sinks=[setup.run.append_metrics, *sinks],
         collect=partial(adapter_writer, prompt=setup.base.prompt),
     )
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tuninglab.reporting.tables import Scale, bounded, duration, looking, mapping, number, plain
+from tuninglab.progress import duration
+from tuninglab.reporting.tables import Scale, bounded, looking, mapping, number, plain
 
 # Scores of who does not look, and what they are of.
 UNSEEN = {
@@ -139,7 +140,7 @@ def against_rows(figures: Figures) -> list[dict[str, Any]]:
         scale = scale_of(figures, name)
         row = {"metric": scale.title, "score": written(scale, entry).score}
         row["against"] = written(scale, mapping(against.get("metrics")).get(name)).score
-        row["difference"] = _difference(scale, mapping(against.get("difference")).get(name))
+        row["difference"] = difference(scale, mapping(against.get("difference")).get(name))
         rows.append(row)
     return rows
 
@@ -209,18 +210,19 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     return rows
 
 
-def unseen(figures: Figures) -> dict[str, Any]:
-    """The scores of who does not look, by the names in UNSEEN, those that there are."""
-    found = {**mapping(figures.get("controls")), "prior": mapping(figures.get("prior"))}
-    return {key: found[key] for key in UNSEEN if found.get(key)}
-
-
-def _difference(scale: Scale, entry: object) -> str:
+def difference(scale: Scale, entry: object) -> str:
+    """A paired difference of two scores and its interval: `+2.1 points (+0.5 to +3.7)`."""
     value, low, high = (number(mapping(entry).get(key)) for key in ("value", "low", "high"))
     if value is None:
         return "–"
     said = scale.gain(value) if value < 0 else f"+{scale.gain(value)}"
     return said if low is None or high is None else f"{said} ({scale.reach(low, high)})"
+
+
+def unseen(figures: Figures) -> dict[str, Any]:
+    """The scores of who does not look, by the names in UNSEEN, those that there are."""
+    found = {**mapping(figures.get("controls")), "prior": mapping(figures.get("prior"))}
+    return {key: found[key] for key in UNSEEN if found.get(key)}
 
 
 def _part(value: float, full: float) -> float:

@@ -6,7 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tuninglab.reporting.curves import Metrics, run_charts
+from tuninglab.reporting.planned import planned_rows
 from tuninglab.reporting.run_evaluations import Linked
+from tuninglab.reporting.so_far import Standing
 from tuninglab.reporting.tables import (
     CONTROLS,
     Scores,
@@ -23,14 +26,21 @@ from tuninglab.reporting.tables import (
 from tuninglab.reporting.templates import render
 from tuninglab.untrusted import MIB
 
-Metrics = list[dict[str, Any]]
-
 # Scores of models that do not look.
 UNSEEN = ("blank", "shuffled", "prior")
 # Below this change of accuracy the page says that little moved.
 LITTLE_ACCURACY = 0.02
 # The same for a validation loss, as a share of the loss before.
 LITTLE_LOSS = 0.02
+
+# Between two looks of a page at a run that goes on.
+RELOAD_S = 5
+# What report.json says of the records.
+DATA = {
+    "train": "records to learn from",
+    "val": "records held out",
+    "skipped": "records left out, as they have problems",
+}
 
 # Runs keep small copies; the page holds them all.
 LARGEST_PICTURE = 4 * MIB
@@ -48,17 +58,26 @@ def page(
     run_dir: Path,
     figures: dict[str, Any],
     metrics: Metrics,
+    stands: Standing,
     *,
     settings: dict[str, Any],
     starts: Sequence[dict[str, Any]],
     cards: Sequence[dict[str, Any]],
     trainable: Sequence[dict[str, Any]],
-    curves: Path,
     evaluations: Sequence[Linked] = (),
 ) -> str:
-    """The page of a run from the contents of its files; `starts` are those of environment.json.
+    """The page of a run from the contents of its files.
 
-    `evaluations` are those that the run folder holds.
+    Args:
+        run_dir: the run folder.
+        figures: of report.json, or what there is so far.
+        metrics: the lines of metrics.jsonl.
+        stands: where the run stands; while it goes on, the page loads itself again.
+        settings: of config.yaml.
+        starts: of environment.json.
+        cards: of answers.json.
+        trainable: of trainable.json.
+        evaluations: those that the run folder holds.
     """
     scores = _scores(figures)
     exact = {key: s for key, s in scores.items() if number(s.get("exact_match")) is not None}
@@ -73,14 +92,16 @@ def page(
         "report.html.jinja",
         name=str(figures.get("run_name") or run_dir.name),
         subject=[figures[key] for key in ("task", "base", "precision") if figures.get(key)],
-        verdict=_verdict(figures, scores),
+        reload_s=RELOAD_S if stands.goes_on else None,
+        verdict=_verdict(figures, scores) if stands.state == "ended" else _so_far(figures, stands),
         columns=[{"title": title, "note": note} for key, title, note in CONTROLS if key in exact],
         accuracies=accuracies(exact),
         cards_title="Pictures it answered" if pictures else "What it wrote",
         cards=[_card(run_dir, card) for card in cards],
         evaluations=evaluations,
-        curves=_data_uri(curves),
-        curves_text=_curves_text(metrics),
+        charts=run_charts(metrics),
+        planned=table(planned_rows(figures, metrics)),
+        data=_data(figures),
         train=train,
         trainable=table(trainable),
         settings=flat(settings),
@@ -143,15 +164,29 @@ def _verdict(figures: dict[str, Any], scores: Scores) -> dict[str, str]:
     return {"before": f"{first:.3f}", "after": f"{last:.3f}", "text": text}
 
 
+def _so_far(figures: dict[str, Any], stands: Standing) -> dict[str, str]:
+    """The same of a run that has not ended."""
+    train = mapping(figures.get("train"))
+    first, last = number(train.get("first_loss")), number(train.get("last_loss"))
+    if first is None or last is None:
+        return {"before": "", "text": str(stands)}
+    text = f"{stands} Above: the training loss of the first and of the last step so far."
+    return {"before": f"{first:.3f}", "after": f"{last:.3f}", "text": text}
+
+
+def _data(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """How many records there were, and what was left out of them."""
+    counts = mapping(figures.get("data"))
+    rows = [(title, plain(counts[key])) for key, title in DATA.items() if key in counts]
+    if left_out := number(mapping(figures.get("train")).get("left_out")):
+        rows.append(("rows that taught nothing, as a picture of theirs is bad", plain(left_out)))
+    return rows
+
+
 def _advice(little: bool, worse: bool) -> str:
     if little:
         return " Little moved: more steps or a higher --learning_rate would move more."
     return " It got worse: try a lower --learning_rate." if worse else ""
-
-
-def _curves_text(metrics: Metrics) -> str:
-    losses = [loss for entry in metrics if (loss := number(entry.get("loss"))) is not None]
-    return f"Training loss from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "No loss logged"
 
 
 def _card(run_dir: Path, card: dict[str, Any]) -> dict[str, Any]:

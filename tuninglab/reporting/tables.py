@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tuninglab.progress import duration
+
 # The evaluations in the order of the columns: what is to be beaten first, the result last.
 CONTROLS = (
     ("prior", "Prior", "always the most frequent answer to that type of question"),
@@ -101,29 +103,24 @@ WORDS = {
     "peak_memory_mib": "peak memory",
     "adapter_bytes": "size of the adapter",
     "best": "best validation",
+    "step_s": "time of a step",
+    "tokens_per_s": "tokens per second",
 }
 
 
 def fact(name: str, value: object) -> tuple[str, str]:
     """A figure of report.json as a person says it: `peak memory`, `812 MiB`."""
     label, amount = WORDS.get(name, name.replace("_", " ")), number(value)
-    if amount is not None and name.endswith("_s"):
-        return label, duration(amount)
+    if amount is not None and name.endswith("_s") and not name.endswith("_per_s"):
+        return label, step_time(amount) if name == "step_s" else duration(amount)
     if amount is not None and name.endswith(("_mib", "_bytes")):
         return label, size(amount * 2**20 if name.endswith("_mib") else amount)
     return label, plain(value)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as `0.8 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, left = divmod(minutes, 60)
-    return (
-        f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    )
+def step_time(seconds: float) -> str:
+    """The time of a step, of which there are many: `240 ms`, `1.3 s`."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def size(bytes_: float) -> str:

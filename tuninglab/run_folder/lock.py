@@ -14,12 +14,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuninglab.console import say
 from tuninglab.errors import UserError
 from tuninglab.run_folder.ownership import MARKER
 from tuninglab.untrusted import read_json, shown
+
+# Nobody, one that runs, one that has ended without letting go, one that nothing tells of from here.
+Writer = Literal["none", "runs", "ended", "unseen"]
 
 LOCK = ".lock"
 LARGEST = 4096
@@ -85,6 +88,21 @@ def release(folder: Path) -> None:
         if holder is not None and _this_process().items() <= holder.items():
             path.unlink()
     _close(path)
+
+
+def writer_of(folder: Path) -> Writer:
+    """Whether a process writes into a folder, for those who only look on."""
+    path = folder / LOCK
+    holder = _holder(path)
+    if holder is None:
+        return "none"
+    # By its number first: who tries the lock of the system holds it for a moment, in which the
+    # process that it belongs to would be refused.
+    started = holder.get("started") or ""
+    if holder["host"] == socket.gethostname() and started == (_started(holder["pid"]) or None):
+        return "runs"
+    runs = _runs(holder, path)
+    return "unseen" if runs is None else "runs" if runs else "ended"
 
 
 def _close(path: Path) -> None:

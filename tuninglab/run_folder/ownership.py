@@ -15,9 +15,9 @@ MARKER = ".tuninglab"
 SAID = "A run of tuninglab. --overwrite deletes what runs write, of base/ the files named here.\n"
 FILES = (
     *("config.yaml", "environment.json", "trainable.json", "metrics.jsonl", "fingerprints.json"),
-    *("answers.json", "report.json", "report.html", "loss.png"),
+    *("answers.json", "report.json", "report.html", "loss.png", "trackers.json"),
 )
-FOLDERS = ("adapter", "checkpoints", "base", "pictures", "evaluation")
+FOLDERS = ("adapter", "checkpoints", "base", "pictures", "evaluation", "tensorboard")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "tuninglab.json")
 CHECKPOINT = ("state.pt", "trainable.safetensors", "manifest.json")
 # Of a folder in evaluation/.
@@ -26,6 +26,7 @@ EVALUATION = (*ANSWERS, "report.json", "report.html", MARKER, ".lock")
 # What runs write into these folders; of base/ the marker says it.
 INSIDE = (
     "pictures/[0-9][0-9][0-9].png",
+    "tensorboard/events.out.tfevents.*",
     *(f"adapter/{name}" for name in ADAPTER),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/step-*/adapter/{name}" for name in ADAPTER),

@@ -2,18 +2,23 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tuninglab.console import is_main_process, say
-from tuninglab.progress import INTERVAL_S, bars
+from tuninglab.progress import INTERVAL_S, bars, duration
 
 
 class TrainingLog:
-    """Shows loss, throughput and time left; a context manager around the training loop."""
+    """Shows loss, throughput, memory and time left; a context manager around the training loop.
+
+    Args:
+        total_steps: that the run makes.
+        first_step: after which it goes on; the time left is reckoned from what came since.
+    """
 
     def __init__(self, total_steps: int, first_step: int = 0):
         self.total_steps = total_steps
@@ -45,7 +50,7 @@ class TrainingLog:
             texts = (f"{name} {value:.4f}" for name, value in shown.items())
             write(f"step {line['step']}: {', '.join(texts)}")
             return
-        note = f"loss {line['loss']:.4f}, {line['tokens_per_s']:,.0f} tokens/s"
+        note = note_of(line)
         if self.bar:
             self.bar.update(self.task, completed=line["step"], note=note)
             return
@@ -55,7 +60,14 @@ class TrainingLog:
             self.last_line = now
             done = max(line["step"] - self.first_step, 1)
             left = (now - self.started) / done * (self.total_steps - line["step"])
-            say(f"step {line['step']}/{self.total_steps}: {note}, {left:.0f} s left")
+            say(f"step {line['step']}/{self.total_steps}: {note}, {duration(left)} left")
+
+
+def note_of(line: Mapping[str, Any]) -> str:
+    """Loss, throughput and memory of a training line of metrics.jsonl, those that it has."""
+    parts = {"tokens_per_s": "tokens/s", "peak_memory_mib": "MiB"}
+    known = [f"{line[key]:,.0f} {unit}" for key, unit in parts.items() if line.get(key) is not None]
+    return ", ".join([f"loss {line['loss']:.4f}", *known])
 
 
 def print_trainable(rows: list[dict[str, Any]], total_parameters: int) -> None:
