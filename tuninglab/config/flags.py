@@ -100,6 +100,14 @@ def without_blanks(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word.strip()]
 
 
+def given(words: Sequence[str], name: str) -> str | None:
+    """The value that words of a command line give to a flag; None: they do not give it."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if _flag_name(word) == name:
+            return word.partition("=")[2] or following
+    return None
+
+
 def flags_of(config_class: type, prefix: str = "") -> dict[str, Flag]:
     """Every spelling of every flag, without its dashes."""
     hints, flags, bare = get_type_hints(config_class), {}, marked(config_class, Mark.BARE)
