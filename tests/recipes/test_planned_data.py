@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tuninglab.config import FinetuneConfig, FlanT5Config
+from tuninglab.config import FinetuneConfig
 from tuninglab.console import Choices
-from tuninglab.data.packing import PackedOrder
 from tuninglab.data.orders import Permutation
+from tuninglab.data.packing import PackedOrder
 from tuninglab.data.sample import Sample
 from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.data.sources import Records, Splits
-from tuninglab.recipes.planned_data import measure_data, train_batches, undrawn, val_batches
 from tuninglab.embedded.task import EmbeddedSamples
+from tuninglab.recipes.planned_data import measure_data, train_batches, undrawn, val_batches
 
 
 def records(count: int, seed: int = 0) -> Records:
