@@ -31,7 +31,7 @@ from tuninglab.recipes.measuring import (
     measure_of,
     val_score,
 )
-from tuninglab.recipes.recipe import Base, Recipe, Setup, keep_base
+from tuninglab.recipes.recipe import Recipe, Setup, Tunable, keep_base
 from tuninglab.recipes.resuming import FINGERPRINTS, check_end, fingerprints, settings_named
 from tuninglab.recipes.row_orders import fill_of
 from tuninglab.run_folder import RunFolder
@@ -171,7 +171,7 @@ def prepare(
 
 
 def wrap(
-    base: Base,
+    base: Tunable,
     name: str,
     config: TrainingConfig,
     scope: str,

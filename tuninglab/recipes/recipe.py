@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +17,20 @@ from tuninglab.run_folder import RunFolder
 from tuninglab.run_folder.ownership import note_base
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Tunable(Protocol):
+    """A base model, loaded or planned, and what of it trains."""
+
+    @property
+    def model(self) -> Any:
+        """Frozen or not."""
+        ...
+
+    @property
+    def tuning(self) -> LoraTuning:
+        """Of the settings of the run."""
+        ...
 
 
 @dataclass
