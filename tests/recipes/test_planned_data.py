@@ -13,6 +13,7 @@ from tuninglab.data.sample import Sample
 from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.data.sources import Records, Splits
 from tuninglab.embedded.task import EmbeddedSamples
+from tuninglab.evaluation.task import Task
 from tuninglab.recipes.planned_data import measure_data, train_batches, undrawn, val_batches
 
 
@@ -31,6 +32,10 @@ def base():
         answer_ids=lambda samples: [[1] * (sample.messages[0] // 3) for sample in samples],
         tokens_key=None,
     )
+
+
+def measured(splits, base):
+    return measure_data(Task(splits), base)
 
 
 def made(samples, config, processes, order=None):
@@ -66,7 +71,7 @@ def test_the_batches_are_those_that_loaders_make(count, size, accumulation, proc
         data="x", batch_size=size, gradient_accumulation_steps=accumulation, epochs=3,
         pack_tokens=packed,
     )  # fmt: skip
-    data = measure_data(Splits("", samples, Records([])), base())
+    data = measured(Splits("", samples, Records([])), base())
     batches = train_batches(data, config, processes, Choices())
     order = None
     if packed:
@@ -89,7 +94,7 @@ def test_the_batches_are_those_that_loaders_make(count, size, accumulation, proc
 def test_a_run_of_few_steps_meets_only_its_own_batches():
     samples = records(100)
     config = FinetuneConfig(data="x", batch_size=2, max_steps=3, epochs=2)
-    data = measure_data(Splits("", samples, Records([])), base())
+    data = measured(Splits("", samples, Records([])), base())
     batches = train_batches(data, config, 1, Choices())
     rows = np.random.default_rng((0, 0)).permutation(100)[:6].reshape(3, 2)
     tokens = [max(samples[int(r)].messages[0] for r in pair) for pair in rows]
@@ -99,11 +104,11 @@ def test_a_run_of_few_steps_meets_only_its_own_batches():
 
 
 def test_validation_takes_all_its_records_once():
-    data = measure_data(Splits("", records(10), records(11, 1)), base())
+    data = measured(Splits("", records(10), records(11, 1)), base())
     batches = val_batches(data, FinetuneConfig(data="x", batch_size=4), 1)
     assert batches is not None
     assert batches.passes == 3
-    assert val_batches(measure_data(Splits("", records(3), Records([])), base()),
+    assert val_batches(measured(Splits("", records(3), Records([])), base()),
                        FinetuneConfig(data="x", batch_size=4), 1) is None  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from tuninglab.data.orders import Bins, Rows
 from tuninglab.data.reading.lengths import lengths_of
 from tuninglab.data.sample import Pair, Sample
 from tuninglab.data.sampler import StepSampler
-from tuninglab.data.sources import Records, Source, Splits
+from tuninglab.data.sources import Records, Splits
 from tuninglab.data.tokens import texts_ids
 from tuninglab.embedded.task import EmbeddedSamples, dialogue
-from tuninglab.evaluation.task import evenly
+from tuninglab.evaluation.task import Task, evenly
 from tuninglab.inspection.cost import Shape
 from tuninglab.recipes.recipe import Base
 from tuninglab.recipes.row_orders import pictures_of, train_order, val_order
@@ -27,6 +27,9 @@ EPOCHS = 8
 MOST_PAIRS = 30_000
 # Records whose answers are counted for the mean.
 ANSWERED = 500
+# How often the scored records are answered: before, after, with blank and with other pictures; of
+# records without pictures the first two.
+TIMES_SCORED, TEXTS_SCORED = 4, 2
 
 
 class Batches(NamedTuple):
@@ -63,6 +66,20 @@ class Lengths:
     answers: Callable[[Sequence[int]], int]
 
 
+class Scores(NamedTuple):
+    """What is answered before and after the training.
+
+    Args:
+        rows: the questions.
+        times: how often each is answered.
+        most: tokens of an answer.
+    """
+
+    rows: Lengths
+    times: int
+    most: int
+
+
 @dataclass
 class PlannedData:
     """The data of a run: its splits, without pictures, and how long their rows are.
@@ -71,6 +88,7 @@ class PlannedData:
         splits: what trains and what validates.
         train: of the first.
         val: of the second, set by set.
+        scores: what is answered before and after; None: nothing.
         base: what counts, by tokenizer and prompt.
         note: what of it is an estimate.
     """
@@ -78,28 +96,42 @@ class PlannedData:
     splits: Splits
     train: Lengths
     val: list[Lengths]
+    scores: Scores | None
     base: Base
     note: str = ""
 
 
-def measure_data(splits: Splits, base: Base, note: str = "") -> PlannedData:
+def measure_data(task: Task, base: Base, note: str = "") -> PlannedData:
     """How long the rows of all splits are.
 
     Args:
-        splits: that the model can read.
+        task: settled: its splits are what the model can read, and what it scores is chosen.
         base: counts tokens and answers; its model is not asked.
         note: what of the counts is an estimate.
     """
+    splits = task.splits
     parts = splits.val.sources if isinstance(splits.val, Joined) else [splits.val]
     splits = replace(splits, train=undrawn(splits.train), val=undrawn(splits.val))
     val = [_lengths(undrawn(part), base) for part in parts if len(part)]
+    scores = _scores(task, base)
     count = len(splits.train)
     if count > MOST_PAIRS and isinstance(splits.train[0], Pair):
         note += f"Lengths are those of {MOST_PAIRS:,} of {count:,} records. "
-    return PlannedData(splits, _lengths(splits.train, base), val, base, note)
+    return PlannedData(splits, _lengths(splits.train, base), val, scores, base, note)
 
 
-def undrawn(samples: Source) -> Source:
+def _scores(task: Task, base: Base) -> Scores | None:
+    """What a task has answered: one that a Python program brings may have nothing."""
+    scored: Any = getattr(task, "scored", ())
+    if not scored:
+        return None
+    # Those of blank and of other pictures come besides.
+    times = TIMES_SCORED if getattr(task, "groups", ()) else TEXTS_SCORED
+    most: int = getattr(task, "ANSWER_TOKENS", 0)
+    return Scores(_lengths(undrawn(scored), base), times, most)
+
+
+def undrawn(samples: Any) -> Any:
     """Samples that draw a picture whenever they are asked for, without it; others as they are."""
     if not isinstance(samples, EmbeddedSamples):
         return samples
@@ -226,6 +258,7 @@ def _largest(shapes: Sequence[Shape]) -> list[Shape]:
 
 def _lengths(samples: Sequence[Any], base: Base) -> Lengths:
     def answers(rows: Sequence[int]) -> int:
+        """The tokens that some rows learn."""
         return sum(map(len, base.answer_ids([samples[row] for row in rows])))
 
     if not isinstance(samples[0], Pair):
