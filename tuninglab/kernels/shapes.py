@@ -48,6 +48,11 @@ class Shapes(TorchDispatchMode):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._before: Shapes | None = None
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Nothing is compiled inside, and torch's compiler need not be loaded to be kept out."""
+        return True
+
     def __enter__(self) -> "Shapes":
         global _current
         self._before, _current = _current, self
@@ -71,10 +76,10 @@ class Shapes(TorchDispatchMode):
         # Made of nothing but sizes: ids and masks have numbers.
         if not given and isinstance(made, Tensor) and made.dtype in REAL:
             return self._on_numbers(func, args, kwargs)
-        self.note(func, given, made)
+        self.note(func, args, kwargs, made)
         return made
 
-    def note(self, func: Any, given: list[Tensor], made: Any) -> None:
+    def note(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Learn that an operation made something of what it was given."""
 
     def note_kernel(self, name: str, given: list[Tensor], made: list[Tensor]) -> None:
@@ -94,7 +99,7 @@ class Shapes(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = CPU
         made = func(*args, **kwargs)
-        self.note(func, [], made)
+        self.note(func, (), {}, made)
         return made
 
     def _with_shapes(self, call: Any) -> tuple[Any, dict[str, Any]]:
