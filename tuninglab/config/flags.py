@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from tuninglab.config.fields import marked, spellings
@@ -102,7 +103,7 @@ def without_blanks(argv: Sequence[str]) -> list[str]:
 
 def given(words: Sequence[str], name: str) -> str | None:
     """The value that words of a command line give to a flag; None: they do not give it."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         if _flag_name(word) == name:
             return word.partition("=")[2] or following
     return None

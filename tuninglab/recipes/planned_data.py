@@ -11,6 +11,7 @@ from tuninglab.console import Choices
 from tuninglab.data.mixture import Joined
 from tuninglab.data.orders import Bins, Rows
 from tuninglab.data.reading.lengths import lengths_of
+from tuninglab.data.reading.splits import chosen
 from tuninglab.data.sample import Pair, Sample
 from tuninglab.data.sampler import StepSampler
 from tuninglab.data.sources import Records, Splits
@@ -137,6 +138,13 @@ def undrawn(samples: Any) -> Any:
         return samples
     fields = ({"messages": dialogue(item.questions), "images": [b""]} for item in samples.items)
     return Records([Sample.known(**known, origin="") for known in fields])
+
+
+def without_longer(data: PlannedData, longest: int) -> PlannedData:
+    """The same data without the training records of more tokens."""
+    kept = np.flatnonzero(data.train.tokens <= longest)
+    train = chosen(data.splits.train, kept)
+    return replace(data, splits=replace(data.splits, train=train), train=_lengths(train, data.base))
 
 
 def train_batches(

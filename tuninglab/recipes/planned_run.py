@@ -15,6 +15,7 @@ from tuninglab.inspection.rehearsal import step_cost
 from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
+from tuninglab.recipes.defaults import LARGE
 from tuninglab.recipes.guessing import TOKENS_FROM
 from tuninglab.recipes.planned_data import (
     ANSWERED,
@@ -30,6 +31,8 @@ from tuninglab.recipes.planned_model import planned_model
 MIB = 2**20
 # What of a plan's figures is to be expected: see benchmarks/plan.py.
 MEMORY_ERROR, TIME_ERROR = 0.1, 0.3
+# Of mean batches, one this much larger still tells the time of a token.
+ALIKE = 1.5
 # Pairs of texts that are written together, and what is written at most (evaluation/texts.py).
 TEXTS_TOGETHER = 128
 
@@ -48,6 +51,7 @@ class Plan:
 
     Args:
         parts: bytes at the highest moment of the training, by what they are.
+        held: of these, what is there between the steps.
         phases: bytes at the highest moment of each phase: load, train, validate, score, save.
         times: None where the speed is not known.
         batches: of the training.
@@ -56,6 +60,7 @@ class Plan:
     """
 
     parts: dict[str, int]
+    held: dict[str, int]
     phases: dict[str, int]
     times: Times | None
     batches: Batches
@@ -79,7 +84,12 @@ class Plan:
 
 
 def plan_run(
-    config: TrainingConfig, data: PlannedData, machine: Machine, choices: Choices | None = None
+    config: TrainingConfig,
+    data: PlannedData,
+    machine: Machine,
+    models: "Models",
+    choices: Choices | None = None,
+    quick: bool = False,
 ) -> Plan:
     """Plan a run.
 
@@ -87,33 +97,76 @@ def plan_run(
         config: its settings, all decided.
         data: what it learns from.
         machine: for which it is planned.
+        models: gives the model of the settings.
         choices: where is said what the run would choose; None: nowhere.
+        quick: rehearse nothing but the training, and what could need more than that; of a large
+            model each rehearsal takes seconds.
 
     Raises:
         UserError: there is no such model, or the tuning does not fit it.
     """
     said = Choices(aloud=False) if choices is None else choices
-    model = planned_model(config, said, answer_rows(config, data))
+    model = models(config, data)
+    quick = quick or model.num_parameters() >= LARGE
     batches = train_batches(data, config, machine.processes, said)
     rehearse = _Rehearsal(model, config, machine)
-    largest = max((rehearse.step(shape) for shape in batches.largest), key=lambda cost: cost.peak)
+    steps = [rehearse.step(shape) for shape in batches.largest]
+    largest = max(steps, key=lambda cost: cost.peak)
     phases = {"load": _loading(model, largest), "train": largest.peak}
     parts = largest.held | largest.step
     validation = val_batches(data, config, machine.processes)
-    if validation:
-        costs = [rehearse.passing(shape) for shape in validation.largest]
-        highest = max(costs, key=lambda cost: cost.peak)
-        phases["validate"] = highest.peak
-        parts = highest.held | highest.step if highest.peak > largest.peak else parts
+    for shape in validation.largest if validation else ():
+        if quick and not _exceeds(shape, batches.largest):
+            continue
+        cost = rehearse.passing(shape)
+        parts = cost.held | cost.step if cost.peak > sum(parts.values()) else parts
+        phases["validate"] = max(phases.get("validate", 0), cost.peak)
     if data.scores is not None:
         asked = _asking(model, data.scores)
-        written = _written(model, asked, data.scores.most, config.precision)
-        phases["score"] = rehearse.passing(asked).peak + written
+        if not quick or _exceeds(asked, batches.largest):
+            written = _written(model, asked, data.scores.most, config.precision)
+            phases["score"] = rehearse.passing(asked).peak + written
     phases["save"] = _saving(model, largest, machine)
     times = None
     if machine.speed is not None:
-        times = _times(rehearse, batches, validation, data.scores)
-    return Plan(parts, phases, times, batches, machine, data.note)
+        times = _times(rehearse, batches, validation, data.scores, quick)
+    return Plan(parts, largest.held, phases, times, batches, machine, data.note)
+
+
+def _exceeds(shape: Shape, others: list[Shape]) -> bool:
+    """Whether a batch has more text or more pictures than all of some others."""
+    text = max(other.rows * other.tokens for other in others)
+    seen = max(other.rows * other.pictures for other in others)
+    return shape.rows * shape.tokens > text or shape.rows * shape.pictures > seen
+
+
+class Models:
+    """Models without weights, each made once of the settings that it depends on.
+
+    Args:
+        choices: where is said what is chosen for the first; of others nothing is said.
+        model: that of the first settings, where it is there already.
+    """
+
+    def __init__(self, choices: Choices, model: Any = None):
+        self.choices, self.given = choices, model
+        self.made: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, config: TrainingConfig, data: PlannedData) -> Any:
+        """The model of some settings: PEFT's, ready to train.
+
+        Raises:
+            UserError: there is no such model, or the tuning does not fit it.
+        """
+        kind = (config.precision, config.base_format, *config.savers, config.checkpoint_interval)
+        kind = (*kind, config.cache_features is None, config.products)
+        if kind not in self.made:
+            first = not self.made
+            said = self.choices if first else Choices(aloud=False)
+            known = self.given if first else None
+            rows = answer_rows(config, data)
+            self.made[kind] = planned_model(config, said, rows) if known is None else known
+        return self.made[kind]
 
 
 def answer_rows(config: TrainingConfig, data: PlannedData) -> list[int]:
@@ -209,32 +262,46 @@ def _times(
     batches: Batches,
     validation: Batches | None,
     scores: Scores | None,
+    quick: bool,
 ) -> Times:
     """Seconds of a run without its start: reading the data and the weights depends on the disk."""
-    config = rehearse.config
+    config, processes = rehearse.config, rehearse.machine.processes
     # A last step of an epoch may have fewer batches than the others.
     share = batches.passes / batches.steps / config.gradient_accumulation_steps
-    step_s = rehearse.seconds(rehearse.step(batches.mean)) * share
+    near = batches.largest[0]
+    # Of batches that are much alike, one stands for all, by its size.
+    alike = batches.mean.pictures == near.pictures and _text(near) < ALIKE * _text(batches.mean)
+    rehearsed = near if quick or alike else batches.mean
+    step = rehearse.seconds(rehearse.step(rehearsed)) / _text(rehearsed)
+    step_s = step * _text(batches.mean) * share
+    # Forward, the backward pass of what is frozen, and the forward pass once more.
+    interval = config.checkpoint_interval
+    forward = step / (2 + (1 / interval if interval else 0)) / config.gradient_accumulation_steps
     val_s, times = 0.0, 1
     if validation is not None:
-        val_s = rehearse.seconds(rehearse.passing(validation.mean)) * validation.passes
+        val_s = forward * _text(validation.mean) * validation.passes
         times = -(-batches.steps // config.eval_steps) if config.eval_steps else 1
     train_s = step_s * batches.steps + val_s * times
     wall_s = train_s + val_s
     if scores is not None:
-        wall_s += _scoring(rehearse, scores)
+        rows = _asking(rehearse.model, scores).rows
+        wall_s += _scoring_s(scores, rows, forward, rehearse) / processes
     return Times(step_s, train_s, wall_s)
 
 
-def _scoring(rehearse: _Rehearsal, scores: Scores) -> float:
-    """Seconds of all answers: each batch is read once, and then written token by token."""
-    shape, rows = _asking(rehearse.model, scores), scores.rows
-    read = rehearse.passing(shape)
+def _scoring_s(scores: Scores, together: int, forward: float, rehearse: _Rehearsal) -> float:
+    """Seconds of all answers: each question is read once, and its answer written token by token."""
+    rows = scores.rows
     answered = evenly(range(len(rows.samples)), ANSWERED)
-    mean = rows.answers(answered) / len(answered)
-    speed: Any = rehearse.machine.speed
+    written = rows.answers(answered) / len(answered)
+    batches = -(-len(rows.samples) // together)
+    read_s = forward * float(rows.tokens.mean()) * together
     # Every token takes its share of the products, and reads all weights.
-    share = {name: count / shape.tokens for name, count in read.operations.items()}
-    token_s = speed.seconds(share, sum(read.held.values()))
-    passes = -(-len(rows.samples) // shape.rows) * scores.times / rehearse.machine.processes
-    return passes * (rehearse.seconds(read) + mean * token_s)
+    speed: Any = rehearse.machine.speed
+    weights = bytes_held(rehearse.model.parameters())
+    token_s = forward * together + weights / speed.bytes_per_s
+    return batches * scores.times * (read_s + written * token_s)
+
+
+def _text(shape: Shape) -> int:
+    return shape.rows * shape.tokens
