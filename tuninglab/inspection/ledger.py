@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from tuninglab.kernels.shapes import CPU, Shapes
+from tuninglab.kernels.shapes import CPU, Shapes, tensors_in
 from tuninglab.models.named_parts import GATED_BLOCK
 
 aten = torch.ops.aten
@@ -107,10 +106,10 @@ class Ledger(Shapes):
         """Enter what an operation made."""
         if func.namespace == "prim":
             return
-        results = _tensors(made)
+        results = tensors_in((made,))
         for tensor in results:
             self._enter(tensor)
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs.values()))
         if func.is_view or not given:
             return
         # An operation in place reads and writes what it was given.
@@ -147,10 +146,6 @@ class Ledger(Shapes):
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Inside `Shapes`, tensors of floats and of int8 have a shape, a format and a devi
 (which positions have a label, does the mask hide anything) goes the way it would go.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, ValuesView
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
 # What is computed for real: formats of ids, labels, masks and positions.
 REAL = (torch.int64, torch.bool)
+DEVICE_OF = torch.ops.prim.device.default
 BY_INDEX = (
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put.default,
@@ -65,18 +65,23 @@ class Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation on shapes, or on numbers where all that it takes has some."""
-        kwargs = dict(kwargs or {})
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        real = [t for t in given if not isinstance(t, FakeTensor) and t.device != META]
-        if given and len(real) == len(given):
+        kwargs = kwargs or {}
+        # Asked more often than all else together.
+        if func is DEVICE_OF:
+            return self.device
+        given = tensors_in((args, kwargs.values()))
+        if given and all(_has_numbers(tensor) for tensor in given):
             return self._on_numbers(func, args, kwargs)
-        shapes = self._with_shapes((func, args, kwargs))
-        with self._fake:
-            made = func(*shapes[0], **shapes[1])
+        if func in BY_INDEX:
+            args = (args[0], _listed(args[1]), *args[2:])
+        shapes, named = self._with_shapes(args), dict(zip(kwargs, self._with_shapes(kwargs.values())))
+        if named.get("device") is not None:
+            named["device"] = self.device
+        made = self._fake.dispatch(func, types, shapes, named)
         # Made of nothing but sizes: ids and masks have numbers.
         if not given and isinstance(made, Tensor) and made.dtype in REAL:
             return self._on_numbers(func, args, kwargs)
-        self.note(func, args, kwargs, made)
+        self.note(func, shapes, named, made)
         return made
 
     def note(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
@@ -89,7 +94,7 @@ class Shapes(TorchDispatchMode):
         """A tensor of the same shape and format, without memory, on the device of this mode."""
         if isinstance(tensor, FakeTensor):
             return tensor
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             size, steps, dtype = tensor.size(), tensor.stride(), tensor.dtype
             bare = torch.empty_strided(size, steps, dtype=dtype, device=META)
         return FakeTensor(self._fake, bare, self.device)
@@ -97,19 +102,36 @@ class Shapes(TorchDispatchMode):
     def _on_numbers(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # Wherever it was asked for: on a GPU there would be as many bytes of them.
         if kwargs.get("device") is not None:
-            kwargs["device"] = CPU
+            kwargs = {**kwargs, "device": CPU}
         made = func(*args, **kwargs)
         self.note(func, (), {}, made)
         return made
 
-    def _with_shapes(self, call: Any) -> tuple[Any, dict[str, Any]]:
-        """What an operation was given, all without numbers; masks that choose become lists."""
-        func, args, kwargs = call
-        if func in BY_INDEX:
-            args = (args[0], _listed(args[1]), *args[2:])
-        if kwargs.get("device") is not None:
-            kwargs["device"] = self.device
-        return tree_map_only(Tensor, self.shape_of, (args, kwargs))
+    def _with_shapes(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        """What an operation was given, all without numbers."""
+        return tuple(
+            self.shape_of(value)
+            if isinstance(value, Tensor)
+            else list(self._with_shapes(value))
+            if isinstance(value, (list, tuple))
+            else value
+            for value in values
+        )
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among what an operation takes or makes, lists of them included."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple, ValuesView)):
+            found += tensors_in(value)
+    return found
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return not isinstance(tensor, FakeTensor) and not tensor.is_meta
 
 
 def _listed(indices: Any) -> list[Any]:
