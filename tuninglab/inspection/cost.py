@@ -36,6 +36,7 @@ class Cost:
             multiply-add, by the number format they are made in: fp32, bf16, fp16, int8.
         moved: bytes that all operations read and write.
         sent: bytes that the process sends to others, a step.
+        calls: operations, however small: each takes some time.
     """
 
     held: dict[str, int]
@@ -43,6 +44,7 @@ class Cost:
     operations: dict[str, float]
     moved: float
     sent: int = 0
+    calls: int = 0
 
     @property
     def peak(self) -> int:

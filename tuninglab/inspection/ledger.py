@@ -66,6 +66,7 @@ class Ledger(Shapes):
         at_peak: bytes by label, at that moment.
         operations: of products, two for each multiply-add, by number format.
         moved: bytes that were read and written.
+        calls: operations, views among them.
         label: of what is allocated now.
     """
 
@@ -73,7 +74,7 @@ class Ledger(Shapes):
         super().__init__(device)
         self.live: Counter[str] = Counter()
         self.operations: dict[str, float] = defaultdict(float)
-        self.moved = 0.0
+        self.moved, self.calls = 0.0, 0
         self.label = WEIGHTS
         self._labels: dict[int, list[Any]] = {}
         self._total = 0
@@ -83,7 +84,7 @@ class Ledger(Shapes):
         """Count the peak, operations and bytes moved from here on."""
         self.peak, self.at_peak = self._total, Counter(self.live)
         self.operations.clear()
-        self.moved = 0.0
+        self.moved, self.calls = 0.0, 0
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
@@ -106,6 +107,7 @@ class Ledger(Shapes):
         """Enter what an operation made."""
         if func.namespace == "prim":
             return
+        self.calls += 1
         results = tensors_in((made,))
         for tensor in results:
             self._enter(tensor)
@@ -122,6 +124,7 @@ class Ledger(Shapes):
 
     def note_kernel(self, name: str, given: list[Tensor], made: list[Tensor]) -> None:
         """Enter what a kernel reads and writes; its outputs are entered where they are made."""
+        self.calls += 1
         self.moved += sum(t.numel() * t.itemsize for t in (*given, *made) if t is not None)
 
     def _enter(self, tensor: Tensor) -> None:

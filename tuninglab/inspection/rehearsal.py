@@ -78,7 +78,7 @@ def step_cost(
     step = {n: size for n, size in ledger.at_peak.items() if size and n not in there}
     times = accumulation if backward else 1
     operations = {name: count * times for name, count in ledger.operations.items()}
-    cost = Cost(held, step, operations, ledger.moved * times)
+    cost = Cost(held, step, operations, ledger.moved * times, calls=ledger.calls * times)
     return cost if processes == 1 else _shared(cost, model, parallel, processes)
 
 
