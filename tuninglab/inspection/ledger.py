@@ -21,6 +21,8 @@ FORMATS = {
     torch.int8: "int8",
     torch.uint8: "nf4",
 }
+
+
 def _product(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     """Operations of x (M, K) times a weight (N, K), or a matrix (K, N): 2 M N K."""
     return 2 * out_val.numel() * x.shape[-1]
@@ -66,6 +68,7 @@ class Ledger(Shapes):
         at_peak: bytes by label, at that moment.
         operations: of products, two for each multiply-add, by number format.
         moved: bytes that were read and written.
+        streamed: of these, by kernels of ours, which read and write rows in one go.
         calls: operations, views among them.
         label: of what is allocated now.
     """
@@ -74,7 +77,7 @@ class Ledger(Shapes):
         super().__init__(device)
         self.live: Counter[str] = Counter()
         self.operations: dict[str, float] = defaultdict(float)
-        self.moved, self.calls = 0.0, 0
+        self.moved, self.streamed, self.calls = 0.0, 0.0, 0
         self.label = WEIGHTS
         self._labels: dict[int, list[Any]] = {}
         self._total = 0
@@ -84,7 +87,7 @@ class Ledger(Shapes):
         """Count the peak, operations and bytes moved from here on."""
         self.peak, self.at_peak = self._total, Counter(self.live)
         self.operations.clear()
-        self.moved, self.calls = 0.0, 0
+        self.moved, self.streamed, self.calls = 0.0, 0.0, 0
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
@@ -125,7 +128,9 @@ class Ledger(Shapes):
     def note_kernel(self, name: str, given: list[Tensor], made: list[Tensor]) -> None:
         """Enter what a kernel reads and writes; its outputs are entered where they are made."""
         self.calls += 1
-        self.moved += sum(t.numel() * t.itemsize for t in (*given, *made) if t is not None)
+        moved = sum(t.numel() * t.itemsize for t in (*given, *made) if t is not None)
+        self.moved += moved
+        self.streamed += moved
 
     def _enter(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tuninglab.disk import write_whole
 from tuninglab.errors import UserError, WorkError
+from tuninglab.inspection.cost import Cost
 from tuninglab.int8.rows import product, quantise_rows
 from tuninglab.int8.ways import way_of
 from tuninglab.kernels.cache import cache_folder
@@ -32,12 +33,12 @@ from tuninglab.training.hardware import cpu_name
 from tuninglab.untrusted import MIB, read_json
 
 # One higher where the same machine comes to other figures.
-FORM = 1
+FORM = 2
 # A product of a step: so many tokens, a layer of so many numbers in and out.
 TOKENS, WIDE = 512, 1024
-PASS_BYTES = 64 * MIB
+PASSED = 2**22  # numbers that a pass reads: more than caches hold
 # Rounds of a measurement: as many as the time allows.
-ROUNDS_S, FEWEST, MOST = 0.12, 5, 40
+ROUNDS_S, FEWEST, MOST = 0.1, 5, 40
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,36 @@ class Speed:
 
     Args:
         products: operations of products a second, two for each multiply-add, by number format.
-        bytes_per_s: read and written by operations that hardly compute.
+        passes: bytes a second that operations between the products read and write, by the format
+            that they work in, fp32 or bf16.
+        stream: bytes a second of a pass that only reads and writes.
         call_s: of an operation on next to nothing, with its share of the backward pass.
         spread: how far single measurements lay from these, as a share: half the width of the
             middle half.
+        waits: whether whoever calls waits for the operation; a GPU works while others are called.
     """
 
     products: dict[str, float]
-    bytes_per_s: float
+    passes: dict[str, float]
+    stream: float
     call_s: float
     spread: float
+    waits: bool = True
 
-    def seconds(self, operations: dict[str, float], moved: float, calls: float = 0) -> float:
-        """Of a step that computes, moves and calls so much."""
+    def seconds(self, cost: Cost, precision: str) -> float:
+        """Of a step or pass that costs so much.
+
+        Within 30 % of what was measured at widths of 128 and 768 (benchmarks/results/plan.json).
+        """
         known = self.products
         # A format that was not measured takes the time of the slowest.
-        products = sum(n / known.get(name, min(known.values())) for name, n in operations.items())
-        return products + moved / self.bytes_per_s + calls * self.call_s
+        count = cost.operations.items()
+        products_s = sum(n / known.get(name, min(known.values())) for name, n in count)
+        between = cost.moved - cost.streamed
+        passes_s = between / self.passes["fp32" if precision == "fp32" else "bf16"]
+        works_s = products_s + passes_s + cost.streamed / self.stream
+        calls_s = cost.calls * self.call_s
+        return works_s + calls_s if self.waits else max(works_s, calls_s)
 
 
 def speed_of(device: torch.device) -> Speed:
@@ -80,23 +94,49 @@ def speed_of(device: torch.device) -> Speed:
     return speed
 
 
-@torch.no_grad()
 def measure(device: torch.device) -> Speed:
     """Measure the speed of a device; about a second."""
-    found: dict[str, tuple[float, float]] = {}
-    work = 2 * TOKENS * WIDE * WIDE
-    for name, ways in _products(device).items():
-        best = min((_middle(_times(way, device)) for way in ways), key=lambda found: found[0])
-        found[name] = work / best[0], best[1]
-    size = PASS_BYTES // 4
-    x, y = torch.ones(size, device=device), torch.empty(size, device=device)
-    pass_s, pass_spread = _middle(_times(lambda: torch.add(x, x, out=y), device))
-    small = torch.ones(1, device=device)
-    calls_s, _ = _middle(_times(lambda: [small + small for _ in range(100)], device))
-    products = {name: speed for name, (speed, _) in found.items()}
-    spread = max(pass_spread, *(spread for _, spread in found.values()))
+    call_s = _call_s(device)
+    with torch.no_grad():
+        products, spreads = {}, []
+        for name, ways in _products(device).items():
+            best = min((_middle(_times(way, device)) for way in ways), key=lambda found: found[0])
+            products[name] = 2 * TOKENS * WIDE * WIDE / best[0]
+            spreads.append(best[1])
+        passes = {name: _pass_speed(DTYPES[name], device) for name in ("fp32", "bf16")}
+        x = torch.ones(PASSED, device=device)
+        y = torch.empty_like(x)
+        stream_s, spread = _middle(_times(lambda: torch.add(x, x, out=y), device))
     # x is read, and y written.
-    return Speed(products, 2 * PASS_BYTES / pass_s, calls_s / 100, spread)
+    stream = 2 * x.numel() * x.itemsize / stream_s
+    waits = device.type == "cpu"
+    return Speed(products, passes, stream, call_s, max(spread, *spreads), waits)
+
+
+def _pass_speed(dtype: torch.dtype, device: torch.device) -> float:
+    """Bytes a second of what stands between products: rows normed by a function, and laid anew.
+
+    Their results are new memory, as they are in a step; on a CPU that is half of their time.
+    """
+    x = torch.ones(PASSED // 256, 256, dtype=dtype, device=device)
+    ways: list[Callable[[], Any]] = [lambda: x.softmax(-1), lambda: x.t().contiguous()]
+    seconds = sum(_middle(_times(way, device))[0] for way in ways)
+    return len(ways) * 2 * x.numel() * x.itemsize / seconds
+
+
+def _call_s(device: torch.device) -> float:
+    """Seconds of an operation on next to nothing, forward and backward."""
+    layer = torch.nn.Linear(8, 8, device=device)
+    x, layers = torch.ones(1, 8, device=device, requires_grad=True), 20
+
+    def work() -> None:
+        y = x
+        for _ in range(layers):
+            y = layer(y) + 1
+        y.sum().backward()
+
+    # Of a layer: a product, its bias and a sum, and backward the gradients of x, weight and bias.
+    return _middle(_times(work, device))[0] / (6 * layers)
 
 
 def _products(device: torch.device) -> dict[str, list[Callable[[], Any]]]:
@@ -156,9 +196,10 @@ def _kept(place: Path) -> Speed | None:
             return None
         values = read_json(place, MIB, "speed of this machine")
         speed = Speed(**values)
-        numbers = [*speed.products.values(), speed.bytes_per_s, speed.call_s]
+        numbers = [*speed.products.values(), *speed.passes.values(), speed.stream, speed.call_s]
         fine = all(math.isfinite(n) and n > 0 for n in numbers) and 0 <= speed.spread < math.inf
     # As many ways to be damaged as a file that is JSON has.
     except (OSError, UserError, TypeError, AttributeError):
         return None
-    return speed if fine and "fp32" in speed.products else None
+    whole = "fp32" in speed.products and {"fp32", "bf16"} <= speed.passes.keys()
+    return speed if fine and whole else None

@@ -23,7 +23,6 @@ from tuninglab.kernels.shapes import without_numbers
 from tuninglab.models.named_parts import SCOPE, part_namer
 from tuninglab.models.weights import bytes_held
 from tuninglab.training.hardware import DTYPES
-from tuninglab.training.optimizer import make_optimizer
 from tuninglab.training.step import batch_loss
 
 PARTS = {
@@ -78,7 +77,8 @@ def step_cost(
     step = {n: size for n, size in ledger.at_peak.items() if size and n not in there}
     times = accumulation if backward else 1
     operations = {name: count * times for name, count in ledger.operations.items()}
-    cost = Cost(held, step, operations, ledger.moved * times, calls=ledger.calls * times)
+    counted = {name: getattr(ledger, name) * times for name in ("moved", "streamed", "calls")}
+    cost = Cost(held, step, operations, **counted)
     return cost if processes == 1 else _shared(cost, model, parallel, processes)
 
 

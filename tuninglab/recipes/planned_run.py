@@ -203,7 +203,7 @@ class _Rehearsal:
     def seconds(self, cost: Cost) -> float:
         """How long a step or pass takes."""
         assert self.machine.speed is not None
-        return self.machine.speed.seconds(cost.operations, cost.moved)
+        return self.machine.speed.seconds(cost, self.config.precision)
 
     def _cost(self, shape: Shape, backward: bool) -> Cost:
         if (shape, backward) not in self.known:
@@ -299,7 +299,7 @@ def _scoring_s(scores: Scores, together: int, forward: float, rehearse: _Rehears
     # Every token takes its share of the products, and reads all weights.
     speed: Any = rehearse.machine.speed
     weights = bytes_held(rehearse.model.parameters())
-    token_s = forward * together + weights / speed.bytes_per_s
+    token_s = forward * together + weights / speed.stream
     return batches * scores.times * (read_s + written * token_s)
 
 
