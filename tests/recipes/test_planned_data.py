@@ -14,7 +14,8 @@ from tuninglab.data.sampler import MaskedRow, StepSampler
 from tuninglab.data.sources import Records, Splits
 from tuninglab.embedded.task import EmbeddedSamples
 from tuninglab.evaluation.task import Task
-from tuninglab.recipes.planned_data import measure_data, train_batches, undrawn, val_batches
+from tuninglab.recipes.planned_batches import train_batches, val_batches
+from tuninglab.recipes.planned_data import measure_data, undrawn
 
 
 def records(count: int, seed: int = 0) -> Records:

@@ -20,7 +20,7 @@ from tuninglab.evaluation.task import Task
 from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
-from tuninglab.recipes.ending import print_scores, tell_training, tell_validation
+from tuninglab.recipes.ending import print_scores, tell_planned, tell_training, tell_validation
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
@@ -144,6 +144,11 @@ def prepare(
     task.settle(splits, config.score_questions or 0, base.answer_ids)
     if metrics:
         task.measure_by(metrics, config.score_questions or 0)
+    # They build on this module.
+    from tuninglab.recipes.planned_training import plan_training, with_batch_size
+
+    if config.batch_size == "auto":
+        config = with_batch_size(config, task, base, accelerator, choices)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
     base.model.to(accelerator.device)
@@ -167,7 +172,8 @@ def prepare(
     leave_out_tower(base.model, config)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
-    return Setup(config, run, splits, model, base, name, *loaders, accelerator)
+    plan = plan_training(config, task, base, answers, accelerator)
+    return Setup(config, run, splits, model, base, name, *loaders, accelerator, plan)
 
 
 def wrap(
@@ -263,6 +269,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             **fill_of(setup.train_loader),
             **best_figures(progress, setup.config, planned),
         },
+        "plan": None if setup.plan is None else setup.plan.kept(),
         "evaluation": evaluation,
         "adapter_bytes": setup.run.adapter_bytes(),
     }
@@ -277,6 +284,8 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
         with working("writing the report"):
             page, figures = write_report(setup.run.path), report["train"]
         tell_training(figures)
+        if setup.plan is not None:
+            tell_planned(setup.plan, figures)
         if setup.config.data and "exact_match" in report["evaluation"]["after"]:
             print_scores(report, "Exact match on held-out records", "question", "questions")
         tell_validation(report["evaluation"])

@@ -27,12 +27,12 @@ from tuninglab.models.parts import load_tokenizer
 from tuninglab.recipes import flamingo, flan_t5
 from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.loaders import readable
-from tuninglab.recipes.planned_batch import largest_batch
+from tuninglab.recipes.planned_batch_size import largest_batch
 from tuninglab.recipes.planned_changes import Setting, changes_that_fit
 from tuninglab.recipes.planned_data import PlannedData, measure_data
 from tuninglab.recipes.planned_figures import figures_of, too_large
 from tuninglab.recipes.planned_machine import Machine, planned_machine
-from tuninglab.recipes.planned_run import Models, plan_run
+from tuninglab.recipes.planned_run import Models, plan_run, seen_side
 from tuninglab.recipes.recipe import Base
 from tuninglab.reporting.data_reader import open_reader
 from tuninglab.reporting.plan_text import text_of
@@ -99,11 +99,11 @@ def _decided(
         base, note = _text_reader(config)
     splits = readable(config, task.splits, base)
     task.settle(splits, 0, base.answer_ids)
-    model = models(config, measure_data(task, base, note))
+    model = models(config, measure_data(task, base))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     config = decide(config, count_parameters(model) - trained, len(task.splits.train), choices)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
-    data = measure_data(task, base, note)
+    data = measure_data(task, base, seen_side(model), note)
     if config.batch_size == "auto":
         size = largest_batch(config, data, machine, models, choices)
         config = replace(config, batch_size=size)

@@ -1,4 +1,4 @@
-"""The figures of a plan: what `plan --json` prints, what a run says before it starts and keeps."""
+"""The figures of a plan: what `plan --json` prints, and the error of one that does not fit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -63,12 +63,6 @@ def too_large(figures: dict[str, Any]) -> UserError:
         f"{said} The least that was found needs {least['needed_mib']:,.0f} MiB, with "
         f"{least['flags']}: take a larger machine or a smaller model."
     )
-
-
-def kept(plan: Plan) -> dict[str, Any]:
-    """What report.json keeps of a plan."""
-    step_s = _seconds(plan.times and plan.times.step_s)
-    return {"peak_memory_mib": _mib(plan.total), "step_s": step_s}
 
 
 def _suggestion(made: Suggestion) -> dict[str, Any]:

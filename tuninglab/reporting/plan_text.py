@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -105,14 +105,3 @@ def _size(mib: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
-
-
-def compared(planned: Sequence[float], measured: Sequence[float]) -> str:
-    """What was planned beside what was measured: MiB and seconds of each."""
-    pairs = zip(planned, measured, ("peak memory", "training"), (_size, duration), strict=True)
-    said = [
-        f"{what} {show(a)} planned, {show(b)} measured ({a / b - 1:+.0%})"
-        for a, b, what, show in pairs
-        if b
-    ]
-    return "; ".join(said)
