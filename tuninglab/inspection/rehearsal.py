@@ -177,9 +177,22 @@ def _batch(base: Any, shape: Shape) -> Batch:
     labels = torch.full_like(ids, IGNORED)
     labels[:, tokens - answers :] = 1
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    side = base.config.vision_config.image_size
-    pixels = torch.empty(rows, max(1, shape.pictures), shape.frames, 3, side, side)
-    return Batch(inputs | {"pixel_values": pixels}, [])
+    return Batch(inputs | _pictures(base, shape), [])
+
+
+def _pictures(base: Any, shape: Shape) -> dict[str, Tensor]:
+    """Pixels of a batch's pictures, or where the tower was left out, what it made of them."""
+    vision, count = base.config.vision_config, max(1, shape.pictures)
+    side = vision.image_size
+    if not isinstance(base.vision_encoder, nn.Identity):
+        pixels = torch.empty(shape.rows, count, shape.frames, 3, side, side)
+        return {"pixel_values": pixels}
+    latents = base.perceiver.latents
+    if not latents.requires_grad:
+        features = torch.empty(shape.rows, count, *latents.shape[-2:], dtype=latents.dtype)
+        return {"image_features": features}
+    patches = (shape.frames, (side // vision.patch_size) ** 2, vision.hidden_size)
+    return {"patch_features": torch.empty(shape.rows, count, *patches, dtype=latents.dtype)}
 
 
 def _shared(cost: Cost, model: Any, parallel: str, processes: int) -> Cost:
