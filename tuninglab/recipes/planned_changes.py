@@ -16,7 +16,7 @@ from tuninglab.recipes.planned_run import Models, Plan, plan_run
 # The share of records, the longest, that a limit of tokens leaves out.
 LEFT_OUT = 0.1
 # Pairs of changes that are planned.
-MOST_PAIRS = 8
+MOST_PAIRS = 6
 # Changes of a large model that fit, after which no more are looked for: each takes seconds.
 ENOUGH = 2
 

@@ -90,7 +90,7 @@ def plan_run(
     model = models(config, data)
     quick = quick or model.num_parameters() >= LARGE
     batches = train_batches(data, config, machine.processes, said)
-    rehearse = Rehearsal(model, config, machine)
+    rehearse = Rehearsal(model, config, machine, models.costs)
     steps = [rehearse.step(shape) for shape in batches.largest]
     largest = max(steps, key=lambda cost: cost.peak)
     phases = {"load": _loading(model, largest), "train": largest.peak}
@@ -132,6 +132,8 @@ class Models:
     def __init__(self, choices: Choices, rows: Sequence[int] | None = None):
         self.choices, self.rows = choices, rows
         self.made: dict[tuple[Any, ...], Any] = {}
+        # What steps of them cost.
+        self.costs: dict[tuple[Any, ...], Cost] = {}
 
     def __call__(self, config: TrainingConfig, data: PlannedData) -> Any:
         """The model of some settings: PEFT's, ready to train.

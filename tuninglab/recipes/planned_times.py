@@ -34,11 +34,17 @@ class Rehearsal:
         model: without weights.
         config: settings of the run.
         machine: that it is planned for.
+        known: what was rehearsed before, also of other models; more is added.
     """
 
-    def __init__(self, model: Any, config: TrainingConfig, machine: Machine):
-        self.model, self.config, self.machine = model, config, machine
-        self.known: dict[tuple[Shape, bool], Cost] = {}
+    def __init__(
+        self,
+        model: Any,
+        config: TrainingConfig,
+        machine: Machine,
+        known: dict[tuple[Any, ...], Cost],
+    ):
+        self.model, self.config, self.machine, self.known = model, config, machine, known
 
     def step(self, shape: Shape) -> Cost:
         """An optimizer step on batches of a shape."""
@@ -54,10 +60,13 @@ class Rehearsal:
         return self.machine.speed.seconds(cost, self.config.precision)
 
     def _cost(self, shape: Shape, backward: bool) -> Cost:
-        if (shape, backward) not in self.known:
-            config, machine = self.config, self.machine
-            steps = config.gradient_accumulation_steps if backward else 1
-            self.known[shape, backward] = step_cost(
+        config, machine = self.config, self.machine
+        steps = config.gradient_accumulation_steps if backward else 1
+        spread = (config.parallel, machine.processes, machine.device)
+        # Models are kept as long as what is known of them.
+        key = (id(self.model), shape, backward, steps, *spread)
+        if key not in self.known:
+            self.known[key] = step_cost(
                 self.model,
                 shape,
                 config.precision,
@@ -67,7 +76,7 @@ class Rehearsal:
                 parallel=config.parallel,
                 processes=machine.processes,
             )
-        return self.known[shape, backward]
+        return self.known[key]
 
 
 def asked_together(model: Any, scores: Scores) -> Shape:
