@@ -30,7 +30,7 @@ def largest_batch(
     """
     room = machine.available / (1 + MEMORY_ERROR)
     low, high = 1, _most(config, data, machine)
-    size, found = min(BATCH_SIZES[0], high), None
+    size, found, bisect = min(BATCH_SIZES[0], high), None, False
     while True:
         plan = plan_run(replace(config, batch_size=size), data, machine, models, quick=True)
         if plan.needed <= room:
@@ -39,7 +39,9 @@ def largest_batch(
             high = max(low, size - 1)
         if high - low <= low // NEAR:
             break
-        size = min(high, max(low + 1, _foreseen(plan, size, room)))
+        # Memory grows about as rows do; every other time the middle, however it grows.
+        size = (low + high + 1) // 2 if bisect else _foreseen(plan, size, room)
+        size, bisect = min(high, max(low + 1, size)), not bisect
     if found is None:
         why = f"even one row needs more than the {room / MIB:,.0f} MiB that may be taken"
     elif low == _most(config, data, machine):
