@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from tuninglab.config.flags import command_line, parse, without_blanks
+from tuninglab.config.flags import command_line, given, parse, without_blanks
 from tuninglab.console import is_main_process, open_streams, program, say
 from tuninglab.errors import UserError, WorkError
 from tuninglab.progress import working
@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbs = ", ".join(VERBS)
         say(f"Unknown verb {words[0]!r}.{hint} Verbs: {verbs}; see {program()} --help.")
         return UserError.exit_code
-    return run_verb(words[0], words[1:])
+    # A verb may be one of two words.
+    count = 2 if " ".join(words[:2]) in VERBS else 1
+    return run_verb(" ".join(words[:count]), words[count:])
 
 
 def _print_json(result: Any, as_json: bool) -> None:
@@ -137,6 +139,7 @@ VERBS = {
     "demo": Verb("DemoConfig", "recipes.demo", "run_demo"),
     "data": Verb("DataConfig", "reporting.data_audit", "look_at_data", _print_findings),
     "plan": Verb("PlanConfig", "recipes.plan", "plan", _print_findings),
+    "plan flan-t5": Verb("PlanTextConfig", "recipes.plan", "plan_text", _print_findings),
     "finetune": Verb("FinetuneConfig", "recipes.flamingo", "finetune"),
     "flan-t5": Verb("FlanT5Config", "recipes.flan_t5", "flan_t5"),
     "evaluate": Verb("EvaluateConfig", "recipes.evaluate", "evaluate", _print_evaluations),
@@ -197,10 +200,11 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one verb on its flags (those of the process if None); returns the exit code."""
     open_streams()
     words = without_blanks(sys.argv[1:] if argv is None else argv)
-    verb = VERBS[name]
 
     def parse_and_work() -> None:
-        config = parse(f"{program()} {name}", verb.settings(), words)
+        row = _row_for(name, words)
+        verb = VERBS[row]
+        config = parse(f"{program()} {row}", verb.settings(), words)
         if getattr(config, "print_config", False):
             from tuninglab.config.yaml_file import config_yaml
 
@@ -215,6 +219,22 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
             return run_command(parse_and_work, debug)
     except SystemExit as stop:  # tyro has spoken: help (0) or a wrong flag (2)
         return stop.code if isinstance(stop.code, int) else UserError.exit_code
+
+
+def _row_for(name: str, words: Sequence[str]) -> str:
+    """The row of a verb: `plan --config FILE` plans by the recipe that the file is of.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    rows = [row for row in VERBS if row.startswith(f"{name} ")]
+    path = given(words, "config") if rows else None
+    if path is None:
+        return name
+    from tuninglab.config.yaml_file import recipe_named
+
+    row = f"{name} {recipe_named(path)}"
+    return row if row in rows else name
 
 
 def finetune_main(argv: Sequence[str] | None = None) -> int:

@@ -117,14 +117,21 @@ def _shortest(path: Path) -> str:
 
 @dataclass
 class Choices:
-    """Automatic choices of a run: each is said once, with its reason, and saved with the run."""
+    """Automatic choices of a run: each is said once, with its reason, and saved with the run.
+
+    Args:
+        made: so far.
+        aloud: False: they are only kept, as those of a run that is weighed and not made.
+    """
 
     made: list[dict[str, str]] = field(default_factory=list)
+    aloud: bool = True
 
     def add(self, what: str, value: str, reason: str) -> str:
         """Record and say `what: value (reason)`; returns the value."""
         entry = {"choice": what, "value": value, "reason": reason}
         if entry not in self.made:
             self.made.append(entry)
-            say(f"{what}: {value} ({reason})")
+            if self.aloud:
+                say(f"{what}: {value} ({reason})")
         return value

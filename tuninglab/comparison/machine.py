@@ -2,16 +2,13 @@
 
 import os
 import platform
-import subprocess
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tuninglab.int8.ways import INT8_CAPABILITIES
-from tuninglab.training.hardware import BF16_CAPABILITIES
+from tuninglab.training.hardware import BF16_CAPABILITIES, cpu_name
 
 # Above this share of the cores, other work takes time that no ratio gives back.
 BUSY_LOAD_A_CORE = 0.5
@@ -22,7 +19,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     found = getattr(torch.cpu, "get_capabilities", dict)()
     capabilities = sorted(name for name, value in found.items() if value is True)
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "int8": [name for name in capabilities if name in INT8_CAPABILITIES],
@@ -45,16 +42,3 @@ def is_busy(load: float | None) -> bool:
 def now() -> str:
     """Date and time of day in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _cpu_name() -> str:
-    # platform.processor() is empty on Linux, or only the architecture.
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
-        )
-        named = [asked.stdout.strip()]
-    return next(filter(None, named), platform.machine())

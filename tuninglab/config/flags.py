@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from tuninglab.config.fields import marked, spellings
@@ -98,6 +99,14 @@ def parse(prog: str, config_class: type[Config], argv: Sequence[str]) -> Config:
 def without_blanks(argv: Sequence[str]) -> list[str]:
     """Drop blank words: a backslash and a blank at a line's end (source document) leave one."""
     return [word for word in argv if word.strip()]
+
+
+def given(words: Sequence[str], name: str) -> str | None:
+    """The value that words of a command line give to a flag; None: they do not give it."""
+    for word, following in zip_longest(words, words[1:]):
+        if _flag_name(word) == name:
+            return word.partition("=")[2] or following
+    return None
 
 
 def flags_of(config_class: type, prefix: str = "") -> dict[str, Flag]:

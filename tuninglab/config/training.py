@@ -185,8 +185,9 @@ class TrainingConfig(RunningConfig):
             value, at_default = given[name], given[name] == defaults[name]
             # From Python nobody knows what was typed: a setting at its default reads as not given.
             silent = at_default if self.typed is None else name not in self.typed
-            # `--precision auto` asks for what the run decided when it was started.
-            if silent or (name in decided and at_default) or value == before[name]:
+            # `auto` asks for what the run decided when it was started.
+            left_open = name in decided and (at_default or value == "auto")
+            if silent or left_open or value == before[name]:
                 continue
             if name in changeable:
                 changes[name] = value

@@ -54,11 +54,20 @@ def read_recipe(path: str | Path) -> TrainingConfig:
     Raises:
         UserError: as `read_config`.
     """
+    # Runs from before there were two recipes do not name theirs.
+    config_class = FlanT5Config if recipe_named(path) == FlanT5Config.recipe else FinetuneConfig
+    return read_config(path, config_class)
+
+
+def recipe_named(path: str | Path) -> str | None:
+    """The recipe that a YAML file of settings names; None: it names none.
+
+    Raises:
+        UserError: the file is missing or not YAML.
+    """
     settings = _load(path)
     name = settings.get("recipe") if isinstance(settings, Mapping) else None
-    # Runs from before there were two recipes do not name theirs.
-    config_class = FlanT5Config if name == FlanT5Config.recipe else FinetuneConfig
-    return _read(settings, config_class, path)
+    return name if isinstance(name, str) else None
 
 
 def _keys(config_class: Any) -> set[str]:

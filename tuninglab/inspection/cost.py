@@ -36,6 +36,8 @@ class Cost:
             multiply-add, by the number format they are made in: fp32, bf16, fp16, int8.
         moved: bytes that all operations read and write.
         sent: bytes that the process sends to others, a step.
+        streamed: of the bytes moved, those that kernels of ours read and write in one go.
+        calls: operations, however small: each takes some time.
     """
 
     held: dict[str, int]
@@ -43,6 +45,8 @@ class Cost:
     operations: dict[str, float]
     moved: float
     sent: int = 0
+    streamed: float = 0.0
+    calls: int = 0
 
     @property
     def peak(self) -> int:

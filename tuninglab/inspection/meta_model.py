@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from tuninglab.adapters.lora import quietly
 from tuninglab.adapters.saving import adapter_file
 from tuninglab.adapters.stored_config import check_fits, read_adapter_config
 from tuninglab.console import say
 from tuninglab.errors import UserError
-from tuninglab.inspection.presets import PRESET_NAMES, build_preset, model_on_meta
+from tuninglab.inspection.presets import PRESET_NAMES, PRESETS, build_preset, model_on_meta
 from tuninglab.models.folder_files import LARGEST_SETTINGS
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import explained, read_config
@@ -46,7 +46,23 @@ def meta_model(name: str) -> Any:
     return _with_adapter(base, named.adapter)
 
 
-def _from_config(name: str) -> PreTrainedModel:
+def named_config(name: str) -> PreTrainedConfig:
+    """The configuration of a base that the user named.
+
+    Args:
+        name: a preset, a model directory or a hub id.
+
+    Raises:
+        UserError: there is no such model, or its files are damaged.
+    """
+    # What trains is loaded from a directory of such a name, where there is one.
+    if name in PRESETS and not Path(name).is_dir():
+        return AutoConfig.for_model(**PRESETS[name])
+    return _read_config(name)[0]
+
+
+def _read_config(name: str) -> tuple[PreTrainedConfig, str]:
+    """The configuration of a directory or hub id, and where it was found."""
     path = Path(name).expanduser()
     if not path.exists() and not HUB_ID.fullmatch(name):
         raise UserError(f"model: there is no preset and no directory {name!r}. {_near(name)}")
@@ -55,7 +71,11 @@ def _from_config(name: str) -> PreTrainedModel:
     except UserError as error:
         raise UserError(f"{error}. {_near(name)}") from error
     _refuse_foreign_code(path)
-    config = read_config(where, local, "model")
+    return read_config(where, local, "model"), where
+
+
+def _from_config(name: str) -> PreTrainedModel:
+    config, where = _read_config(name)
     if getattr(config, "quantization_config", None):
         say(f"{name}: shown as before its quantisation, which happens while weights are read")
     with explained("model", where):

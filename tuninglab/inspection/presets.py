@@ -92,14 +92,21 @@ def build_preset(name: str) -> PreTrainedModel:
     return model_on_meta(AutoConfig.for_model(**PRESETS[name]))
 
 
-def model_on_meta(model_config: PreTrainedConfig) -> PreTrainedModel:
-    """The model that a configuration describes, on the meta device, in the format it names.
+def model_on_meta(
+    model_config: PreTrainedConfig, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model that a configuration describes, on the meta device.
+
+    Args:
+        model_config: of any model of transformers.
+        dtype: of the weights; None: the format that the configuration names.
 
     Raises:
         ValueError: transformers has no model for this configuration.
     """
     with torch.device("meta"):
-        return _model_class(model_config)(model_config)
+        named = {} if dtype is None else {"dtype": dtype}
+        return _model_class(model_config)(model_config, **named)
 
 
 def _model_class(model_config: PreTrainedConfig) -> Any:

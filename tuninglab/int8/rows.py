@@ -4,11 +4,13 @@ Each pass is written in torch, in C (kernels/c) and in Triton; kernels/dispatch.
 """
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor, _int_mm, nn  # pyright: ignore[reportPrivateImportUsage]
 
 from tuninglab.kernels.dispatch import Kernel, in_triton, run
+from tuninglab.kernels.shapes import current_shapes
 
 _QUANTISE = Kernel("quantise_rows(x: T[M~ K], column: f32[K]?) -> q: i8[M K], scale: f32[M]")
 _SCALE_INT8 = Kernel("scale_int8(q: i8[M N], row: f32[M], column: f32[N]?, dtype: T) -> y: T[M N]")
@@ -109,11 +111,12 @@ _memory = threading.local()
 
 
 def _scratch(rows: int, columns: int) -> Tensor:
-    held = getattr(_memory, "sums", None)
+    memory: Any = current_shapes() or _memory
+    held = getattr(memory, "sums", None)
     if held is None or held.numel() < rows * columns:
         # An inference tensor could not be used again in training.
         with torch.inference_mode(False):
-            held = _memory.sums = torch.empty(rows * columns, dtype=torch.int32)
+            held = memory.sums = torch.empty(rows * columns, dtype=torch.int32)
     return held[: rows * columns].view(rows, columns)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tuninglab.kernels import compiled, gpu
+from tuninglab.kernels.shapes import current_shapes
 
 # The formats that kernels are compiled for, and how their names in C end.
 SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
@@ -69,6 +70,9 @@ class Kernel:
             ValueError: the C function would read or write past an argument, or misread it.
         """
         dtype, passed, made, _ = self._laid_out(given, SUFFIXES, CPU)
+        if (shapes := current_shapes()) is not None:
+            shapes.note_kernel(self.name, [v for v in passed if isinstance(v, Tensor)], made)
+            return made[0] if len(made) == 1 else made
         # 0 is the address of what is absent.
         told = [v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else v for v in passed]
         self.unchecked(dtype)(*told)

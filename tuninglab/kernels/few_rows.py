@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tuninglab.kernels import compiled, gpu
 from tuninglab.kernels.dispatch import SUFFIXES, Kernel
 from tuninglab.kernels.products import FastLinear
+from tuninglab.kernels.shapes import current_shapes
 
 _FEW_ROWS = Kernel("few_rows(x: T[M K], weight: T[N K], bias: T[N]?) -> y: T[M N]")
 _FEW_ROWS_INT8 = Kernel("few_rows_int8(x: T[M K], weight: i8[N K], scale: f32[N]) -> y: T[M N]")
@@ -62,6 +63,9 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def _product(kernel: Kernel, x: Tensor, weight: Tensor, beside: Tensor | None) -> Tensor:
     x, (out, size) = x.contiguous(), weight.shape
     y = x.new_empty((*x.shape[:-1], out))
+    if (shapes := current_shapes()) is not None:
+        shapes.note_kernel(kernel.name, [x, weight], [y])
+        return y
     address = 0 if beside is None else beside.data_ptr()
     kernel.unchecked(x.dtype)(
         x.data_ptr(), weight.data_ptr(), address, y.data_ptr(), x.numel() // size, size, out

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 WORTH = 0.85  # of torch's time: below that, another rounding is worth it
 PRODUCT = 2**27  # multiplications and additions of a product that is tried: about a millisecond
 ROUNDS = 7
-PLAIN = (Tensor, nn.Parameter)  # not what FSDP and the like make of them
+PLAIN = (Tensor, nn.Parameter, FakeTensor)  # not what FSDP and the like make of them
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from tuninglab.errors import UserError
-from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower
+from tuninglab.models.formats.open_clip import CONFIG_NAME, load_tower, read_tower_config
 from tuninglab.models.hub import resolve
 from tuninglab.models.parts import explained, load_weights, read_config
 from tuninglab.models.towers import KNOWN, TOWERS, WHOLE, picture_size
@@ -26,19 +26,12 @@ def load_vision_encoder(
         UserError: there is none, it is damaged, of another kind, or its image processor makes
             pictures that it cannot take.
     """
-    path = Path(path_or_id).expanduser()
-    is_tower_file = path.is_file() and path.name != "config.json"
-    if is_tower_file or (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file():
+    if (path := _open_clip_path(path_or_id)) is not None:
         vision, image_processor = load_tower(path)
         # pyright takes the decorated `to` for a plain function.
         return vision.to(dtype) if dtype else vision, image_processor  # pyright: ignore
     where, local = resolve(path_or_id, "vision tower")
-    config = read_config(where, local, "vision tower")
-    # A whole model holds a text tower besides, which has no place here.
-    whole = config.model_type in WHOLE
-    config = config.vision_config if whole else config
-    if config.model_type not in TOWERS:
-        raise UserError(f"{where} holds a {config.model_type!r} model; {KNOWN}")
+    config, whole = _tower_config(where, local)
     image_processor = load_image_processor(where, local, config)
     check_pictures(image_processor, config, where)
     return load_weights(
@@ -51,6 +44,38 @@ def load_vision_encoder(
         hint="Use a complete save of the tower, with the config.json that belongs to it",
         config=config,
     ), image_processor
+
+
+def read_vision_config(path_or_id: str | Path) -> Any:
+    """The configuration of a vision tower; its weights are not read.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another kind.
+    """
+    if (path := _open_clip_path(path_or_id)) is not None:
+        return read_tower_config(path)
+    return _tower_config(*resolve(path_or_id, "vision tower"))[0]
+
+
+def _open_clip_path(path_or_id: str | Path) -> Path | None:
+    """Where a tower of OpenCLIP is; None where it is none of OpenCLIP."""
+    path = Path(path_or_id).expanduser()
+    is_tower_file = path.is_file() and path.name != "config.json"
+    is_folder = (path / CONFIG_NAME).is_file() and not (path / "config.json").is_file()
+    return path if is_tower_file or is_folder else None
+
+
+def _tower_config(where: str, local: bool) -> tuple[Any, bool]:
+    """The configuration of a tower, and whether it lies in that of a whole model.
+
+    A whole model holds a text tower besides, which has no place here.
+    """
+    config = read_config(where, local, "vision tower")
+    whole = config.model_type in WHOLE
+    config = config.vision_config if whole else config
+    if config.model_type not in TOWERS:
+        raise UserError(f"{where} holds a {config.model_type!r} model; {KNOWN}")
+    return config, whole
 
 
 def load_image_processor(where: str, local: bool, config: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -15,6 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def storage_key(tensor: Tensor) -> int:
     """What tells the memory of a tensor from that of others; views of one storage are equal."""
     # Storages on the meta device have no address: there, tensors are told apart.
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return id(tensor)
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 

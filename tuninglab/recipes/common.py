@@ -9,17 +9,22 @@ import torch
 from accelerate.utils import gather_object, set_seed
 
 from tuninglab.adapters.base_format import count_parameters, tell_base_format
-from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table, tune
-from tuninglab.adapters.products import choose_products, use_onednn
+from tuninglab.adapters.lora import check_patterns, direct_modules, trainable_table
+from tuninglab.adapters.products import choose_products
 from tuninglab.adapters.saving import adapter_state, adapter_writer, save_adapter
 from tuninglab.config import TrainingConfig
 from tuninglab.console import Choices, is_main_process, say
 from tuninglab.evaluation.metrics.metric import Metric
 from tuninglab.evaluation.task import Task
-from tuninglab.models.attention import choose_attention
 from tuninglab.progress import working
 from tuninglab.recipes.defaults import decide
-from tuninglab.recipes.ending import ended_before, print_scores, tell_training, tell_validation
+from tuninglab.recipes.ending import (
+    ended_before,
+    print_scores,
+    tell_planned,
+    tell_training,
+    tell_validation,
+)
 from tuninglab.recipes.features import leave_out_tower, read_features
 from tuninglab.recipes.guessing import answer_rows, as_decided, chance_loss
 from tuninglab.recipes.loaders import open_loaders, readable
@@ -30,7 +35,8 @@ from tuninglab.recipes.measuring import (
     measure_of,
     val_score,
 )
-from tuninglab.recipes.recipe import Base, Recipe, Setup, keep_base
+from tuninglab.recipes.planned_training import plan_training, with_batch_size
+from tuninglab.recipes.recipe import Recipe, Setup, keep_base
 from tuninglab.recipes.resuming import (
     FINGERPRINTS,
     check_end,
@@ -40,8 +46,8 @@ from tuninglab.recipes.resuming import (
 )
 from tuninglab.recipes.row_orders import fill_of
 from tuninglab.recipes.settling import gone_on_with, settled
+from tuninglab.recipes.wrapping import wrap
 from tuninglab.run_folder import RunFolder
-from tuninglab.savers import add_savers, checkpoint_blocks
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of
 from tuninglab.training.launch import take_over_fsdp2
 from tuninglab.training.log import print_trainable
@@ -171,6 +177,8 @@ def prepare(
     task.settle(splits, config.score_questions or 0, base.answer_ids)
     if metrics:
         task.measure_by(metrics, config.score_questions or 0)
+    if config.batch_size == "auto":
+        config = with_batch_size(config, task, base, accelerator, choices)
     # A mistake told before the folder is made leaves nothing in the way of the corrected command.
     check_patterns(base.model, base.tuning, recipe.scope)
     place(base.model, accelerator.device, sharded)
@@ -192,63 +200,11 @@ def prepare(
     print_trainable(rows, parameters)
     # Once a new base is saved.
     leave_out_tower(base.model, config)
+    plan = plan_training(config, task, base, answers, accelerator)
     model = spread(model, accelerator.device, sharded)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
-    return Setup(config, run, splits, model, base, name, *loaders, accelerator)
-
-
-def wrap(
-    base: Base,
-    name: str,
-    config: TrainingConfig,
-    scope: str,
-    choices: Choices,
-    answers: Sequence[int],
-) -> Any:
-    """Add memory savers and what is tuned to the base, in place; returns PEFT's model.
-
-    Raises:
-        UserError: the tuning does not fit the model.
-    """
-    model, tuning = base.model, base.tuning
-    model.requires_grad_(False)
-    # First of all, because a saver may make no gradient for the weights that it finds frozen.
-    for module in direct_modules(model, tuning, scope):
-        model.get_submodule(module).requires_grad_(True)
-    add_kernels(model, config, bool(tuning.train_new_tokens or answers), choices)
-    # LoRA last: it wraps the layers that the savers left in place.
-    tuned = tune(model, tuning, name, scope, answers)
-    if config.products == "onednn":
-        use_onednn(tuned)
-    if config.checkpoint_interval:
-        count = checkpoint_blocks(tuned, config.checkpoint_interval)
-        flag = "checkpoint_every" if config.checkpoint_every else "activation_checkpointing"
-        choices.add("activations recomputed", f"in {count} blocks", f"--{flag}")
-    return tuned
-
-
-def add_kernels(model: Any, config: TrainingConfig, rows: bool, choices: Choices) -> None:
-    """Add memory savers to a base, in place, and the attention that is fast here; says so.
-
-    Args:
-        model: a base without adapter, on its device.
-        config: the settings, with the precision that was decided.
-        rows: whether rows of the token tables train.
-        choices: where each choice is said and kept.
-    """
-    # Tokens train as rows of a float table and head; the loss in chunks is for a frozen one.
-    wanted = [name for name in config.savers if name not in ("embedding", "loss") or not rows]
-    usual = "the base is int8" if config.base_format == "int8" else "the same numbers, less memory"
-    why = (
-        usual if config.savers == replace(config, memory_savers=None).savers else "--memory_savers"
-    )
-    for saver, what in add_savers(model, wanted).items():
-        choices.add(f"memory saver {saver}", what, why)
-    # That saver stands for keeping no probabilities.
-    keeps = "attention" not in wanted
-    if keeps and (chosen := choose_attention(model, DTYPES[config.precision])):
-        choices.add("attention", *chosen)
+    return Setup(config, run, splits, model, base, name, *loaders, accelerator, plan)
 
 
 def train_setup(
@@ -293,6 +249,7 @@ def report_of(setup: Setup, progress: Progress, evaluation: dict[str, Any]) -> d
             **fill_of(setup.train_loader),
             **best_figures(progress, setup.config, planned),
         },
+        "plan": None if setup.plan is None else setup.plan.kept(),
         "evaluation": evaluation,
         "adapter_bytes": setup.run.adapter_bytes(),
     }
@@ -307,6 +264,8 @@ def finish(report: dict[str, Any], setup: Setup) -> None:
         with working("writing the report"):
             page, figures = write_report(setup.run.path), report["train"]
         tell_training(figures)
+        if setup.plan is not None:
+            tell_planned(setup.plan, figures)
         if setup.config.data and "exact_match" in report["evaluation"]["after"]:
             print_scores(report, "Exact match on held-out records", "question", "questions")
         tell_validation(report["evaluation"])

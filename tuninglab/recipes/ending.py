@@ -1,5 +1,6 @@
 """What a run says at its end: losses, scores beside those of models that do not look, its cost."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tuninglab.console import say
-from tuninglab.reporting.tables import looking, percent
+from tuninglab.recipes.recipe import Foreseen
+from tuninglab.reporting.tables import duration, looking, percent, size
+from tuninglab.untrusted import MIB
 
 
 def tell_training(figures: dict[str, Any]) -> None:
@@ -21,6 +24,21 @@ def tell_training(figures: dict[str, Any]) -> None:
             f"{figures['left_out']:,} rows taught nothing: their pictures could not be read "
             "(--on_bad_picture skip). Replace those that were named."
         )
+
+
+def tell_planned(plan: Foreseen, figures: dict[str, Any]) -> None:
+    """Say what was planned beside what was measured."""
+    pairs: list[tuple[str, float, float, Callable[[float], str]]]
+    pairs = [("peak memory", plan.peak_memory_mib * MIB, figures["peak_memory_mib"] * MIB, size)]
+    # A run that stopped early, or went on from another start, took another time.
+    if plan.train_s is not None and plan.steps == figures["steps"]:
+        pairs.append(("training", plan.train_s, figures["wall_s"], duration))
+    said = [
+        f"{what} {show(planned)}, measured {show(measured)} ({planned / measured - 1:+.0%})"
+        for what, planned, measured, show in pairs
+        if measured
+    ]
+    say(f"Planned: {'; '.join(said)}.")
 
 
 def tell_validation(evaluation: dict[str, Any]) -> None:
@@ -47,9 +65,9 @@ def ended_before(run: Path) -> dict[str, Any]:
     Raises:
         UserError: the report was damaged meanwhile.
     """
-    from tuninglab.reporting.report import read_figures
+    from tuninglab.reporting.run_files import read_final
 
-    report = read_figures(run)
+    report: Any = read_final(run)  # it is there: by it a run is known to have ended
     say(f"{run} has ended. To go on with it, give more --max_steps or --epochs.")
     tell_training(report["train"])
     tell_validation(report["evaluation"])

@@ -141,13 +141,7 @@ def load_model(config: FinetuneConfig, run: RunFolder) -> tuple[Any, Any]:
     Raises:
         UserError: there is no such model, or bitsandbytes is asked for and missing.
     """
-    dtype, tuning = DTYPES[config.precision], config.tuning_config
-    skip = left_in_float(tuning, fresh_bridge=config.lang_encoder is not None)
-    # Tokens train as rows of float tables; new ones make those of plain language models grow.
-    own_words = tuning.train_answer_tokens == "auto" and config.model == "embedded" and config.data
-    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true" or own_words
-    head = not (rows or config.lang_encoder)
-    quantization = quantization_config(config.base_format, dtype, skip, head)
+    dtype, quantization = DTYPES[config.precision], base_format_of(config)
     if config.lang_encoder and config.vision_encoder:
         # The bridge that the first start drew is in the run, and nowhere else.
         if run.resumed:
@@ -158,6 +152,21 @@ def load_model(config: FinetuneConfig, run: RunFolder) -> tuple[Any, Any]:
         say("Base model: the small pre-trained Flamingo that ships with tuninglab (embedded).")
         return load_flamingo(base_directory(), dtype, quantization)
     return load_flamingo(config.model, dtype, quantization)
+
+
+def base_format_of(config: FinetuneConfig) -> Any:
+    """How the frozen weights are quantised, as a configuration of transformers; None: not at all.
+
+    Raises:
+        UserError: bitsandbytes is asked for and missing.
+    """
+    tuning = config.tuning_config
+    skip = left_in_float(tuning, fresh_bridge=config.lang_encoder is not None)
+    # Tokens train as rows of float tables; new ones make those of plain language models grow.
+    own_words = tuning.train_answer_tokens == "auto" and config.model == "embedded" and config.data
+    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true" or own_words
+    head = not (rows or config.lang_encoder)
+    return quantization_config(config.base_format, DTYPES[config.precision], skip, head)
 
 
 FLAMINGO = Recipe(SCOPE, open_data, load)

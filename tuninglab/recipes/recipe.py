@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +17,20 @@ from tuninglab.run_folder import RunFolder
 from tuninglab.run_folder.ownership import note_base
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Tunable(Protocol):
+    """A base model, loaded or planned, and what of it trains."""
+
+    @property
+    def model(self) -> Any:
+        """Frozen or not."""
+        ...
+
+    @property
+    def tuning(self) -> LoraTuning:
+        """Of the settings of the run."""
+        ...
 
 
 @dataclass
@@ -68,6 +82,27 @@ class Recipe(Generic[Config]):
     load: Callable[[Config, RunFolder, Choices], Base]
 
 
+class Foreseen(NamedTuple):
+    """What a plan expects of a run, to be compared with what comes.
+
+    Args:
+        peak_memory_mib: while training.
+        step_s: None where the speed of the machine is not known.
+        train_s: of all steps, with validations.
+        steps: of the run.
+    """
+
+    peak_memory_mib: float
+    step_s: float | None
+    train_s: float | None
+    steps: int
+
+    def kept(self) -> dict[str, float | None]:
+        """What report.json has of it."""
+        step_s = None if self.step_s is None else float(f"{self.step_s:.4g}")
+        return {"peak_memory_mib": self.peak_memory_mib, "step_s": step_s}
+
+
 @dataclass
 class Setup:
     """What a run works with, ready to train."""
@@ -81,6 +116,8 @@ class Setup:
     train_loader: DataLoader
     val_loaders: dict[str, DataLoader]
     accelerator: Accelerator
+    # None: it could not be planned, or another process did it.
+    plan: Foreseen | None = None
 
 
 def keep_base(base: Base, run: RunFolder) -> str:

@@ -20,8 +20,8 @@ from tuninglab.console import Choices
 from tuninglab.evaluation.answers import usual_batch_size
 from tuninglab.models.decoding import decoding_of
 from tuninglab.progress import working
-from tuninglab.recipes.common import add_kernels
 from tuninglab.recipes.flamingo import load_model
+from tuninglab.recipes.wrapping import add_kernels
 from tuninglab.run_folder import RunFolder
 from tuninglab.run_folder.named_model import NamedModel, base_told, shipped
 from tuninglab.training.hardware import DTYPES, make_accelerator, precision_of

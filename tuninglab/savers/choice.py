@@ -1,13 +1,17 @@
 """Puts the memory savers into a model, by name."""
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
+from tuninglab.kernels.shapes import Shapes, without_numbers
 from tuninglab.savers import attention
 from tuninglab.savers.glu import SavingActivation, activation_of, gated_names, saving_glu_of
 from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
@@ -72,9 +76,10 @@ def _keep_rows(model: Any) -> str:
         norm.register_forward_hook(lambda *call: given.update({call[0]: call[2]})) for norm in norms
     ]
     hooks += [layer.register_forward_pre_hook(lambda _, x: read.extend(x)) for layer in layers]
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    both = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
-    model(input_ids=token, use_cache=False, **both)
+    with _runnable(model) as device:
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        both = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+        model(input_ids=token, use_cache=False, **both)
     for hook in hooks:
         hook.remove()
     for norm in norms:
@@ -105,10 +110,49 @@ def _has_plain_head(model: Any) -> bool:
     # A cap at 30 (Gemma 2) hides from the comparison below where logits are small.
     if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None):
         return False
+    if model.device.type == "meta":
+        return _ends_in_head(model)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     logits = model(input_ids=token, use_cache=False).logits
     states = model.base_model(input_ids=token, use_cache=False).last_hidden_state
     return torch.allclose(model.get_output_embeddings()(states).float(), logits.float(), atol=1e-3)
+
+
+@contextmanager
+def _runnable(model: nn.Module) -> Iterator[torch.device]:
+    """Within the block a model without weights can be run, by shapes alone; gives the device."""
+    device = next(model.parameters()).device
+    if device.type != "meta":
+        yield device
+        return
+    with Shapes() as shapes, without_numbers(model, shapes):
+        yield shapes.device
+
+
+def _ends_in_head(model: Any) -> bool:
+    """Whether a model without weights calculates nothing after its head, nor before it."""
+    whole, parts = _Calculations(), _Calculations()
+    with _runnable(model) as device:
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        with whole:
+            model(input_ids=token, use_cache=False)
+        with parts:
+            states = model.base_model(input_ids=token, use_cache=False).last_hidden_state
+            model.get_output_embeddings()(states)
+    return whole.found == parts.found
+
+
+class _Calculations(TorchDispatchMode):
+    """Notes which operations run inside that are not mere views."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # `prim` asks for devices.
+        self.found[func] += not (func.is_view or func.namespace == "prim")
+        return func(*args, **(kwargs or {}))
 
 
 def _shrink_embedding(model: Any) -> str:

@@ -132,7 +132,7 @@ class _StandIn(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype):
         super().__init__()
-        self.forward, self.weight = function, torch.empty(0, dtype=dtype)
+        self.forward, self.weight = function, torch.empty(0, dtype=dtype, device="cpu")
 
 
 @torch.no_grad()
@@ -145,7 +145,8 @@ def _computes_the_same(module: nn.Module, names: tuple[str, str, str], activatio
     """
     weight: Any = module.get_submodule(names[2]).weight
     own = {weight.dtype} if weight.is_floating_point() else set()
-    x = torch.linspace(-6, 6, 97).pow(3).expand(97, 97)
+    # On the CPU, whatever the default is where a model without weights is planned.
+    x = torch.linspace(-6, 6, 97, device="cpu").pow(3).expand(97, 97)
     for dtype in {torch.float32} | own:
         trial = copy.copy(module)
         # In training, where a dropout of its own making shows as well.
@@ -165,7 +166,7 @@ def _computes_the_same(module: nn.Module, names: tuple[str, str, str], activatio
 
 def activation_of(module: nn.Module) -> int | None:
     """Which of ACTIVATIONS a module computes, tried on numbers; None if none of them."""
-    x = torch.linspace(-6, 6, 97)
+    x = torch.linspace(-6, 6, 97, device="cpu")
     for number, function in enumerate(ACTIVATIONS):
         if torch.allclose(module(x), function(x), atol=2e-6):
             return number

@@ -11,6 +11,7 @@ gradient's second term alone, and where a weight is tiny beside the others of it
 lost for its column. The first, grad x weight x inverse, is exact.
 """
 
+import copy
 import inspect
 from typing import Any
 
@@ -96,7 +97,8 @@ class SavingRMSNorm(nn.Module):
     @torch.no_grad()
     def allows_rows(self) -> bool:
         """Whether its input can be made from its output: where a weight is 0, nothing is left."""
-        return bool((self.weight.abs() >= TINIEST).all())
+        # Of a planned model's weights nothing is known: none is 0 in usual ones.
+        return self.weight.is_meta or bool((self.weight.abs() >= TINIEST).all())
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
@@ -106,15 +108,21 @@ class SavingRMSNorm(nn.Module):
 def is_rms_norm(module: nn.Module) -> bool:
     """Whether a module is a frozen RMS norm; tried on a row, because there are other formulas."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None or weight.is_meta:
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None:
         return False
     if weight.requires_grad or isinstance(module, SavingRMSNorm):
         return False
     if len(inspect.signature(module.forward).parameters) > 1:
         return False  # gated ones (Mamba 2, Qwen3-Next) are plain until the gate is given
+    trial = copy.copy(module)
+    if weight.is_meta:
+        # Planned, without weights: the formula is the same with any.
+        weight = torch.linspace(0.5, 1, len(weight), dtype=weight.dtype, device="cpu")
+        trial._parameters = {**module._parameters, "weight": nn.Parameter(weight)}
     row = torch.linspace(-1, 2, len(weight), device=weight.device)[None].to(weight.dtype)
-    expected, _ = _torch_normed(row, weight.float(), eps)
-    return torch.allclose(module(row).float(), expected.float(), rtol=2e-2, atol=1e-3)
+    with torch.no_grad():
+        expected, _ = _torch_normed(row, weight.float(), eps)
+        return torch.allclose(trial(row).float(), expected.float(), rtol=2e-2, atol=1e-3)
 
 
 def _torch_normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

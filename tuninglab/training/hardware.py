@@ -1,8 +1,10 @@
 """Device and precision of a run, chosen with reasons, and the accelerator that carries them out."""
 
 import os
+import platform
 import re
 import resource
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ from tuninglab.untrusted import shown
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "arm_bf16", "sve_bf16")
 PROCESS = Path("/proc/self")
 MEMORY = Path("/proc/meminfo")
+CPUS = Path("/proc/cpuinfo")
 
 # What torchrun says of processes: how many and which.
 PROCESS_NUMBERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
@@ -206,6 +209,18 @@ def peak_memory_mib(device: torch.device) -> float:
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def held_memory_bytes(device: torch.device) -> int:
+    """What this process holds: of a GPU's memory for tensors, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        status = (PROCESS / "status").read_text(encoding="utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0]) * 2**10
+    except (OSError, IndexError):
+        # macOS tells the highest alone.
+        return round(peak_memory_mib(device) * 2**20)
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """What this process may still take: of a GPU's memory, else of the machine's or container's."""
     if device.type == "cuda":
@@ -222,6 +237,19 @@ def free_memory_bytes(device: torch.device) -> int:
     except (OSError, ValueError):
         return free
     return max(0, min(free, most - held))
+
+
+def cpu_name() -> str:
+    """The model of the processor, as far as the system tells."""
+    # platform.processor() is empty on Linux, or only the architecture.
+    lines = CPUS.read_text(encoding="utf-8").splitlines() if CPUS.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        )
+        named = [asked.stdout.strip()]
+    return next(filter(None, named), platform.machine())
 
 
 def _has_bf16(device_type: str) -> bool:

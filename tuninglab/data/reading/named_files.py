@@ -7,7 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuninglab.config import ChatConfig, DataConfig, TrainingConfig
+from tuninglab.config import (
+    ChatConfig,
+    DataConfig,
+    PlanConfig,
+    PlanTextConfig,
+    TrainingConfig,
+)
 from tuninglab.config.data import parts_of
 from tuninglab.config.yaml_file import file_named
 from tuninglab.data.images import load_image
@@ -57,7 +63,8 @@ def _look_at_data(config: DataConfig | TrainingConfig) -> None:
 
 
 def _look_at_bases(config: TrainingConfig) -> None:
-    if config.model != "embedded":
+    # A plan may be of a preset, whose names are told where torch is loaded.
+    if config.model != "embedded" and not isinstance(config, PlanConfig | PlanTextConfig):
         local_directory(config.model, "model")
     if (lang := getattr(config, "lang_encoder", None)) is not None:
         local_directory(lang, "language model")

@@ -129,7 +129,26 @@ def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil
     Raises:
         UserError: there is no such tower, or it is incomplete or of another kind.
     """
-    path = Path(path)
+    file, settings, checkpoint, own = _read(Path(path))
+    with checkpoint.named():
+        keys = tower_keys(own)
+        config = tower_config(_shapes(own), settings)
+        return _fill(config, keys, own, str(file)), _image_processor(config, settings)
+
+
+def read_tower_config(path: str | Path) -> CLIPVisionConfig:
+    """The configuration of a tower in an OpenCLIP directory or file.
+
+    Raises:
+        UserError: there is no such tower, or it is incomplete or of another kind.
+    """
+    _, settings, checkpoint, own = _read(Path(path))
+    with checkpoint.named():
+        return tower_config(_shapes(own), settings)
+
+
+def _read(path: Path) -> tuple[Path, Any, Any, dict[str, Tensor]]:
+    """The file, its settings, its checkpoint, and the tensors of the tower by its own names."""
     file = _weights_file(path) if path.is_dir() else path
     beside = file.parent / CONFIG_NAME
     settings = read_object(beside) if beside.is_file() else None
@@ -137,10 +156,11 @@ def load_tower(path: str | Path) -> tuple[CLIPVisionModel, CLIPImageProcessorPil
     tensors = checkpoint.tensors
     prefix = "visual." if any(name.startswith("visual.") for name in tensors) else ""
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    with checkpoint.named():
-        keys = tower_keys(own)
-        config = tower_config({name: tuple(tensor.shape) for name, tensor in own.items()}, settings)
-        return _fill(config, keys, own, str(file)), _image_processor(config, settings)
+    return file, settings, checkpoint, own
+
+
+def _shapes(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in own.items()}
 
 
 def _fate(name: str, own: str) -> list[Key]:

@@ -1,0 +1,132 @@
+"""The tuned model of a run without its weights: what training would find, on the meta device."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from tuninglab.adapters.base_format import left_in_float, quantization_config
+from tuninglab.adapters.lora import SCOPE, check_patterns, train_fresh_bridge
+from tuninglab.config import FinetuneConfig, TrainingConfig
+from tuninglab.config.tuning import LoraTuning
+from tuninglab.console import Choices
+from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
+from tuninglab.embedded import base_directory, text_base_directory
+from tuninglab.inspection.meta_model import named_config
+from tuninglab.inspection.presets import model_on_meta
+from tuninglab.models.build import add_flamingo_tokens
+from tuninglab.models.configuration import FlamingoConfig
+from tuninglab.models.parts import load_tokenizer, read_lang_config
+from tuninglab.models.quantised import quantised
+from tuninglab.models.text_to_text import WideLinear
+from tuninglab.models.vision import read_vision_config
+from tuninglab.recipes.features import leave_out_tower
+from tuninglab.recipes.flamingo import base_format_of
+from tuninglab.recipes.flan_t5 import WHOLE_MODEL
+from tuninglab.recipes.wrapping import wrap
+from tuninglab.training.hardware import DTYPES
+
+
+class PlannedBase(NamedTuple):
+    """A base without weights, and what of it is tuned."""
+
+    model: Any
+    tuning: LoraTuning
+
+
+def planned_model(
+    config: TrainingConfig, choices: Choices | None = None, answers: Sequence[int] = ()
+) -> Any:
+    """PEFT's model on the meta device, as `recipes.common.wrap` leaves a loaded one.
+
+    Args:
+        config: settings of a run; its precision is decided, its products are taken for torch's own
+            unless they are onednn.
+        choices: where is said what `wrap` says; None: nowhere.
+        answers: tokens whose rows train.
+
+    Raises:
+        UserError: there is no such model, or the tuning does not fit it.
+    """
+    said = Choices() if choices is None else choices
+    base = planned_base(config, said)
+    scope = SCOPE if isinstance(config, FinetuneConfig) else WHOLE_MODEL
+    check_patterns(base.model, base.tuning, scope)
+    # What is added is as empty as what it is added to.
+    with torch.device("meta"):
+        tuned = wrap(base, config.model, config, scope, said, answers)
+    leave_out_tower(base.model, config)
+    return tuned
+
+
+def planned_base(config: TrainingConfig, choices: Choices) -> PlannedBase:
+    """The base of a run on the meta device, its frozen weights in the format that is asked for.
+
+    Raises:
+        UserError: there is no such model, or bitsandbytes is asked for and missing.
+    """
+    dtype = DTYPES[config.precision]
+    if isinstance(config, FinetuneConfig):
+        new = config.lang_encoder is not None
+        model_config = _flamingo_config(config)
+        quantization = base_format_of(config)
+        tuning: LoraTuning = config.tuning_config
+        tuning = train_fresh_bridge(tuning, choices) if new else tuning
+    else:
+        model_config = _text_config(config.model)
+        in_float = left_in_float(config.tuning_config, fresh_bridge=False)
+        quantization = quantization_config(config.base_format, dtype, in_float)
+        tuning = config.tuning_config
+    options = quantised(quantization, model_config, config.model)
+    model: Any = model_on_meta(model_config, dtype)
+    saved = getattr(model_config, "quantization_config", None)
+    asked = options.get("quantization_config", saved)
+    if asked is not None:
+        _quantise(model, asked)
+    if hasattr(model, "set_dropout"):
+        model.set_dropout(0.0)
+    # As the loader of a T5 does: its `wo` leaves the range of fp16.
+    for module in model.modules() if dtype == torch.float16 else ():
+        wo = getattr(module, "wo", None)
+        if type(wo) is nn.Linear:
+            wo.float().__class__ = WideLinear
+    return PlannedBase(model.eval(), tuning)
+
+
+def _flamingo_config(config: FinetuneConfig) -> PreTrainedConfig:
+    if config.lang_encoder is None or config.vision_encoder is None:
+        if config.model == "embedded":
+            return AutoConfig.from_pretrained(base_directory(), local_files_only=True)
+        return named_config(config.model)
+    text: Any = read_lang_config(config.lang_encoder)
+    tokenizer = load_tokenizer(config.lang_encoder)
+    add_flamingo_tokens(tokenizer)
+    eoc, image = tokenizer.convert_tokens_to_ids([EOC_TOKEN, IMAGE_TOKEN])
+    inner = text.get_text_config(decoder=True)
+    # Tables padded beyond the tokenizer keep their size, as `flamingo_from_parts` leaves them.
+    inner.vocab_size = max(inner.vocab_size, len(tokenizer))
+    return FlamingoConfig(
+        text_config=text,
+        vision_config=read_vision_config(config.vision_encoder),
+        cross_attn_every_n_layers=config.cross_attn_every_n_layers,
+        eoc_token_id=eoc,
+        image_token_id=image,
+    )
+
+
+def _text_config(name: str) -> PreTrainedConfig:
+    if name == "embedded":
+        return AutoConfig.from_pretrained(text_base_directory(), local_files_only=True)
+    return named_config(name)
+
+
+def _quantise(model: Any, quantization: Any) -> None:
+    """Put quantised layers in the place of others, as a loader does before it reads weights."""
+    quantiser: Any = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+    quantiser.preprocess_model(model, dtype=model.dtype)
+    quantiser.postprocess_model(model)
+    model.hf_quantizer = quantiser
+    model.requires_grad_(False)

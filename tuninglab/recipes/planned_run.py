@@ -1,0 +1,192 @@
+"""The plan of a run: what each of its phases needs of memory, how long it takes, whether it fits.
+
+A plan is made of settings, lengths and shapes alone, so whoever weighs a change makes another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuninglab.config import FinetuneConfig, TrainingConfig
+from tuninglab.console import Choices
+from tuninglab.evaluation.task import evenly
+from tuninglab.inspection.cost import Cost, Shape
+from tuninglab.models.parts import DTYPES
+from tuninglab.models.weights import bytes_held
+from tuninglab.recipes.defaults import LARGE
+from tuninglab.recipes.guessing import TOKENS_FROM
+from tuninglab.recipes.planned_batches import Batches, train_batches, val_batches
+from tuninglab.recipes.planned_data import PlannedData
+from tuninglab.recipes.planned_machine import Machine
+from tuninglab.recipes.planned_model import planned_model
+from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, times_of
+
+MIB = 2**20
+# What of a plan's figures is to be expected: see benchmarks/plan.py.
+MEMORY_ERROR, TIME_ERROR = 0.1, 0.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs of each process.
+
+    Args:
+        parts: bytes at the highest moment of the training, by what they are.
+        held: of these, what is there between the steps.
+        phases: bytes at the highest moment of each phase: load, train, validate, score, save.
+        times: None where the speed is not known.
+        batches: of the training.
+        machine: that it is planned for.
+        note: what of it is an estimate; "" where nothing is.
+    """
+
+    parts: dict[str, int]
+    held: dict[str, int]
+    phases: dict[str, int]
+    times: Times | None
+    batches: Batches
+    machine: Machine
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the highest moment of the training: what report.json calls the peak."""
+        return sum(self.parts.values())
+
+    @property
+    def needed(self) -> int:
+        """Bytes at the highest moment of all phases."""
+        return max(self.phases.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has so much."""
+        return self.needed <= self.machine.available
+
+
+def plan_run(
+    config: TrainingConfig,
+    data: PlannedData,
+    machine: Machine,
+    models: "Models",
+    choices: Choices | None = None,
+    quick: bool = False,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        config: its settings, all decided.
+        data: what it learns from.
+        machine: for which it is planned.
+        models: gives the model of the settings.
+        choices: where is said what the run would choose; None: nowhere.
+        quick: rehearse nothing but the training, and what could need more than that; of a large
+            model each rehearsal takes seconds.
+
+    Raises:
+        UserError: there is no such model, or the tuning does not fit it.
+    """
+    said = Choices(aloud=False) if choices is None else choices
+    model = models(config, data)
+    quick = quick or model.num_parameters() >= LARGE
+    batches = train_batches(data, config, machine.processes, said)
+    rehearse = Rehearsal(model, config, machine, models.costs)
+    steps = [rehearse.step(shape) for shape in batches.largest]
+    largest = max(steps, key=lambda cost: cost.peak)
+    phases = {"load": _loading(model, largest), "train": largest.peak}
+    parts = largest.held | largest.step
+    validation = val_batches(data, config, machine.processes)
+    for shape in validation.largest if validation else ():
+        if quick and not _exceeds(shape, batches.largest):
+            continue
+        cost = rehearse.passing(shape)
+        parts = cost.held | cost.step if cost.peak > sum(parts.values()) else parts
+        phases["validate"] = max(phases.get("validate", 0), cost.peak)
+    if data.scores is not None:
+        asked = asked_together(model, data.scores)
+        if not quick or _exceeds(asked, batches.largest):
+            written = _written(model, asked, data.scores.most, config.precision)
+            phases["score"] = rehearse.passing(asked).peak + written
+    phases["save"] = _saving(model, largest, machine)
+    times = None
+    if machine.speed is not None:
+        times = times_of(rehearse, data, batches, validation, quick)
+    return Plan(parts, largest.held, phases, times, batches, machine, data.note)
+
+
+def _exceeds(shape: Shape, others: list[Shape]) -> bool:
+    """Whether a batch has more text or more pictures than all of some others."""
+    text = max(other.rows * other.tokens for other in others)
+    seen = max(other.rows * other.pictures for other in others)
+    return shape.rows * shape.tokens > text or shape.rows * shape.pictures > seen
+
+
+class Models:
+    """Models without weights, each made once of the settings that it depends on.
+
+    Args:
+        choices: where is said what is chosen for the first; of others nothing is said.
+        rows: tokens whose rows train; None: as far as the settings and the data tell.
+    """
+
+    def __init__(self, choices: Choices, rows: Sequence[int] | None = None):
+        self.choices, self.rows = choices, rows
+        self.made: dict[tuple[Any, ...], Any] = {}
+        # What steps of them cost.
+        self.costs: dict[tuple[Any, ...], Cost] = {}
+
+    def __call__(self, config: TrainingConfig, data: PlannedData) -> Any:
+        """The model of some settings: PEFT's, ready to train.
+
+        Raises:
+            UserError: there is no such model, or the tuning does not fit it.
+        """
+        kind = (config.precision, config.base_format, *config.savers, config.checkpoint_interval)
+        kind = (*kind, config.cache_features is None, config.products)
+        if kind not in self.made:
+            said = Choices(aloud=False) if self.made else self.choices
+            rows = answer_rows(config, data) if self.rows is None else self.rows
+            self.made[kind] = planned_model(config, said, rows)
+        return self.made[kind]
+
+
+def seen_side(model: Any) -> int | None:
+    """Pixels of a side of the pictures that a model sees; None: it sees none."""
+    vision = getattr(model.get_base_model().config, "vision_config", None)
+    return getattr(vision, "image_size", None)
+
+
+def answer_rows(config: TrainingConfig, data: PlannedData) -> list[int]:
+    """The tokens whose rows will train, as far as that is known before the base was tried."""
+    wish = config.tuning_config.train_answer_tokens
+    own = wish == "auto" and config.data is not None and config.model == "embedded"
+    if wish != "true" and not (own and isinstance(config, FinetuneConfig)):
+        return []
+    answers = data.base.answer_ids(evenly(data.splits.train, TOKENS_FROM))
+    return sorted({token for answer in answers for token in answer})
+
+
+def _loading(model: Any, cost: Cost) -> int:
+    """Weights as they are read: all that stay, and one that is not yet in its format."""
+    weights = sum(size for name, size in cost.held.items() if name != "optimizer")
+    largest = max(parameter.numel() for parameter in model.parameters())
+    # As files have them, in 32 bits at most.
+    return weights + 4 * largest
+
+
+def _saving(model: Any, cost: Cost, machine: Machine) -> int:
+    """What is held between steps, and what trains once more where it is copied from a GPU."""
+    held = sum(cost.held.values())
+    trained = bytes_held(p for p in model.parameters() if p.requires_grad)
+    return held + (0 if machine.device == "cpu" else trained)
+
+
+def _written(model: Any, shape: Shape, most: int, precision: str) -> int:
+    """Keys and values of all layers for questions and answers (B, T), and in a T5 those of both."""
+    base = model.get_base_model()
+    config = base.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    numbers = 2 * config.num_hidden_layers * kept * width
+    return numbers * shape.rows * (shape.tokens + most) * DTYPES[precision].itemsize
