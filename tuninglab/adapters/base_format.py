@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
@@ -19,6 +20,7 @@ from tuninglab.int8.quantiser import METHOD, Int8Config, int8_layers
 from tuninglab.int8.ways import way_of
 from tuninglab.kernels import gpu
 from tuninglab.models.named_parts import GATED_BLOCK, SCOPE
+from tuninglab.models.parts import DTYPES
 
 TOWERS = ("vision_encoder", "perceiver")
 # What the output layer is called (embed_out by GPT-NeoX): bitsandbytes leaves it out by itself
@@ -126,3 +128,18 @@ def _check_bitsandbytes(name: str) -> None:
             "Install it: pip install 'tuninglab[int8]'; or use --quantization int8, which needs "
             "nothing besides"
         ) from error
+
+
+def base_format_of(config: FinetuneConfig) -> Any:
+    """How the frozen weights are quantised, as a configuration of transformers; None: not at all.
+
+    Raises:
+        UserError: bitsandbytes is asked for and missing.
+    """
+    tuning = config.tuning_config
+    skip = left_in_float(tuning, fresh_bridge=config.lang_encoder is not None)
+    # Tokens train as rows of float tables; new ones make those of plain language models grow.
+    own_words = tuning.train_answer_tokens == "auto" and config.model == "embedded" and config.data
+    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true" or own_words
+    head = not (rows or config.lang_encoder)
+    return quantization_config(config.base_format, DTYPES[config.precision], skip, head)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from tuninglab.adapters.base_format import left_in_float, quantization_config
+from tuninglab.adapters.base_format import base_format_of
 from tuninglab.adapters.lora import SCOPE, train_fresh_bridge
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.data import columns_of, pictures_checked
@@ -152,21 +152,6 @@ def load_model(config: FinetuneConfig, run: RunFolder) -> tuple[Any, Any]:
         say("Base model: the small pre-trained Flamingo that ships with tuninglab (embedded).")
         return load_flamingo(base_directory(), dtype, quantization)
     return load_flamingo(config.model, dtype, quantization)
-
-
-def base_format_of(config: FinetuneConfig) -> Any:
-    """How the frozen weights are quantised, as a configuration of transformers; None: not at all.
-
-    Raises:
-        UserError: bitsandbytes is asked for and missing.
-    """
-    tuning = config.tuning_config
-    skip = left_in_float(tuning, fresh_bridge=config.lang_encoder is not None)
-    # Tokens train as rows of float tables; new ones make those of plain language models grow.
-    own_words = tuning.train_answer_tokens == "auto" and config.model == "embedded" and config.data
-    rows = tuning.train_new_tokens or tuning.train_answer_tokens == "true" or own_words
-    head = not (rows or config.lang_encoder)
-    return quantization_config(config.base_format, DTYPES[config.precision], skip, head)
 
 
 FLAMINGO = Recipe(SCOPE, open_data, load)

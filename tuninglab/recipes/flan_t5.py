@@ -19,12 +19,11 @@ from tuninglab.models.text_to_text import load_text_to_text
 from tuninglab.recipes.common import open_run, run_recipe
 from tuninglab.recipes.embedded_runs import check_own
 from tuninglab.recipes.ending import print_scores
-from tuninglab.recipes.recipe import Base, Recipe
+from tuninglab.recipes.recipe import WHOLE_MODEL, Base, Recipe
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.hardware import DTYPES, use_threads
 
 DEMO_NAME = "flan_t5"
-WHOLE_MODEL = ""  # the scope of LoRA: nothing of a T5 is left out
 
 
 def flan_t5(config: FlanT5Config, task: Task | None = None) -> dict[str, Any]:

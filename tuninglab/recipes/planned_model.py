@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from tuninglab.adapters.base_format import left_in_float, quantization_config
+from tuninglab.adapters.base_format import base_format_of, left_in_float, quantization_config
 from tuninglab.adapters.lora import SCOPE, check_patterns, train_fresh_bridge
 from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.config.tuning import LoraTuning
@@ -24,8 +24,7 @@ from tuninglab.models.quantised import quantised
 from tuninglab.models.text_to_text import WideLinear
 from tuninglab.models.vision import read_vision_config
 from tuninglab.recipes.features import leave_out_tower
-from tuninglab.recipes.flamingo import base_format_of
-from tuninglab.recipes.flan_t5 import WHOLE_MODEL
+from tuninglab.recipes.recipe import WHOLE_MODEL
 from tuninglab.recipes.wrapping import wrap
 from tuninglab.training.hardware import DTYPES
 

@@ -18,6 +18,8 @@ from tuninglab.run_folder.ownership import note_base
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
+WHOLE_MODEL = ""  # a scope of LoRA: nothing of a T5 is left out
+
 
 class Tunable(Protocol):
     """A base model, loaded or planned, and what of it trains."""
