@@ -37,17 +37,21 @@ def command_line(config: FinetuneConfig, name: str, **flags) -> list[str]:
 )
 def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, flags, loss_error):
     """12 samples, 2 x 5 rows a step: the second step of an epoch is short and uneven."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    by_torchrun = not flags
     flags = {"val_data": config.data, "learning_rate": 2e-4, **flags}
-    words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5, **flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = {"batch_size": 10, "max_steps": 4, **flags}
     # The rows of the answers' tokens train in both: nobody trained this base.
-    alone["tuning_config"] = TuningConfig()
+    alone = {"batch_size": 10, "max_steps": 4, "tuning_config": TuningConfig(), **flags}
+    if by_torchrun:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5, **flags)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        two = replace(config, run_name="two", **alone | {"batch_size": 5})
+        all_well(in_world(2, lambda: finetune(two), tmp_path))
     finetune(replace(config, run_name="one", **alone))
     scores = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two")]
     for when in ("before", "after"):
