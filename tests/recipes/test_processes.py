@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tests.tiny import Colours
 from tests.worlds import all_well, in_world
 from tuninglab.adapters import products
-from tuninglab.cli import finetune_main
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.errors import UserError
@@ -38,12 +37,21 @@ def command_line(config: FinetuneConfig, name: str, **flags) -> list[str]:
 )
 def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, flags, loss_error):
     """12 samples, 2 x 5 rows a step: the second step of an epoch is short and uneven."""
+    by_torchrun = not flags
     flags = {"val_data": config.data, "learning_rate": 2e-4, **flags}
-    words = command_line(config, "two", batch_size=5, **flags)
-    all_well(in_world(2, lambda: sys.exit(finetune_main(words)), tmp_path))
-    alone = {"batch_size": 10, "max_steps": 4, **flags}
     # The rows of the answers' tokens train in both: nobody trained this base.
-    alone["tuning_config"] = TuningConfig()
+    alone = {"batch_size": 10, "max_steps": 4, "tuning_config": TuningConfig(), **flags}
+    if by_torchrun:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        words = [*torchrun, "fine_tuning.py", *command_line(config, "two", batch_size=5, **flags)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        two = replace(config, run_name="two", **alone | {"batch_size": 5})
+        all_well(in_world(2, lambda: finetune(two), tmp_path))
     finetune(replace(config, run_name="one", **alone))
     scores = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two")]
     for when in ("before", "after"):
@@ -74,9 +82,12 @@ def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
     given = {"model": config.model, "output_dir": config.output_dir, "precision": "fp32"}
     # At this rate the answers after are others than before.
     given |= {"max_steps": 8, "learning_rate": 2e-2}
-    two = FinetuneConfig(**given, run_name="two", batch_size=4)
-    all_well(in_world(2, lambda: finetune(two, Colours(str(data))), tmp_path))
-    finetune(FinetuneConfig(**given, run_name="one", batch_size=8), Colours(str(data)))
+
+    def tune(name: str, size: int) -> None:
+        finetune(FinetuneConfig(**given, run_name=name, batch_size=size), Colours(str(data)))
+
+    all_well(in_world(2, lambda: tune("two", 4), tmp_path))
+    tune("one", 8)
     one, two = (
         json.loads((tmp_path / name / "report.json").read_text())["evaluation"]
         for name in ("one", "two")
@@ -90,18 +101,18 @@ def test_scores_of_two_processes_are_those_of_one(config, tmp_path):
 @pytest.mark.parametrize(("slow", "decided"), [("1", "torch"), ("none", "onednn")])
 def test_processes_agree_on_their_products(config, tmp_path, monkeypatch, slow, decided):
     """oneDNN is slower in the second of two processes, or in none."""
+
+    def faster(shapes):
+        rank = os.environ["RANK"]
+        return rank != slow, f"tried by {rank}"
+
     monkeypatch.setattr(products, "SMALL", 1)
-
-    def tried(shapes):
-        return os.environ["RANK"] != slow, f"tried by {os.environ['RANK']}"
-
-    monkeypatch.setattr(products, "faster", tried)
-    given = {"model": config.model, "data": config.data, "output_dir": config.output_dir}
-    given |= {"precision": "fp32", "max_steps": 1, "batch_size": 2, "run_name": "two"}
-    said = all_well(in_world(2, lambda: finetune(FinetuneConfig(**given)), tmp_path))
+    monkeypatch.setattr(products, "faster", faster)
+    given = replace(config, max_steps=1, batch_size=2, run_name="two", tuning_config=TuningConfig())
+    said = "".join(all_well(in_world(2, lambda: finetune(given), tmp_path)))
     assert f"products: {decided}" in (tmp_path / "two" / "config.yaml").read_text()
     reason = "tried by 1; in one of 2" if slow == "1" else "tried by 0; so in all 2"
-    assert "".join(said).count(f"({reason} processes, which must agree)") == 1
+    assert said.count(f"({reason} processes, which must agree)") == 1
 
 
 @pytest.mark.slow

@@ -119,6 +119,13 @@ def two(settings, kinds, text):
 
         return work
 
+    def launched():
+        # As `accelerate launch` tells it; transformers would leave weights out for the last of it.
+        asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        asked |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+        with mock.patch.dict(os.environ, asked):
+            scored(of(settings, "scored", 2))
+
     def in_step():
         with mock.patch.object(parallel, "fits_gathered", return_value=False):
             scored(of(settings, "in-step", 2, parallel="fsdp2"))
@@ -128,7 +135,7 @@ def two(settings, kinds, text):
     work = several(
         lambda: finetune(of(settings, "lora-ddp", 2)),
         *(lambda config=config: finetune(config) for config in fsdp2.values()),
-        lambda: scored(of(settings, "scored", 2, parallel="fsdp2")),
+        launched,
         in_step,
         lambda: finetune(long),
         go_on("long-same"),
@@ -208,6 +215,7 @@ def test_shards_are_ddp_to_the_bit_and_leave_the_same_files(two):
 @pytest.mark.parametrize("name", ["scored", "in-step"])
 def test_scores_of_shards_are_those_of_one_process(two, settings, name):
     """Whether each process gathers the weights and answers a share, or all answer in step."""
+    assert "parallel: fsdp2" in (two / name / "config.yaml").read_text()
     expected = scored(of(settings, f"{name}-one", 1))["evaluation"]
     assert report(two, name)["evaluation"] == expected
     assert len(expected["after"]["answers"]) == ROWS

@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from tests.tiny import t5
+from tests.tiny import colour_flamingo, t5, tiny_tokenizer
+from tests.worlds import all_well, in_world
 from tuninglab.adapters.lora import tune
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
@@ -13,7 +15,7 @@ from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.models.gated_cross_attention import FlamingoLayer
 from tuninglab.models.perceiver import PerceiverResampler
-from tuninglab.training.sharding import blocks_of, is_to_shard, place
+from tuninglab.training.sharding import blocks_of, is_to_shard, place, shard
 
 
 def of_ranks(count) -> Any:
@@ -74,3 +76,32 @@ def test_what_is_to_be_sharded_stays_where_it_is_but_what_encodes(make_flamingo)
     devices = {name: p.device.type for name, p in model.named_parameters()}
     moved = {name.split(".")[0] for name, kind in devices.items() if kind == "meta"}
     assert moved == {"vision_encoder", "perceiver"}
+
+
+@pytest.mark.slow
+def test_an_overflow_in_one_share_skips_the_step_in_all(tmp_path):
+    """As the scaler of fp16 sees it: each process looks at its own share of the gradients."""
+
+    def work():
+        rank = Accelerator(cpu=True).process_index
+        model = tune(colour_flamingo(tiny_tokenizer()), TuningConfig())
+        shard(model, torch.device("cpu"))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer, scaler = torch.optim.AdamW(trained), torch.amp.GradScaler("cpu", 8.0)
+        for overflows in (False, True):
+            before = [parameter.full_tensor().clone() for parameter in trained]
+            for parameter in trained:
+                parameter.grad = torch.ones_like(parameter)
+            shares = [p.grad.to_local() for p in trained if p.grad.to_local().numel()]
+            if overflows and rank == 1:
+                shares[-1].view(-1)[0] = torch.inf
+            scaler.scale(torch.ones(()))
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            after = (parameter.full_tensor() for parameter in trained)
+            same = all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+            assert same == overflows
+            assert scaler.get_scale() == (4.0 if overflows else 8.0)
+
+    all_well(in_world(2, work, tmp_path))
