@@ -23,6 +23,7 @@ from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.console import is_main_process, say
 from tuninglab.errors import UserError
+from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import step_of
 from tuninglab.training.tracked_answers import show
@@ -34,7 +35,7 @@ PROJECT = "tuninglab"
 TENSORBOARD, NAMES = "tensorboard", "trackers.json"
 # Lines that may wait for a tracker, and for how long the end of a run waits for it.
 MOST_WAITING = 10_000
-CLOSING_S = 20.0
+CLOSING_S = 60.0
 # What trackers tell their makers of by themselves is nobody's wish.
 QUIET = {
     "WANDB_ERROR_REPORTING": "false",
@@ -100,8 +101,9 @@ class Trackers:
         """Let the trackers end, and wait for that, but not long."""
         for thread in self.threads:
             thread.give(None)
-        for thread in self.threads:
-            thread.join()
+        with working("waiting for the trackers to take everything"):
+            for thread in self.threads:
+                thread.join()
 
 
 class _Thread:
