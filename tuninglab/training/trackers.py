@@ -17,6 +17,7 @@ from queue import Full, Queue
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from tuninglab.config.fields import leaves, marked
 from tuninglab.config.marks import Mark
@@ -61,7 +62,8 @@ def check_trackers(names: Sequence[str] | None) -> None:
             hint = f" Did you mean {near[0]}?" if near else ""
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             raise UserError(f"--track {shown(name)} is unknown.{hint} Known: {known}.")
-        if name not in map(str, get_available_trackers()):
+        # Of classes that a program has registered itself there is nothing to install.
+        if name in LoggerType.list() and name not in map(str, get_available_trackers()):
             raise UserError(
                 f"--track {name}: its package is not installed (pip install {name}). Install it, "
                 "or leave it out: metrics.jsonl has the same figures."
