@@ -109,6 +109,7 @@ def test_without_a_step_it_says_so(begun):
     (begun / "metrics.jsonl").unlink()
     text = parsed(begun).text
     assert "no step yet" in text and "No loss logged." in text
+    assert "once the run has ended" in text and "No questions were answered" not in text
 
 
 def test_half_a_line_is_of_a_process_that_writes_it(begun):
