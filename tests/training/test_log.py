@@ -43,6 +43,18 @@ def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     assert len(lines) < 10
 
 
+def test_a_line_has_memory_and_the_time_left_in_words(capsys, monkeypatch):
+    clock = iter((0.0, 10.0, 20.0))
+    monkeypatch.setattr("tuninglab.training.log.time.monotonic", lambda: next(clock))
+    with TrainingLog(total_steps=50, first_step=9) as log:
+        for step in (10, 11):
+            line = {"step": step, "loss": 1.5, "tokens_per_s": 90.0, "peak_memory_mib": 1234.4}
+            log.show(line)
+    lines = capsys.readouterr().err.splitlines()
+    # 10 s a step, 39 steps to go.
+    assert lines[2] == "step 11/50: loss 1.5000, 90 tokens/s, 1,234 MiB, 6 min 30 s left"
+
+
 class Terminal(io.StringIO):
     """What is written, for programs that ask whether a person looks on."""
 

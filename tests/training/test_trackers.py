@@ -306,6 +306,8 @@ def wandb_records(path):
 @pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
 def test_wandb_offline_keeps_all_lines_and_goes_on_under_its_name(begun, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    # Of a busy machine, on which it takes half a minute to begin.
+    monkeypatch.setattr(trackers, "CLOSING_S", 300)
     monkeypatch.chdir(tmp_path)
     config, run = begun
     config = replace(config, track=["wandb"])

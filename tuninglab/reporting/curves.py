@@ -19,7 +19,7 @@ DRAWN = 1e30
 # Of a picture in its own units; the page scales it.
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 10, 24
-TICKS = 4
+TICKS, DASH = 4, 4
 # More points than the picture has columns cannot be told apart.
 MOST_POINTS = 400
 # As many colours are told apart.
@@ -226,6 +226,8 @@ def _thinned(points: Points) -> Points:
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
-    # A single point is a line of no length, which a round end makes a dot.
-    both = [*places, *places] if len(places) == 1 else places
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in both)
+    # A single point alone would not be seen: it becomes a dash.
+    if len(places) == 1:
+        ((x, y),) = places
+        places = [(max(x - DASH, 0.0), y), (min(x + DASH, WIDTH), y)]
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)

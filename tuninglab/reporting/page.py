@@ -92,6 +92,7 @@ def page(
         "report.html.jinja",
         name=str(figures.get("run_name") or run_dir.name),
         subject=[figures[key] for key in ("task", "base", "precision") if figures.get(key)],
+        ended=stands.state == "ended",
         reload_s=RELOAD_S if stands.goes_on else None,
         verdict=_verdict(figures, scores) if stands.state == "ended" else _so_far(figures, stands),
         columns=[{"title": title, "note": note} for key, title, note in CONTROLS if key in exact],

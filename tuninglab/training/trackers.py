@@ -17,12 +17,14 @@ from queue import Full, Queue
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from tuninglab.config.fields import leaves, marked
 from tuninglab.config.marks import Mark
 from tuninglab.config.training import TrainingConfig
 from tuninglab.console import is_main_process, say
 from tuninglab.errors import UserError
+from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
 from tuninglab.training.checkpoint import step_of
 from tuninglab.training.tracked_answers import show
@@ -34,7 +36,7 @@ PROJECT = "tuninglab"
 TENSORBOARD, NAMES = "tensorboard", "trackers.json"
 # Lines that may wait for a tracker, and for how long the end of a run waits for it.
 MOST_WAITING = 10_000
-CLOSING_S = 20.0
+CLOSING_S = 60.0
 # What trackers tell their makers of by themselves is nobody's wish.
 QUIET = {
     "WANDB_ERROR_REPORTING": "false",
@@ -60,7 +62,8 @@ def check_trackers(names: Sequence[str] | None) -> None:
             hint = f" Did you mean {near[0]}?" if near else ""
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             raise UserError(f"--track {shown(name)} is unknown.{hint} Known: {known}.")
-        if name not in map(str, get_available_trackers()):
+        # Of classes that a program has registered itself there is nothing to install.
+        if name in LoggerType.list() and name not in map(str, get_available_trackers()):
             raise UserError(
                 f"--track {name}: its package is not installed (pip install {name}). Install it, "
                 "or leave it out: metrics.jsonl has the same figures."
@@ -100,8 +103,9 @@ class Trackers:
         """Let the trackers end, and wait for that, but not long."""
         for thread in self.threads:
             thread.give(None)
-        for thread in self.threads:
-            thread.join()
+        with working("waiting for the trackers to take everything"):
+            for thread in self.threads:
+                thread.join()
 
 
 class _Thread:
