@@ -9,6 +9,7 @@ from tests.documents import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INT8 = (ROOT / "docs" / "int8.md").read_text(encoding="utf-8")
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
@@ -290,3 +291,38 @@ def test_what_batches_and_shared_pictures_save():
     page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
     assert f"{engine['time_ratio']:.2f} ({low:.2f}–{high:.2f}) of the time" in page
     assert engine["answers_unlike_one_by_one"] == 0
+
+
+def test_the_table_of_processes():
+    expected = []
+    for row in result("processes")["rows"]:
+        alone, others = row["processes"] == 1, row["loading_peak_of_others_mib"]
+        run = "1 process" if alone else f"{row['parallel']}, {row['processes']}"
+        first = f"{row['loading_peak_mib']:.0f}"
+        loading = first if others is None else f"{first} / {others:.0f}"
+        mib = [f"{row[name]:.0f}" for name in ("training_peak_mib", "step_gathers_mib")]
+        expected.append([row["base"], run, f"{row['weights_mib']:.0f}", loading, *mib])
+    assert tables(SCALING, "base | run")[0] == expected
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_the_arithmetic_of_many_devices(kind):
+    """From the sizes that the page counts to what each of 64 devices holds and sends."""
+    column = ["bf16", "int8"].index(kind) + 1
+    sizes = {row[0][0]: int(row[column].replace(",", "")) for row in tables(SCALING, "bytes of")[0]}
+    whole, layers, tower, root, largest, gradients = (sizes[name] for name in "WLVRBG")
+    expected = []
+    for count in (1, 8, 16, 64):
+        share = (count - 1) / count
+        held = whole + 3 * gradients
+        for_a_time = root + 2 * largest if count > 1 else 0
+        received = share * (2 * (layers + root) + tower)
+        figures = [held, 2 * share * gradients, held / count, for_a_time, received]
+        digits = [2, 3, 2, 2, 2, 3]
+        found = [
+            f"{value / 2**30:.{digit}f}" if value else "0"
+            for value, digit in zip([*figures, share * gradients], digits, strict=True)
+        ]
+        expected.append([kind, str(count), *found])
+    rows = [row for row in tables(SCALING, "GiB a process")[0] if row[0] == kind]
+    assert rows == expected
