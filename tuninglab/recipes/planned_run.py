@@ -5,7 +5,7 @@ A plan is made of settings, lengths and shapes alone, so whoever weighs a change
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
@@ -24,6 +24,8 @@ from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, ti
 MIB = 2**20
 # What of a plan's figures is to be expected: see benchmarks/plan.py.
 MEMORY_ERROR, TIME_ERROR = 0.1, 0.3
+# Models have at least so many, of about one size.
+FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,17 @@ def plan_run(
     phases = {"load": _loading(model, largest), "train": largest.peak}
     parts = largest.held | largest.step
     validation = val_batches(data, config, machine.processes)
+    could_exceed = _Bound(largest, batches.largest, config.checkpoint_interval is not None)
     for shape in validation.largest if validation else ():
-        if quick and not _exceeds(shape, batches.largest):
+        if quick and not could_exceed(shape):
             continue
         cost = rehearse.passing(shape)
         parts = cost.held | cost.step if cost.peak > sum(parts.values()) else parts
         phases["validate"] = max(phases.get("validate", 0), cost.peak)
     if data.scores is not None:
         asked = asked_together(model, data.scores)
-        if not quick or _exceeds(asked, batches.largest):
-            written = _written(model, asked, data.scores.most, config.precision)
+        written = _written(model, asked, data.scores.most, config.precision)
+        if not quick or could_exceed(asked, written):
             phases["score"] = rehearse.passing(asked).peak + written
     phases["save"] = _saving(model, largest, machine)
     times = None
@@ -114,11 +117,29 @@ def plan_run(
     return Plan(parts, largest.held, phases, times, batches, machine, data.note)
 
 
-def _exceeds(shape: Shape, others: list[Shape]) -> bool:
-    """Whether a batch has more text or more pictures than all of some others."""
-    text = max(other.rows * other.tokens for other in others)
-    seen = max(other.rows * other.pictures for other in others)
-    return shape.rows * shape.tokens > text or shape.rows * shape.pictures > seen
+class _Bound(NamedTuple):
+    """Tells, before it is rehearsed, whether a pass without gradients could need more than a step.
+
+    Such a pass holds what one block makes at a time, where a step keeps what all of them make.
+
+    Args:
+        step: that needs the most.
+        shapes: the largest that train.
+        recomputes: whether the step keeps little of its blocks.
+    """
+
+    step: Cost
+    shapes: list[Shape]
+    recomputes: bool
+
+    def __call__(self, shape: Shape, besides: int = 0) -> bool:
+        """Whether a batch of a shape could, with so many bytes besides."""
+        text = max(other.rows * other.tokens for other in self.shapes)
+        seen = max(other.rows * other.pictures for other in self.shapes)
+        larger = max(shape.rows * shape.tokens / text, shape.rows * shape.pictures / seen)
+        share = 1.0 if self.recomputes else 1 / FEWEST_BLOCKS
+        made = sum(self.step.step.values())
+        return made * larger * share + besides > made
 
 
 class Models:
