@@ -29,9 +29,10 @@ def part_namer(model: Any) -> Callable[[str], str]:
         if id(module) in names
     }
 
-    tower = getattr(base, "vision_encoder", None)
+    # Where features of pictures are read, there is no tower any more.
+    tower = getattr(getattr(base, "vision_encoder", None), "config", None)
     # E.g. what makes a summary of the picture of a class token: not what the Perceiver reads.
-    unused = None if tower is None else TOWERS[tower.config.model_type].unused
+    unused = None if tower is None else TOWERS[tower.model_type].unused
 
     def part_of(name: str) -> str:
         """The part that a parameter of this name belongs to."""
