@@ -172,7 +172,7 @@ def prepare(
     leave_out_tower(base.model, config)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))
-    plan = plan_training(config, task, base, answers, accelerator)
+    plan = plan_training(config, task, base, answers, model, accelerator)
     return Setup(config, run, splits, model, base, name, *loaders, accelerator, plan)
 
 

@@ -11,6 +11,7 @@ from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
+from tuninglab.inspection.rehearsal import process_held
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
 from tuninglab.recipes.defaults import LARGE
@@ -92,7 +93,7 @@ def plan_run(
     model = models(config, data)
     quick = quick or model.num_parameters() >= LARGE
     batches = train_batches(data, config, machine.processes, said)
-    rehearse = Rehearsal(model, config, machine, models.costs)
+    rehearse = Rehearsal(model, config, machine, models.costs, models.process_bytes)
     steps = [rehearse.step(shape) for shape in batches.largest]
     largest = max(steps, key=lambda cost: cost.peak)
     phases = {"load": _loading(model, largest), "train": largest.peak}
@@ -148,10 +149,16 @@ class Models:
     Args:
         choices: where is said what is chosen for the first; of others nothing is said.
         rows: tokens whose rows train; None: as far as the settings and the data tell.
+        loaded: the model that this process has loaded to train; None: there is none yet.
+
+    Attributes:
+        process_bytes: that a process on a CPU holds besides, as measured with the first model.
     """
 
-    def __init__(self, choices: Choices, rows: Sequence[int] | None = None):
-        self.choices, self.rows = choices, rows
+    process_bytes: int
+
+    def __init__(self, choices: Choices, rows: Sequence[int] | None = None, loaded: Any = None):
+        self.choices, self.rows, self.loaded = choices, rows, loaded
         self.made: dict[tuple[Any, ...], Any] = {}
         # What steps of them cost.
         self.costs: dict[tuple[Any, ...], Cost] = {}
@@ -167,7 +174,10 @@ class Models:
         if kind not in self.made:
             said = Choices(aloud=False) if self.made else self.choices
             rows = answer_rows(config, data) if self.rows is None else self.rows
-            self.made[kind] = planned_model(config, said, rows)
+            model = planned_model(config, said, rows)
+            if not self.made:
+                self.process_bytes = process_held(model if self.loaded is None else self.loaded)
+            self.made[kind] = model
         return self.made[kind]
 
 
