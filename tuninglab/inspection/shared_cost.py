@@ -6,7 +6,7 @@ Communication Operations in MPICH).
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
