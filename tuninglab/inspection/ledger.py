@@ -21,6 +21,8 @@ FORMATS = {
     torch.int8: "int8",
     torch.uint8: "nf4",
 }
+
+
 def _product(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     """Operations of x (M, K) times a weight (N, K), or a matrix (K, N): 2 M N K."""
     return 2 * out_val.numel() * x.shape[-1]
