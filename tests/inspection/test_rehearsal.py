@@ -36,7 +36,9 @@ aten = torch.ops.aten
 CPU: object = SimpleNamespace(device=torch.device("cpu"))
 # Two products of (T, D) with (D, S) forward; backward one again, and four for the gradients.
 ATTENTION = {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[2],
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: (
+        4 * math.prod(q) * k[2]
+    ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, q, k, *_, **__: 10 * math.prod(q) * k[2]
     ),
@@ -194,3 +196,66 @@ def test_weights_are_those_of_the_model(case):
     assert sum(held.values()) == bytes_held([*model.parameters(), *model.buffers()])
     trained = [p for p in model.parameters() if p.requires_grad]
     assert held["LoRA"] + held.get("trained in full", 0) == bytes_held(trained)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A Flamingo with a real process, and what its step costs."""
+    model = tuned("llama", "bf16")
+    return model, step_cost(model, SHAPE, "bf16", process_bytes=0)
+
+
+def sizes(cost):
+    return sum(size for name, size in cost.step.items() if name != "kept by the heap")
+
+
+def test_a_validation_batch_keeps_nothing_for_a_backward_pass(small):
+    model, trained = small
+    validated = step_cost(model, SHAPE, "bf16", backward=False, process_bytes=0)
+    assert sizes(validated) < 0.7 * sizes(trained)
+    assert "gradients" not in validated.step
+    products = sum(validated.operations.values())
+    assert 0.2 < products / sum(trained.operations.values()) < 0.5
+
+
+def test_accumulation_holds_gradients_all_along_and_works_as_often(small):
+    model, once = small
+    twice = step_cost(model, SHAPE, "bf16", accumulation=2, process_bytes=0)
+    gradients = bytes_held(p for p in model.parameters() if p.requires_grad)
+    assert twice.step["gradients"] == gradients
+    assert sizes(twice) >= sizes(once)
+    assert twice.operations["bf16"] == 2 * once.operations["bf16"]
+
+
+def test_on_a_gpu_there_is_no_process_and_no_heap(small):
+    model, _ = small
+    cost = step_cost(model, SHAPE, "bf16", device="cuda")
+    assert "process" not in cost.held and "workspace" in cost.held
+    assert "kept by the heap" not in cost.step
+
+
+def test_rows_without_pictures_and_packed_rows_are_rehearsed(small):
+    model, plain = small
+    without = step_cost(model, SHAPE._replace(pictures=0), "bf16", process_bytes=0)
+    packed = step_cost(model, SHAPE._replace(documents=3), "bf16", process_bytes=0)
+    assert sizes(without) < sizes(plain)
+    assert packed.operations["bf16"] > 0
+
+
+def test_more_of_everything_costs_more(small):
+    model, plain = small
+    for larger in ({"rows": 6}, {"tokens": 48}, {"frames": 2}):
+        cost = step_cost(model, SHAPE._replace(**larger), "bf16", process_bytes=0)
+        assert sum(cost.operations.values()) > sum(plain.operations.values())
+
+
+def test_features_of_a_cache_spare_the_tower(small):
+    model, plain = small
+    base = model.get_base_model()
+    tower, base.vision_encoder = base.vision_encoder, torch.nn.Identity()
+    try:
+        cost = step_cost(model, SHAPE, "bf16", process_bytes=0)
+    finally:
+        base.vision_encoder = tower
+    assert cost.operations["bf16"] < plain.operations["bf16"]
+    assert not any("vision" in name for name in [*cost.held, *cost.step])

@@ -14,8 +14,13 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
 from tuninglab.data.batches import Batch
+from tuninglab.errors import UserError
 from tuninglab.inspection.cost import Cost, Shape
 from tuninglab.inspection.ledger import WEIGHTS, Ledger, by_module
 from tuninglab.inspection.planned_batch import batch_of
@@ -80,6 +85,9 @@ def step_cost(
         parallel: how several processes share the work.
         processes: that train together.
         process_bytes: what the process holds besides tensors; None: `process_held(model)`.
+
+    Raises:
+        UserError: what the model does depends on numbers.
     """
     held, ledger = weights_held(model), Ledger(large=LARGEST)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -165,6 +173,11 @@ def _rehearse(
             with ledger.labelled("pictures and text"):
                 batch = batch_of(_base(model), shape)
             _passes(model, batch, ledger, backward)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"{type(_base(model)).__name__} cannot be planned: what it does depends on numbers that "
+            f"are only there when it runs ({error}). Its memory has to be tried."
+        ) from error
     finally:
         for module, training in modes.items():
             module.training = training

@@ -51,6 +51,7 @@ def shared(cost: Cost, model: nn.Module, parallel: Parallel, processes: int) -> 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """The layers that are sharded apart: a Flamingo's, or the checkpointable ones of a T5."""
-    layers = [module for module in model.modules() if isinstance(module, FlamingoLayer)]
-    kinds = GradientCheckpointingLayer
-    return layers or [module for module in model.modules() if isinstance(module, kinds)]
+    for kind in (FlamingoLayer, GradientCheckpointingLayer):
+        if layers := [module for module in model.modules() if isinstance(module, kind)]:
+            return layers
+    return []

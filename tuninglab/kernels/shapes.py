@@ -73,7 +73,8 @@ class Shapes(TorchDispatchMode):
             return self._on_numbers(func, args, kwargs)
         if func in BY_INDEX:
             args = (args[0], _listed(args[1]), *args[2:])
-        shapes, named = self._with_shapes(args), dict(zip(kwargs, self._with_shapes(kwargs.values())))
+        shapes = self._with_shapes(args)
+        named = dict(zip(kwargs, self._with_shapes(kwargs.values()), strict=True))
         if named.get("device") is not None:
             named["device"] = self.device
         made = self._fake.dispatch(func, types, shapes, named)
@@ -156,7 +157,7 @@ def without_numbers(model: nn.Module, shapes: Shapes) -> Iterator[None]:
         return made[id(tensor)]
 
     # By module, of which each comes once, and not by name: T5's token table has three.
-    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    tables = [t for module in model.modules() for t in (module._parameters, module._buffers)]
     held = [(table, n, t) for table in tables for n, t in table.items() if t is not None]
     try:
         for table, name, tensor in held:
