@@ -11,7 +11,8 @@ from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
-from tuninglab.inspection.rehearsal import process_held
+from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held
+from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
 from tuninglab.recipes.defaults import LARGE
@@ -176,9 +177,15 @@ class Models:
             rows = answer_rows(config, data) if self.rows is None else self.rows
             model = planned_model(config, said, rows)
             if not self.made:
-                self.process_bytes = process_held(model if self.loaded is None else self.loaded)
+                self.process_bytes = self._process(model)
             self.made[kind] = model
         return self.made[kind]
+
+    def _process(self, model: Any) -> int:
+        if self.loaded is None:
+            return process_held(model)
+        # Loaded, but nothing was scored yet: that leaves as much behind as with a plan alone.
+        return process_held(self.loaded) + RUN_BESIDES[hasattr(model.get_base_model(), SCOPE)]
 
 
 def seen_side(model: Any) -> int | None:
