@@ -13,7 +13,7 @@ from tuninglab.config import FinetuneConfig, PlanConfig
 from tuninglab.config.flags import parse
 from tuninglab.config.tuning import TuningConfig
 from tuninglab.inspection.machine_speed import Speed
-from tuninglab.recipes import planned_machine, planned_times, planned_training
+from tuninglab.recipes import planned_machine, planned_run, planned_times, planned_training
 from tuninglab.recipes.flamingo import finetune
 from tuninglab.recipes.plan import plan
 
@@ -23,7 +23,9 @@ DROPPING = TuningConfig(train_answer_tokens="false", lora_dropout=0.3)
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine of known speed, whose measuring would draw random numbers."""
+    """A machine of known speed, measuring which draws random numbers; a process of one size."""
+    monkeypatch.setattr(planned_run, "process_held", lambda model: 2**28)
+    monkeypatch.setattr(planned_run, "RUN_BESIDES", {True: 0})
     monkeypatch.setattr(planned_machine, "speed_of", lambda device: torch.randn(3) is None or SPEED)
 
 
