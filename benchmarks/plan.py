@@ -127,9 +127,7 @@ def plan(name: str) -> None:
                 "step_mib": {n: round(v / MIB, 1) for n, v in cost.step.items()},
                 "operations": cost.operations,
                 "plan_s": round(time.perf_counter() - began_s, 2),
-                "plan_peak_mib": round(
-                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1
-                ),
+                "plan_peak_mib": round(highest_kib / 1024, 1),
             }
         )
     )
