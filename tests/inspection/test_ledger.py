@@ -58,7 +58,7 @@ def test_what_a_module_makes_is_called_by_what_it_is_for():
     ("name", "kind"),
     [
         (
-            "base_model.model.lang_encoder.model.layers.3.decoder_layer.self_attn.q_proj",
+            "base_model.model.lang_encoder.layers.3.decoder_layer.self_attn.q_proj",
             "attention",
         ),
         ("lang_encoder.model.layers.1.gated_cross_attn_layer.attn.to_q", "gated cross-attention"),

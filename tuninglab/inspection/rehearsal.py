@@ -5,6 +5,7 @@ No formula per family of models: the loop's own forward and backward pass run on
 what savers, checkpointing, frozen towers and int8 layers keep is what they would really keep.
 """
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -103,7 +104,8 @@ def step_cost(
         held["process"] = process_held(model) if process_bytes is None else process_bytes
         int8 = any(isinstance(module, Int8Linear) for module in model.modules())
         in_heap = max(0, sum(step.values()) - ledger.large_at_peak)
-        step["kept by the heap"] = int(KEPT_BY_HEAP[int8] * in_heap)
+        if platform.libc_ver()[0] == "glibc":
+            step["kept by the heap"] = int(KEPT_BY_HEAP[int8] * in_heap)
     else:
         held["workspace"] = GPU_WORKSPACE
     times = accumulation if backward else 1
@@ -175,8 +177,8 @@ def _rehearse(
             _passes(model, batch, ledger, backward)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
-            f"{type(_base(model)).__name__} cannot be planned: what it does depends on numbers that "
-            f"are only there when it runs ({error}). Its memory has to be tried."
+            f"{type(_base(model)).__name__} cannot be planned: what it does depends on numbers, "
+            f"which are only there when it runs ({error}). Its memory has to be tried."
         ) from error
     finally:
         for module, training in modes.items():

@@ -5,6 +5,7 @@ all-gather or a reduce-scatter half of that (Thakur et al. 2005, Optimization of
 Communication Operations in MPICH).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -49,7 +50,7 @@ def shared(cost: Cost, model: nn.Module, parallel: Parallel, processes: int) -> 
     return replace(cost, held=held, step=step, sent=sent)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def _blocks(model: nn.Module) -> Sequence[nn.Module]:
     """The layers that are sharded apart: a Flamingo's, or the checkpointable ones of a T5."""
     for kind in (FlamingoLayer, GradientCheckpointingLayer):
         if layers := [module for module in model.modules() if isinstance(module, kind)]:
