@@ -116,7 +116,14 @@ WORDS = {
     r"quantisation|quantize|quantizer": "quantise, quantised, quantiser",
 }
 THEIRS = {
-    *("HfQuantizer", "register_quantizer", "hf_quantizer", "get_quantize_ops", "_dequantize"),
+    *(
+        "AutoHfQuantizer",
+        "HfQuantizer",
+        "register_quantizer",
+        "hf_quantizer",
+        "get_quantize_ops",
+        "_dequantize",
+    ),
     *("dequantize", "param_needs_quantization", "quantizers", "is_quantized", "pre_quantized"),
     "quantizers_utils",
 }

@@ -10,7 +10,7 @@ from tuninglab.config import PlanConfig, PlanTextConfig
 from tuninglab.config.flags import parse
 from tuninglab.errors import UserError
 from tuninglab.inspection.machine_speed import Speed
-from tuninglab.recipes import planned_machine
+from tuninglab.recipes import planned_changes, planned_machine, planned_run
 from tuninglab.recipes.plan import plan, plan_text
 
 SPEED = Speed({"fp32": 1e9, "bf16": 2e9}, {"fp32": 1e9, "bf16": 5e8}, 1e10, 1e-6, 0.05)
@@ -19,8 +19,9 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True, scope="module")
 def machine():
-    """A machine of known speed."""
+    """A machine of known speed, and a process that does not grow from test to test."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planned_run, "process_held", lambda model: 2**24)
         patch.setattr(planned_machine, "speed_of", lambda device: SPEED)
         yield
 
@@ -107,7 +108,10 @@ def test_smaller_batches_learn_the_same(tight):
     assert size * accumulation == 4
 
 
-def test_where_nothing_helps_the_least_is_said(words):
+def test_where_nothing_helps_the_least_is_said(words, monkeypatch):
+    # Each change is planned, which takes its time.
+    monkeypatch.setattr(planned_changes, "WAYS", (planned_changes._features,))
+    monkeypatch.setattr(planned_changes, "MOST_PAIRS", 1)
     figures, _, error = planned(words, "--memory_gib", "0.00001")
     (least,) = figures["suggestions"]
     assert least["fits"] is False

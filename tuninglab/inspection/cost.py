@@ -13,6 +13,7 @@ class Shape(NamedTuple):
         answer_tokens: on which the loss falls, over all rows.
         pictures: M, of the row that has most: the others are padded to it.
         frames: F of each.
+        documents: how many are packed into each row; 0: rows are not packed.
     """
 
     rows: int
@@ -20,6 +21,7 @@ class Shape(NamedTuple):
     answer_tokens: int
     pictures: int = 1
     frames: int = 1
+    documents: int = 0
 
 
 @dataclass(frozen=True)

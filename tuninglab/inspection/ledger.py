@@ -68,13 +68,16 @@ class Ledger(Shapes):
         at_peak: bytes by label, at that moment.
         operations: of products, two for each multiply-add, by number format.
         moved: bytes that were read and written.
-        streamed: of these, by kernels of ours, which read and write rows in one go.
+        large_at_peak: what of it are storages from `large` bytes on, without weights.
+        streamed: of the bytes moved, those by kernels of ours, which pass over rows in one go.
         calls: operations, views among them.
         label: of what is allocated now.
     """
 
-    def __init__(self, device: torch.device = CPU):
+    def __init__(self, device: torch.device = CPU, large: int = 0):
         super().__init__(device)
+        self._large = large
+        self._live_large = self.large_at_peak = 0
         self.live: Counter[str] = Counter()
         self.operations: dict[str, float] = defaultdict(float)
         self.moved, self.streamed, self.calls = 0.0, 0.0, 0
@@ -85,7 +88,7 @@ class Ledger(Shapes):
 
     def start_peak(self) -> None:
         """Count the peak, operations and bytes moved from here on."""
-        self.peak, self.at_peak = self._total, Counter(self.live)
+        self._note_peak()
         self.operations.clear()
         self.moved, self.streamed, self.calls = 0.0, 0.0, 0
 
@@ -142,12 +145,21 @@ class Ledger(Shapes):
         weakref.finalize(storage, self._leave, key, entry)
         self.live[self.label] += size
         self._total += size
+        self._live_large += self._large_part(entry)
         if self._total > self.peak:
-            self.peak, self.at_peak = self._total, Counter(self.live)
+            self._note_peak()
+
+    def _note_peak(self) -> None:
+        self.peak, self.at_peak = self._total, Counter(self.live)
+        self.large_at_peak = self._live_large
+
+    def _large_part(self, entry: list[Any]) -> int:
+        return entry[1] if entry[1] >= self._large and entry[0] != WEIGHTS else 0
 
     def _leave(self, key: int, entry: list[Any]) -> None:
         self.live[entry[0]] -= entry[1]
         self._total -= entry[1]
+        self._live_large -= self._large_part(entry)
         if self._labels.get(key) is entry:
             del self._labels[key]
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 CPU = torch.device("cpu")
@@ -74,10 +73,8 @@ class Shapes(TorchDispatchMode):
             return self._on_numbers(func, args, kwargs)
         if func in BY_INDEX:
             args = (args[0], _listed(args[1]), *args[2:])
-        shapes, named = (
-            self._with_shapes(args),
-            dict(zip(kwargs, self._with_shapes(kwargs.values()))),
-        )
+        shapes = self._with_shapes(args)
+        named = dict(zip(kwargs, self._with_shapes(kwargs.values()), strict=True))
         if named.get("device") is not None:
             named["device"] = self.device
         made = self._fake.dispatch(func, types, shapes, named)
@@ -159,8 +156,15 @@ def without_numbers(model: nn.Module, shapes: Shapes) -> Iterator[None]:
             made[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if is_weight else shape
         return made[id(tensor)]
 
-    named = [*model.named_parameters(remove_duplicate=False)]
-    named += model.named_buffers(remove_duplicate=False)
-    # The default device may be another one where a model is planned.
-    with torch.device(CPU), _reparametrize_module(model, {n: shape_of(t) for n, t in named}):
-        yield
+    # By module, of which each comes once, and not by name: T5's token table has three.
+    tables = [t for module in model.modules() for t in (module._parameters, module._buffers)]
+    held = [(table, n, t) for table in tables for n, t in table.items() if t is not None]
+    try:
+        for table, name, tensor in held:
+            table[name] = shape_of(tensor)  # pyright: ignore
+        # The default device may be another one where a model is planned.
+        with torch.device(CPU):
+            yield
+    finally:
+        for table, name, tensor in held:
+            table[name] = tensor  # pyright: ignore

@@ -29,7 +29,7 @@ def part_namer(model: Any) -> Callable[[str], str]:
         if id(module) in names
     }
 
-    # A tower that was left out, because its features are read, is nothing that has settings.
+    # Where features of pictures are read, there is no tower any more.
     tower = getattr(getattr(base, "vision_encoder", None), "config", None)
     # E.g. what makes a summary of the picture of a class token: not what the Perceiver reads.
     unused = None if tower is None else TOWERS[tower.model_type].unused

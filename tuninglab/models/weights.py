@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def storage_key(tensor: Tensor) -> int:
     """What tells the memory of a tensor from that of others; views of one storage are equal."""
-    # Storages on the meta device have no address: there, tensors are told apart.
+    storage = tensor.untyped_storage()
+    # Without numbers a storage has no address, but it is one thing for all its views.
     if tensor.is_meta or isinstance(tensor, FakeTensor):
-        return id(tensor)
-    return tensor.untyped_storage().data_ptr() or id(tensor)
+        return storage._cdata
+    return storage.data_ptr() or id(tensor)
 
 
 def bytes_held(tensors: Iterable[Tensor]) -> int:

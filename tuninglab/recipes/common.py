@@ -200,7 +200,7 @@ def prepare(
     print_trainable(rows, parameters)
     # Once a new base is saved.
     leave_out_tower(base.model, config)
-    plan = plan_training(config, task, base, answers, accelerator)
+    plan = plan_training(config, task, base, answers, model, accelerator)
     model = spread(model, accelerator.device, sharded)
     run.write("trainable.json", rows)
     run.write_environment(choices, torch.get_num_threads(), str(accelerator.device))

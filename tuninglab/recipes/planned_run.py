@@ -5,12 +5,14 @@ A plan is made of settings, lengths and shapes alone, so whoever weighs a change
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
+from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held
+from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
 from tuninglab.recipes.defaults import LARGE
@@ -24,6 +26,8 @@ from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, ti
 MIB = 2**20
 # What of a plan's figures is to be expected: see benchmarks/plan.py.
 MEMORY_ERROR, TIME_ERROR = 0.1, 0.3
+# Models have at least so many, of about one size.
+FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -90,22 +94,23 @@ def plan_run(
     model = models(config, data)
     quick = quick or model.num_parameters() >= LARGE
     batches = train_batches(data, config, machine.processes, said)
-    rehearse = Rehearsal(model, config, machine, models.costs)
+    rehearse = Rehearsal(model, config, machine, models.costs, models.process_bytes)
     steps = [rehearse.step(shape) for shape in batches.largest]
     largest = max(steps, key=lambda cost: cost.peak)
     phases = {"load": _loading(model, largest), "train": largest.peak}
     parts = largest.held | largest.step
     validation = val_batches(data, config, machine.processes)
+    could_exceed = _Bound(largest, batches.largest, config.checkpoint_interval is not None)
     for shape in validation.largest if validation else ():
-        if quick and not _exceeds(shape, batches.largest):
+        if quick and not could_exceed(shape):
             continue
         cost = rehearse.passing(shape)
         parts = cost.held | cost.step if cost.peak > sum(parts.values()) else parts
         phases["validate"] = max(phases.get("validate", 0), cost.peak)
     if data.scores is not None:
         asked = asked_together(model, data.scores)
-        if not quick or _exceeds(asked, batches.largest):
-            written = _written(model, asked, data.scores.most, config.precision)
+        written = _written(model, asked, data.scores.most, config.precision)
+        if not quick or could_exceed(asked, written):
             phases["score"] = rehearse.passing(asked).peak + written
     phases["save"] = _saving(model, largest, machine)
     times = None
@@ -114,11 +119,29 @@ def plan_run(
     return Plan(parts, largest.held, phases, times, batches, machine, data.note)
 
 
-def _exceeds(shape: Shape, others: list[Shape]) -> bool:
-    """Whether a batch has more text or more pictures than all of some others."""
-    text = max(other.rows * other.tokens for other in others)
-    seen = max(other.rows * other.pictures for other in others)
-    return shape.rows * shape.tokens > text or shape.rows * shape.pictures > seen
+class _Bound(NamedTuple):
+    """Tells, before it is rehearsed, whether a pass without gradients could need more than a step.
+
+    Such a pass holds what one block makes at a time, where a step keeps what all of them make.
+
+    Args:
+        step: that needs the most.
+        shapes: the largest that train.
+        recomputes: whether the step keeps little of its blocks.
+    """
+
+    step: Cost
+    shapes: list[Shape]
+    recomputes: bool
+
+    def __call__(self, shape: Shape, besides: int = 0) -> bool:
+        """Whether a batch of a shape could, with so many bytes besides."""
+        text = max(other.rows * other.tokens for other in self.shapes)
+        seen = max(other.rows * other.pictures for other in self.shapes)
+        larger = max(shape.rows * shape.tokens / text, shape.rows * shape.pictures / seen)
+        share = 1.0 if self.recomputes else 1 / FEWEST_BLOCKS
+        made = sum(self.step.step.values())
+        return made * larger * share + besides > made
 
 
 class Models:
@@ -127,10 +150,16 @@ class Models:
     Args:
         choices: where is said what is chosen for the first; of others nothing is said.
         rows: tokens whose rows train; None: as far as the settings and the data tell.
+        loaded: the model that this process has loaded to train; None: there is none yet.
+
+    Attributes:
+        process_bytes: that a process on a CPU holds besides, as measured with the first model.
     """
 
-    def __init__(self, choices: Choices, rows: Sequence[int] | None = None):
-        self.choices, self.rows = choices, rows
+    process_bytes: int
+
+    def __init__(self, choices: Choices, rows: Sequence[int] | None = None, loaded: Any = None):
+        self.choices, self.rows, self.loaded = choices, rows, loaded
         self.made: dict[tuple[Any, ...], Any] = {}
         # What steps of them cost.
         self.costs: dict[tuple[Any, ...], Cost] = {}
@@ -146,8 +175,17 @@ class Models:
         if kind not in self.made:
             said = Choices(aloud=False) if self.made else self.choices
             rows = answer_rows(config, data) if self.rows is None else self.rows
-            self.made[kind] = planned_model(config, said, rows)
+            model = planned_model(config, said, rows)
+            if not self.made:
+                self.process_bytes = self._process(model)
+            self.made[kind] = model
         return self.made[kind]
+
+    def _process(self, model: Any) -> int:
+        if self.loaded is None:
+            return process_held(model)
+        # Loaded, but nothing was scored yet: that leaves as much behind as with a plan alone.
+        return process_held(self.loaded) + RUN_BESIDES[hasattr(model.get_base_model(), SCOPE)]
 
 
 def seen_side(model: Any) -> int | None:

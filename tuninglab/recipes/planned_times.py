@@ -35,6 +35,7 @@ class Rehearsal:
         config: settings of the run.
         machine: that it is planned for.
         known: what was rehearsed before, also of other models; more is added.
+        process_bytes: of a process on a CPU, besides the model.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Rehearsal:
         config: TrainingConfig,
         machine: Machine,
         known: dict[tuple[Any, ...], Cost],
+        process_bytes: int,
     ):
-        self.model, self.config, self.machine, self.known = model, config, machine, known
+        self.model, self.config, self.machine = model, config, machine
+        self.known, self.process_bytes = known, process_bytes
 
     def step(self, shape: Shape) -> Cost:
         """An optimizer step on batches of a shape."""
@@ -75,6 +78,7 @@ class Rehearsal:
                 device=machine.device,  # pyright: ignore[reportArgumentType]
                 parallel=config.parallel,
                 processes=machine.processes,
+                process_bytes=self.process_bytes,
             )
         return self.known[key]
 

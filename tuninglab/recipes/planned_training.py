@@ -50,7 +50,7 @@ def with_batch_size(
         machine = machine_here(accelerator.device, accelerator.num_processes)
         return largest_batch(config, data, machine, models, choices)
 
-    found = _planned(size, config, task, base, None)
+    found = _planned(size, config, task, base, None, base.model)
     if is_main_process() and found is None:
         # As without the flag.
         usual = decide(replace(config, batch_size=None), base.model.num_parameters(), 1, choices)
@@ -64,6 +64,7 @@ def plan_training(
     task: Task,
     base: Base,
     answers: Sequence[int],
+    tuned: Any,
     accelerator: Accelerator,
 ) -> Foreseen | None:
     """Say what a run will need, before it starts; None where it could not be planned.
@@ -73,6 +74,7 @@ def plan_training(
         task: settled.
         base: as it was loaded.
         answers: tokens whose rows train.
+        tuned: the model, ready to train.
         accelerator: knows the device and the processes.
     """
 
@@ -80,7 +82,7 @@ def plan_training(
         machine = machine_here(accelerator.device, accelerator.num_processes)
         return plan_run(config, data, machine, models, quick=True)
 
-    made = _planned(plan, config, task, base, answers)
+    made = _planned(plan, config, task, base, answers, tuned)
     if made is None:
         return None
     for line in lines(figures_of(made, [], Choices(aloud=False))):
@@ -101,6 +103,7 @@ def _planned(
     task: Task,
     base: Base,
     answers: Sequence[int] | None,
+    loaded: Any,
 ) -> Result | None:
     """Work on models and data of a plan, on the main process; None where it failed, which is said.
 
@@ -111,7 +114,7 @@ def _planned(
     side = getattr(getattr(base.model.config, "vision_config", None), "image_size", None)
     try:
         with torch.random.fork_rng(devices=[]):
-            models = Models(Choices(aloud=False), answers)
+            models = Models(Choices(aloud=False), answers, loaded)
             return work(models, measure_data(task, base, side))
     except FAILURES as error:
         said = next(iter(str(error).splitlines()), "")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuninglab.int8.embedding import Int8Embedding
 from tuninglab.int8.linear import Int8Linear
-from tuninglab.kernels.shapes import Shapes, without_numbers
+from tuninglab.kernels.shapes import Shapes, tensors_in, without_numbers
 from tuninglab.savers import attention
 from tuninglab.savers.glu import SavingActivation, activation_of, gated_names, saving_glu_of
 from tuninglab.savers.norm import SavingRMSNorm, is_rms_norm
@@ -143,15 +143,15 @@ def _ends_in_head(model: Any) -> bool:
 
 
 class _Calculations(TorchDispatchMode):
-    """Notes which operations run inside that are not mere views."""
+    """Notes which operations on tensors run inside that are not mere views."""
 
     def __init__(self):
         super().__init__()
         self.found: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # `prim` asks for devices.
-        self.found[func] += not (func.is_view or func.namespace == "prim")
+        # `prim` asks for devices, and scratch memory is made once.
+        self.found[func] += bool(tensors_in(args)) and func.namespace != "prim" and not func.is_view
         return func(*args, **(kwargs or {}))
 
 
