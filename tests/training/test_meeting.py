@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import TCPStore
 
@@ -31,7 +32,15 @@ def test_processes_that_torchrun_restarts_do_not_wait_for_those_that_died(tmp_pa
         assert said.count("heard: 0\n") == 2
 
 
-def test_processes_without_a_place_to_meet_are_told(monkeypatch):
+@pytest.fixture
+def just_started():
+    """accelerate knows nothing yet of this process, and nothing of the test afterwards."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_processes_without_a_place_to_meet_are_told(just_started, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
