@@ -66,8 +66,12 @@ def main() -> None:
     from tuninglab.comparison.machine import describe_machine, load_average
     from tuninglab.run_folder import versions
 
-    machine = {**describe_machine(torch.device("cpu")), "load_before": load_average()}
-    kinds = {}
+    result = {
+        "command": " ".join(["python benchmarks/kills.py", *sys.argv[1:]]),
+        "machine": {**describe_machine(torch.device("cpu")), "load_before": load_average()},
+        "versions": versions(),
+    }
+    kinds: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         os.environ["TUNINGLAB_DATA_CACHE"] = str(Path(place) / "data cache")
         world = Path(place) / "world"
@@ -78,15 +82,9 @@ def main() -> None:
             kinds[kind] = campaign(kind, options.kills, world, folder, options.seed)
             said = f"{kinds[kind]['survived']} of {kinds[kind]['tried']} kills survived"
             print(f"{kind}: {said}, {kinds[kind]['seconds']} s", file=sys.stderr)
-    result = {
-        "command": " ".join(["python benchmarks/kills.py", *sys.argv[1:]]),
-        "machine": machine,
-        "versions": versions(),
-        "tried": sum(kind["tried"] for kind in kinds.values()),
-        "survived": sum(kind["survived"] for kind in kinds.values()),
-        "kinds": kinds,
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            total = {n: sum(kind[n] for kind in kinds.values()) for n in ("tried", "survived")}
+            # After each: a campaign takes long.
+            RESULT.write_text(json.dumps({**result, **total, "kinds": kinds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ KINDS = {
 
 
 def make_world(folder: Path) -> None:
-    """Bases and data: `flamingo`, its parts `lang` and `clip`, `t5`, `a.jsonl`, `pairs.jsonl` ..."""
+    """Bases and data: `flamingo`, its parts `lang` and `clip`, `t5`, `a.jsonl`, `pairs.jsonl`."""
     tokenizer = tiny_tokenizer()
     model, processor = colour_flamingo(tokenizer), processor_of(tokenizer)
     model.save_pretrained(folder / "flamingo")

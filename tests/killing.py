@@ -120,10 +120,22 @@ def _lead(work, folder, log, kill, processes, port) -> None:
             code = _work(work, folder, kill)
         else:
             ranks = [_fork_rank(work, folder, kill, n, processes, port) for n in range(processes)]
-            codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
-            code = max(map(abs, codes))
+            code = _wait_for(ranks)
     finally:
         os._exit(code)
+
+
+def _wait_for(ranks: list[int]) -> int:
+    """The first exit code that is none of success, after which the others are ended; else 0."""
+    code = 0
+    while ranks:
+        pid, status = os.wait()
+        ranks.remove(pid)
+        if status and not code:
+            code = abs(os.waitstatus_to_exitcode(status))
+            for other in ranks:
+                os.kill(other, signal.SIGKILL)
+    return code
 
 
 def _fork_rank(work, folder, kill, rank: int, processes: int, port: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from tuninglab.errors import UserError
 
