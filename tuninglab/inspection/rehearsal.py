@@ -56,7 +56,7 @@ KEPT_BY_HEAP = {False: 1.0, True: 0.55}
 LARGEST = 32 * MIB  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c
 # What a run has before its first step that a plan has not: code that was paged in, libraries of
 # pictures, and what loading, validating and scoring left in the heap. Of a Flamingo, and of a T5.
-RUN_BESIDES = {True: 75 * MIB, False: 5 * MIB}
+RUN_BESIDES = {True: 75 * MIB, False: 40 * MIB}
 # Of cuBLAS on Hopper, which takes it from torch's allocator; on older GPUs a quarter.
 GPU_WORKSPACE = 32 * MIB
 STATM = Path("/proc/self/statm")
