@@ -3,31 +3,32 @@
     python benchmarks/plan.py
     python benchmarks/plan.py --only "embedded int8" "wide fp32"
 
-Each configuration is planned in one fresh process, without weights, and run for three steps in
-another, as a user would run it; compared is train.peak_memory_mib of its report.json. "wide" is a
-Flamingo whose language model is 768 wide (docs/int8.md), with random weights. Then OpenFlamingo-9B
-is planned in int8: time and memory of the whole process. Writes benchmarks/results/plan.json.
+Each configuration is planned by `tuninglab plan` in one process and run for ten steps in another,
+as a user would; compared are train.peak_memory_mib of its report.json and the median of its steps.
+"wide" is a Flamingo whose language model is 768 wide (docs/int8.md), with random weights. Then
+OpenFlamingo-9B is planned in int8. Writes benchmarks/results/plan.json.
 """
 
 import argparse
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "plan.json"
 sys.path.insert(0, str(ROOT))
 
-MIB = 2**20
-STEPS, RECORDS, SIDE_PX = 3, 48, 256
+STEPS, RECORDS, SIDE_PX = 10, 120, 256
 WORDS = "red blue green large small circle square triangle left right above below".split()
-EMBEDDED = {"embedded_pictures": 40, "batch_size": 16}
+EMBEDDED = {"embedded_pictures": 80, "batch_size": 16}
 WIDE = {"model": "wide", "data": "one.jsonl", "image_root": "pics", "batch_size": 8}
 OWN = {"val_split": 0.2, "score_questions": 4}
 FOUR = {"data": "four.jsonl", "image_root": "pics", **OWN}
@@ -58,8 +59,8 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {**WIDE, **FOUR, "enable_int8": True, "batch_size": 16},
     ),
 }
-LARGE = {"model": "openflamingo-9b", "enable_int8": True, "precision": "bf16", "batch_size": 8}
-LARGE_SHAPE = (8, 256, 8 * 32, 1)
+NINE_B = "9B int8"
+LARGE = ("finetune", {"model": "openflamingo-9b", "enable_int8": True, "precision": "bf16"})
 
 
 def prepare(folder: Path) -> None:
@@ -104,81 +105,55 @@ def record(rng: random.Random, number: int, pictures: int) -> dict[str, Any]:
     return {"messages": [user, {"role": "assistant", "content": answer}], "images": images}
 
 
-def plan(name: str) -> None:
-    """In a fresh process: print the planned cost of a configuration as JSON."""
-    from tuninglab.config import FinetuneConfig, FlanT5Config
-    from tuninglab.inspection.cost import Shape
-    from tuninglab.inspection.rehearsal import step_cost
-    from tuninglab.recipes.planned_model import planned_model
-
-    began_s = time.perf_counter()
-    verb, settings = ("finetune", LARGE) if name == "9B" else CONFIGURATIONS[name]
-    kind: Any = FlanT5Config if verb == "flan-t5" else FinetuneConfig
-    config = kind(**{"precision": "bf16", **settings}).resolved()
-    shape = Shape(*LARGE_SHAPE) if name == "9B" else first_batch(config)
-    cost = step_cost(planned_model(config), shape, config.precision)
-    highest_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print()
-    print(
-        json.dumps(
-            {
-                "shape": shape._asdict(),
-                "predicted_mib": round(cost.peak / MIB, 1),
-                "held_mib": {n: round(v / MIB, 1) for n, v in cost.held.items()},
-                "step_mib": {n: round(v / MIB, 1) for n, v in cost.step.items()},
-                "operations": cost.operations,
-                "plan_s": round(time.perf_counter() - began_s, 2),
-                "plan_peak_mib": round(highest_kib / 1024, 1),
-            }
-        )
-    )
-
-
-def first_batch(config: Any) -> Any:
-    """The shape of the first batch, by the run's own collator: all records are about alike."""
-    from tuninglab.config import FlanT5Config
-    from tuninglab.data.batches import Collator, SampleDataset
-    from tuninglab.data.text_batches import PairCollator, PairDataset
-    from tuninglab.embedded import text_base_directory
-    from tuninglab.inspection.cost import Shape
-    from tuninglab.models.parts import load_tokenizer
-    from tuninglab.models.processing import FlamingoProcessor
-    from tuninglab.recipes import flamingo, flan_t5
-
-    count = config.batch_size
-    if isinstance(config, FlanT5Config):
-        tokenizer = load_tokenizer(text_base_directory())
-        pairs = PairDataset(flan_t5.open_data(config).splits.train, tokenizer)
-        batch = PairCollator(tokenizer.pad_token_id)([pairs[k] for k in range(count)])
-        return Shape(count, batch.inputs["input_ids"].shape[1], batch.answer_tokens)
-    processor = FlamingoProcessor.from_pretrained(config.model)
-    processor.use_prompt(config.prompt)
-    rows = SampleDataset(flamingo.open_data(config).splits.train, processor)
-    collator = Collator(processor.tokenizer.pad_token_id, processor.image_size)
-    batch = collator([rows[k] for k in range(count)])
-    ids, pixels = batch.inputs["input_ids"], batch.inputs["pixel_values"]
-    return Shape(count, ids.shape[1], batch.answer_tokens, pixels.shape[1])
-
-
-def run(name: str, folder: Path) -> float:
-    """Tune for a few steps in a fresh process; the peak that its report holds, in MiB."""
-    verb, settings = CONFIGURATIONS[name]
-    words = [verb, "--run_name", "planned", "--overwrite", "--max_steps", str(STEPS)]
+def command_of(name: str, more: Sequence[str]) -> list[str]:
+    """The words of a configuration, behind `tuninglab` and a verb, or before `--json`."""
+    verb, settings = LARGE if name == NINE_B else CONFIGURATIONS[name]
+    words = ["flan-t5"] if verb == "flan-t5" else []
     for key, value in settings.items():
         words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    command = [sys.executable, "-m", "tuninglab", *words]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    report = json.loads((folder / "runs" / "planned" / "report.json").read_text(encoding="utf-8"))
-    return report["train"]["peak_memory_mib"]
+    return [*words, *more]
+
+
+def tuninglab(words: Sequence[str], folder: Path) -> tuple[str, float, float]:
+    """Run a command in a fresh process: its standard output, seconds, and highest memory in MiB."""
+    began_s = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said:
+        command = [sys.executable, "-m", "tuninglab", *words]
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.PIPE)
+        errors = process.stderr.read() if process.stderr else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began_s
+        said.seek(0)
+        if status:
+            raise SystemExit(f"{' '.join(command)}\n{errors.decode()[-2000:]}")
+        return said.read(), seconds, usage.ru_maxrss / 1024
 
 
 def planned(name: str, folder: Path) -> dict[str, Any]:
-    """What `plan` prints in a fresh process, and how long that took with all imports."""
-    began_s = time.perf_counter()
-    command = [sys.executable, str(Path(__file__).resolve()), "--plan", name]
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "process_s": round(time.perf_counter() - began_s, 1)}
+    """What `tuninglab plan` says of a configuration, and what saying it took."""
+    said, seconds, highest_mib = tuninglab(["plan", *command_of(name, ["--json"])], folder)
+    found = json.loads(said)
+    return {
+        "planned_mib": found["peak_memory_mib"]["total"],
+        "planned_step_s": found["step_s"],
+        "parts_mib": found["peak_memory_mib"],
+        "plan_s": round(seconds, 1),
+        "plan_peak_mib": round(highest_mib, 1),
+    }
+
+
+def run(name: str, folder: Path) -> dict[str, float]:
+    """Tune for a few steps in a fresh process: the peak in its report, the median of its steps."""
+    more = ["--run_name", "planned", "--overwrite", "--max_steps", str(STEPS)]
+    words = command_of(name, more)
+    tuninglab(words if words[0] == "flan-t5" else ["finetune", *words], folder)
+    place = folder / "runs" / "planned"
+    report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step_s"] for line in lines if "loss" in line]
+    # The first steps load libraries and make the optimizer's states.
+    step_s = round(median(steps[2:]), 4)
+    return {"measured_mib": report["train"]["peak_memory_mib"], "measured_step_s": step_s}
 
 
 def write(result: dict[str, Any], path: Path) -> None:
@@ -192,12 +167,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=[*CONFIGURATIONS])
-    parser.add_argument("--plan", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    if options.plan:
-        plan(options.plan)
-        return
     import torch
 
     from tuninglab.comparison.machine import describe_machine, load_average, now
@@ -213,14 +184,19 @@ def main() -> None:
         folder = Path(name)
         prepare(folder)
         for one in options.only:
-            row = {"name": one, **planned(one, folder), "measured_mib": run(one, folder)}
-            row["error"] = round(row["predicted_mib"] / row["measured_mib"] - 1, 3)
+            row = {"name": one, **planned(one, folder), **run(one, folder)}
+            row["memory_error"] = round(row["planned_mib"] / row["measured_mib"] - 1, 3)
+            row["step_error"] = round(row["planned_step_s"] / row["measured_step_s"] - 1, 3)
             result["rows"].append(row)
-            # Each as soon as it is there: all of them take half an hour.
+            # Each as soon as it is there: all of them take a quarter of an hour.
             write(result, options.out)
-            numbers = f"{row['predicted_mib']:8.1f} MiB planned {row['measured_mib']:8.1f} measured"
-            print(f"{one:38}{numbers} {row['error']:+7.1%}", flush=True)
-        result["9B"] = planned("9B", folder)
+            numbers = f"{row['planned_mib']:7.0f} MiB planned {row['measured_mib']:7.0f} measured"
+            times = f"step {row['planned_step_s']:.3f} s {row['measured_step_s']:.3f}"
+            print(
+                f"{one:38}{numbers} {row['memory_error']:+6.1%}  {times} {row['step_error']:+6.1%}",
+                flush=True,
+            )
+        result["9B"] = planned(NINE_B, folder)
     print("OpenFlamingo-9B, int8:", json.dumps(result["9B"], indent=1))
     write(result, options.out)
 

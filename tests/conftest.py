@@ -42,6 +42,7 @@ from tuninglab.config.yaml_file import config_yaml
 from tuninglab.console import answer_main_process
 from tuninglab.kernels import compiled
 from tuninglab.models.build import load_flamingo
+from tuninglab.recipes import common
 
 # A clock says nothing beside another process of tests: no example is too slow.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,6 +58,13 @@ def pytest_sessionfinish():
 def one_process():
     """Forget what accelerate said of the process in the test before."""
     answer_main_process(None)
+
+
+@pytest.fixture(autouse=True)
+def planned(request, monkeypatch):
+    """Runs plan nothing, which is half of a tiny run's time, but where plans are tested."""
+    if "plan" not in request.module.__name__:
+        monkeypatch.setattr(common, "plan_training", lambda *args: None)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ KINDS = {
     "features": Kind(cached=True),
     "new base": Kind(parts=True),
     "ddp": Kind({"workers": 1}, {"lora_dropout": 0.2}, processes=2),
-    # For FSDP2: "fsdp2": Kind({"parallel": "fsdp2"}, processes=2),
+    "fsdp2": Kind({"parallel": "fsdp2"}, {"lora_dropout": 0.2}, processes=2),
 }
 
 

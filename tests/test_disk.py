@@ -1,4 +1,5 @@
 import errno
+import os
 import resource
 import signal
 import subprocess
@@ -9,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuninglab.disk import finish_replacing, remove_folder, whole_file, whole_folder, write_whole
+from tuninglab.disk import (
+    finish_replacing,
+    own_file,
+    remove_folder,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 from tuninglab.embedded.task import write_data
 from tuninglab.errors import WorkError
 
@@ -240,3 +248,17 @@ def test_a_text_is_whole_or_old(tmp_path, monkeypatch):
         write_whole(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    for left in (ended.pid, os.getppid(), "x"):
+        (tmp_path / f".page.{left}.writing").touch()
+    for text in ("old", "new"):
+        with own_file(tmp_path / "page") as beside:
+            assert beside.name == f".page.{os.getpid()}.writing"
+            beside.write_text(text)
+    assert (tmp_path / "page").read_text() == "new"
+    stay = {"page", f".page.{os.getppid()}.writing", ".page.x.writing"}
+    assert {path.name for path in tmp_path.iterdir()} == stay

@@ -87,6 +87,11 @@ def own_file(path: Path) -> Iterator[Path]:
     Raises:
         WorkError: as there.
     """
+    # What others were writing as they were killed has a name that nobody will write to again.
+    for left in path.parent.glob(f".{path.name}.*.writing"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not is_running(int(pid)):
+            left.unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     with _told(path, beside):
         yield beside
@@ -101,6 +106,20 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of this number."""
+    if not 0 < pid < 2**31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Of another user.
+    except OSError:
+        pass
+    return True
 
 
 def _beside(path: Path) -> tuple[Path, Path]:

@@ -10,15 +10,7 @@ from safetensors.torch import load_file
 
 from tuninglab.config import FinetuneConfig
 from tuninglab.config.tuning import TuningConfig
-from tuninglab.recipes import planned_training
 from tuninglab.recipes.flamingo import finetune
-
-
-@pytest.fixture(autouse=True)
-def planned(request, monkeypatch):
-    """Runs plan nothing, which is half of a tiny run's time, but where plans are tested."""
-    if "plan" not in request.module.__name__:
-        monkeypatch.setattr(planned_training, "plan_training", lambda *args: None)
 
 
 @pytest.fixture

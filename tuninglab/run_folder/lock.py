@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuninglab.console import say
+from tuninglab.disk import is_running
 from tuninglab.errors import UserError
 from tuninglab.run_folder.ownership import MARKER
 from tuninglab.untrusted import read_json, shown
@@ -180,14 +181,8 @@ def _runs(holder: dict[str, Any], path: Path) -> bool | None:
     if holder["host"] != socket.gethostname():
         return None
     pid = holder["pid"]
-    if not 0 < pid < 2**31:
+    if not is_running(pid):
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
     # Numbers of processes come again, the time of start does not.
     started = _started(pid)
     return None if started is None else started == holder.get("started")

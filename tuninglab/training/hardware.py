@@ -20,6 +20,7 @@ from tuninglab.errors import UserError
 from tuninglab.models.parts import DTYPES as DTYPES  # by name, as `precision_of` gives it
 from tuninglab.threads import CGROUP, allowed_cpus, tell_other_work
 from tuninglab.training.launch import check_launcher
+from tuninglab.training.meeting import meet
 from tuninglab.untrusted import shown
 
 # What torch.cpu.get_capabilities calls bf16 arithmetic, on x86 and on Arm.
@@ -48,13 +49,8 @@ def make_accelerator(
     check_processes()
     check_launcher()
     # Asked for its device and processes first: the precision depends on them.
-    try:
-        accelerator = accelerator_in("fp32")
-    except ValueError as error:
-        raise UserError(
-            f"WORLD_SIZE in the environment is {os.environ.get('WORLD_SIZE')}, as torchrun sets "
-            f"it, but the processes do not meet: {error}. Start with torchrun, or unset WORLD_SIZE."
-        ) from error
+    meet()
+    accelerator = accelerator_in("fp32")
     device, processes = accelerator.device, accelerator.num_processes
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != started:
