@@ -4,16 +4,18 @@ import copy
 import json
 import os
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tiny import TOWERS, byte_tokenizer, flamingo, flamingo_config, processor_of, speaking
-from tests.training.test_parallel import run
+from tests.worlds import all_well, in_world
 from tuninglab.data.sample import Sample
 from tuninglab.errors import UserError
 from tuninglab.evaluation import rices
@@ -272,34 +274,28 @@ def test_the_mode_of_the_model_stays(tmp_path):
     np.testing.assert_allclose(found[0].numpy(), alone(noise(0), model.eval()), atol=1e-3)
 
 
-TWO = """
-import json, sys
-from accelerate import Accelerator
-from tests.evaluation.test_rices import MODEL, PROCESSOR, asked, noise, sample, texts
-from tuninglab.evaluation import rices
-from tuninglab.evaluation.shots import Pool
-
-rices.GROUPS_AT_A_TIME = 2
-accelerator = Accelerator(cpu=True)
-place = __import__("pathlib").Path(sys.argv[1]) / "kept"
-seen, real = [], rices.pooled
-rices.pooled = lambda tower, pixels: (seen.append(len(pixels)), real(tower, pixels))[1]
-vectors = rices.PooledVectors(MODEL, PROCESSOR, place, accelerator)
-questions = [asked(f"q{n}", noise(500 + n)) for n in range(5)]
-pool = Pool([sample(f"row {n}", noise(n)) for n in range(70)])
-found = rices.Similar(pool, questions, 3, vectors)
-rows = {question.id: texts(found.of(question, 3)) for question in questions}
-with open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w") as file:
-    json.dump([rows, sum(seen) - 1], file)
-accelerator.end_training()
-"""
+def search(folder):
+    """Search as one of several processes, and write down what was found and how much encoded."""
+    accelerator = Accelerator(cpu=True)
+    seen, real = [], rices.pooled
+    rices.GROUPS_AT_A_TIME = 2
+    rices.pooled = lambda tower, pixels: (seen.append(len(pixels)), real(tower, pixels))[1]
+    vectors = PooledVectors(MODEL, PROCESSOR, folder / "kept", accelerator)
+    questions = [asked(f"q{n}", noise(500 + n)) for n in range(5)]
+    pool = Pool([sample(f"row {n}", noise(n)) for n in range(70)])
+    found = Similar(pool, questions, 3, vectors)
+    rows = {question.id: texts(found.of(question, 3)) for question in questions}
+    said = json.dumps([rows, sum(seen) - 1])
+    (folder / f"{accelerator.process_index}.json").write_text(said)
+    accelerator.end_training()
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_find_the_same(tmp_path):
     for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        run(TWO, tmp_path / str(processes), processes)
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        all_well(in_world(processes, partial(search, folder), folder))
     one = json.loads((tmp_path / "1" / "0.json").read_text())
     ranks = [json.loads((tmp_path / "2" / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert one[1] == 75 and sum(count for _, count in ranks) == 75

@@ -202,7 +202,9 @@ def contrast(one, other):
 
 def test_the_colours_are_those_of_the_reports():
     def colours(path):
-        return re.findall(r"--\w+: #\w+", path.read_text(encoding="utf-8"))
+        found = re.findall(r"--\w+: #\w+", path.read_text(encoding="utf-8"))
+        # The lines of curves, of which the page has none.
+        return [colour for colour in found if not re.match(r"--c\d", colour)]
 
     report = FILES.parent.parent / "reporting" / "report.css"
     assert colours(FILES / "page.css") == colours(report) != []

@@ -15,6 +15,7 @@ from tuninglab.config.tuning import LoraTuning
 from tuninglab.console import Choices
 from tuninglab.data.special_tokens import EOC_TOKEN, IMAGE_TOKEN
 from tuninglab.embedded import base_directory, text_base_directory
+from tuninglab.errors import UserError
 from tuninglab.inspection.meta_model import named_config
 from tuninglab.inspection.presets import model_on_meta
 from tuninglab.models.build import add_flamingo_tokens
@@ -65,8 +66,14 @@ def planned_base(config: TrainingConfig, choices: Choices) -> PlannedBase:
     """The base of a run on the meta device, its frozen weights in the format that is asked for.
 
     Raises:
-        UserError: there is no such model, or bitsandbytes is asked for and missing.
+        UserError: there is no such model, or bitsandbytes is asked for.
     """
+    if config.base_format.startswith("bnb"):
+        raise UserError(
+            f"--quantization {config.base_format} cannot be planned: bitsandbytes calculates with "
+            "numbers alone, not with shapes. Plan --quantization int8: its weights take as much as "
+            "bnb-int8's and about twice what bnb-nf4's do."
+        )
     dtype = DTYPES[config.precision]
     if isinstance(config, FinetuneConfig):
         new = config.lang_encoder is not None

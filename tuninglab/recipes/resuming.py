@@ -21,8 +21,8 @@ from tuninglab.models.folder_files import WEIGHTS
 from tuninglab.models.weights import is_finite
 from tuninglab.progress import working
 from tuninglab.run_folder import RunFolder
-from tuninglab.training.checkpoint import step_of
-from tuninglab.training.saved_state import spread_of
+from tuninglab.training.checkpoint import newest_checkpoint, step_of
+from tuninglab.training.saved_state import DamagedCheckpoint, spread_of
 from tuninglab.untrusted import MIB, read_json, shown
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -71,11 +71,16 @@ def with_its_rows(config: Config, run: RunFolder, processes: int, choices: Choic
     """The settings of a resumed run with as many micro-batches as give its steps the same rows.
 
     Raises:
-        UserError: no number does with so many processes, or the checkpoint is damaged.
+        UserError: no number does with so many processes, or all checkpoints are damaged.
     """
     if run.checkpoint is None:
         return config
-    rows, before = spread_of(run.checkpoint)
+    try:
+        rows, before = spread_of(run.checkpoint)
+    except DamagedCheckpoint as error:
+        say(f"{error} Looking for the one before it.")
+        run.checkpoint = newest_checkpoint(run.checkpoints, before=run.checkpoint)
+        return with_its_rows(config, run, processes, choices)
     size: Any = config.batch_size  # decided when the run was started
     batches, rest = divmod(rows, size)
     if rest:

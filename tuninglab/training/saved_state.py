@@ -64,16 +64,16 @@ def spread_of(checkpoint: Path) -> tuple[int, int]:
     """How many rows a step of the run had when it was saved, and on how many processes.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        DamagedCheckpoint: it cannot be read.
     """
     path = checkpoint / STATE_NAME
     saved = read_state(path)
     form = {"sampler": {"rows_per_step": 1}, "generators": _Any}
     if problem := _differs(saved, form):
-        raise UserError(damaged(path, problem))
+        raise damaged(path, problem)
     rows, generators = saved["sampler"]["rows_per_step"], saved["generators"]
     if rows < 1 or not isinstance(generators, list) or not generators:
-        raise UserError(damaged(path, "it has no rows in a step, or no processes"))
+        raise damaged(path, "it has no rows in a step, or no processes")
     return rows, len(generators)
 
 
