@@ -43,6 +43,8 @@ FLAGS = {
     "tuninglab finetune --config": FEW,
     "tuninglab finetune --run_name mine": f"{FEW} --model my_flamingo",
     "tuninglab data": "",
+    "tuninglab plan": "--model my_flamingo",
+    "tuninglab report": "",
     "tuninglab evaluate": "--limit 4",
     "tuninglab chat": "--max_new_tokens 4",
     "tuninglab export": "--check 2",

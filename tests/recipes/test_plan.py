@@ -21,7 +21,7 @@ MIB = 2**20
 def machine():
     """A machine of known speed, and a process that does not grow from test to test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planned_run, "process_held", lambda model: 2**24)
+        patch.setattr(planned_run, "process_held", lambda model, resident: 2**24)
         patch.setattr(planned_machine, "speed_of", lambda device: SPEED)
         yield
 

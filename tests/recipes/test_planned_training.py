@@ -24,7 +24,7 @@ DROPPING = TuningConfig(train_answer_tokens="false", lora_dropout=0.3)
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine of known speed, measuring which draws random numbers; a process of one size."""
-    monkeypatch.setattr(planned_run, "process_held", lambda model: 2**28)
+    monkeypatch.setattr(planned_run, "process_held", lambda model, resident: 2**28)
     monkeypatch.setattr(planned_run, "RUN_BESIDES", {True: 0})
     monkeypatch.setattr(planned_machine, "speed_of", lambda device: torch.randn(3) is None or SPEED)
 

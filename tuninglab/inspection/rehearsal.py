@@ -48,15 +48,17 @@ PARTS = {
 }
 MIB = 2**20
 # Of what a step's tensors take at their highest moment, what glibc's heap keeps free besides, by
-# whether the base is int8 (benchmarks/plan.py; docs/runs.md says why). torch asks for addresses
-# that 64 divides; of the scraps around each tensor some are kept for later and stand between
-# neighbours, so what a tensor leaves is too small for the next one of its size. Tensors from
-# LARGEST on are mapped apart and go back.
-KEPT_BY_HEAP = {False: 1.0, True: 0.55}
+# the format of the base (fitted to benchmarks/plan.py with 2 threads; docs/runs.md says why). torch
+# asks for addresses that 64 divides; of the scraps around each tensor some are kept for later and
+# stand between neighbours, so what a tensor leaves is too small for the next one of its size.
+# Tensors from LARGEST on are mapped apart and go back.
+KEPT_BY_HEAP = {"int8": 0.55, "fp32": 0.5, "bf16": 0.8, "fp16": 0.8}
 LARGEST = 32 * MIB  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c
-# What a run has before its first step that a plan has not: code that was paged in, libraries of
-# pictures, and what loading, validating and scoring left in the heap. Of a Flamingo, and of a T5.
-RUN_BESIDES = {True: 75 * MIB, False: 40 * MIB}
+# What a run has that a plan has not: code that was paged in, libraries of pictures, and what
+# loading, validating and scoring left in the heap. Of a Flamingo, and of a T5; and what oneDNN keeps
+# of each shape that it has multiplied in bf16. Fitted as KEPT_BY_HEAP.
+RUN_BESIDES = {True: 130 * MIB, False: 40 * MIB}
+KEPT_PRODUCTS = 40 * MIB
 # Of cuBLAS on Hopper, which takes it from torch's allocator; on older GPUs a quarter.
 GPU_WORKSPACE = 32 * MIB
 STATM = Path("/proc/self/statm")
@@ -102,10 +104,12 @@ def step_cost(
         step = max(step, update, key=lambda parts: sum(parts.values()))
     if device == "cpu":
         held["process"] = process_held(model) if process_bytes is None else process_bytes
+        if precision == "bf16":
+            held["process"] += KEPT_PRODUCTS
         int8 = any(isinstance(module, Int8Linear) for module in model.modules())
         in_heap = max(0, sum(step.values()) - ledger.large_at_peak)
         if platform.libc_ver()[0] == "glibc":
-            step["kept by the heap"] = int(KEPT_BY_HEAP[int8] * in_heap)
+            step["kept by the heap"] = int(KEPT_BY_HEAP["int8" if int8 else precision] * in_heap)
     else:
         held["workspace"] = GPU_WORKSPACE
     times = accumulation if backward else 1
@@ -129,16 +133,24 @@ def weights_held(model: Any) -> dict[str, int]:
     return {label: bytes_held(tensors) for label, tensors in groups.items()}
 
 
-def process_held(model: Any) -> int:
+def resident_bytes() -> int:
+    """What this process has in memory now."""
+    try:
+        return int(STATM.read_text(encoding="utf-8").split()[1]) * 4096
+    except (OSError, IndexError):
+        return 500 * MIB  # macOS: as measured on Linux
+
+
+def process_held(model: Any, resident: int | None = None) -> int:
     """Bytes of this process without the model's: the interpreter, its libraries, data.
 
     A model without weights is planned before all that a run has besides was loaded, which is added.
+
+    Args:
+        model: PEFT's, with weights or without.
+        resident: what the process held at the moment that counts; None: now.
     """
-    try:
-        pages = int(STATM.read_text(encoding="utf-8").split()[1])
-        resident = pages * 4096
-    except (OSError, IndexError):
-        resident = 500 * MIB  # macOS: as measured on Linux
+    resident = resident_bytes() if resident is None else resident
     tensors = [*model.parameters(), *model.buffers()]
     loaded = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     if not loaded:

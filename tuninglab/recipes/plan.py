@@ -66,11 +66,10 @@ def _planned(
     asked: PlanConfig | PlanTextConfig, recipe: type[TrainingConfig]
 ) -> tuple[dict[str, Any], str, UserError | None]:
     use_threads(asked.threads)
+    models = Models(choices := Choices())
     machine = planned_machine(asked.device, asked.processes, asked.memory_gib)
-    choices = Choices()
     config = recipe(**{f.name: getattr(asked, f.name) for f in fields(recipe)}).located()
     config = config.resolved(_precision(config, machine, choices))
-    models = Models(choices)
     config, data = _decided(config, machine, models, choices)
     plan = plan_run(config, data, machine, models, choices)
     setting = Setting(config, data, machine)

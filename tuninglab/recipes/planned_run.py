@@ -11,7 +11,7 @@ from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
-from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held
+from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held, resident_bytes
 from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
@@ -161,6 +161,8 @@ class Models:
     def __init__(self, choices: Choices, rows: Sequence[int] | None = None, loaded: Any = None):
         self.choices, self.rows, self.loaded = choices, rows, loaded
         self.made: dict[tuple[Any, ...], Any] = {}
+        # Before the speed of the machine is measured, which leaves something in memory.
+        self._resident = resident_bytes()
         # What steps of them cost.
         self.costs: dict[tuple[Any, ...], Cost] = {}
 
@@ -183,9 +185,12 @@ class Models:
 
     def _process(self, model: Any) -> int:
         if self.loaded is None:
-            return process_held(model)
+            return process_held(model, self._resident)
         # Loaded, but nothing was scored yet: that leaves as much behind as with a plan alone.
-        return process_held(self.loaded) + RUN_BESIDES[hasattr(model.get_base_model(), SCOPE)]
+        return (
+            process_held(self.loaded, self._resident)
+            + RUN_BESIDES[hasattr(model.get_base_model(), SCOPE)]
+        )
 
 
 def seen_side(model: Any) -> int | None:
