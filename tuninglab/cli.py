@@ -80,7 +80,7 @@ def _print_report(result: Any, as_json: bool) -> None:
 def _print_findings(result: tuple[Any, str, UserError | None], as_json: bool) -> None:
     figures, text, error = result
     _print_json(figures, as_json)
-    if not as_json:
+    if not as_json and is_main_process():
         print(text)
     # Both are asked for: what was found, and what is wrong with it.
     if error is not None:

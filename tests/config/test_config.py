@@ -3,7 +3,14 @@ from typing import get_args
 
 import pytest
 
-from tuninglab.config import ChatConfig, DemoConfig, FinetuneConfig, FlanT5Config
+from tuninglab.config import (
+    ChatConfig,
+    DemoConfig,
+    FinetuneConfig,
+    FlanT5Config,
+    PlanConfig,
+    PlanTextConfig,
+)
 from tuninglab.config.training import Saver
 from tuninglab.config.tuning import T5_TARGET_MODULES
 from tuninglab.errors import UserError
@@ -213,3 +220,29 @@ def test_every_block_and_every_nth_block_must_agree():
 def test_a_folder_of_features_is_no_yes_or_no(word):
     with pytest.raises(UserError, match="--cache_features is .*; expected auto, a folder"):
         FinetuneConfig(cache_features=word).validate()
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, -5.0, math.nan, math.inf, 1e300])
+def test_no_device_has_such_memory(memory_gib):
+    for kind in (PlanConfig, PlanTextConfig):
+        with pytest.raises(UserError, match="--memory_gib is .*above 0"):
+            kind(memory_gib=memory_gib).validate()
+
+
+def test_a_plan_is_of_a_training_from_its_start():
+    for name in ("compare", "resume"):
+        with pytest.raises(UserError, match=f"--{name} has no use here"):
+            PlanConfig(run_name="a", **{name: True}).validate()
+    # As a recipe may have it, with a name to come.
+    config = PlanConfig(resume="auto")
+    config.validate()
+    assert config.resume is False
+
+
+def test_a_default_that_was_typed_is_no_wish_to_keep_what_was_decided():
+    saved = FlanT5Config(run_name="a", batch_size=64)
+    again = FlanT5Config(run_name="a", resume=True, batch_size=32, typed=frozenset({"batch_size"}))
+    with pytest.raises(UserError, match="--batch_size is '?32'?, but .*64"):
+        again.going_on_from(saved)
+    again.batch_size = "auto"
+    assert again.going_on_from(saved).batch_size == 64

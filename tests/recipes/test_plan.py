@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tuninglab import cli
 from tuninglab.config import PlanConfig, PlanTextConfig
 from tuninglab.config.flags import parse
+from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.inspection.machine_speed import Speed
+from tuninglab.recipes import plan as plan_module
 from tuninglab.recipes import planned_changes, planned_machine, planned_run
 from tuninglab.recipes.plan import plan, plan_text
 
@@ -53,6 +56,41 @@ def tight(words, fitting):
     small, _, _ = planned(words, "--batch_size", "1", "--gradient_accumulation_steps", "4")
     between = (figures["needed_mib"] + small["needed_mib"]) / 2
     return planned(words, "--memory_gib", str(between / 1024))
+
+
+def test_int8_is_suggested_in_words_that_can_stand_beside_those_given(words, fitting):
+    bare = words[: words.index("--precision")]
+    given = [
+        *bare,
+        "--batch_size",
+        "4",
+        "--quantization",
+        "none",
+        "--memory_savers",
+        "norm",
+        "loss",
+    ]
+    setting = planned_changes.Setting(parse("plan", PlanConfig, given), None, None)
+    change = planned_changes._int8(setting, None)
+    again = parse("plan", PlanConfig, [*given, *change.flags.split()])
+    assert again.base_format == change.setting.config.base_format == "int8"
+    assert again.savers == change.setting.config.savers == ["norm", "loss"]
+
+
+def test_started_processes_hold_their_memory_already(monkeypatch):
+    monkeypatch.setattr(planned_machine, "free_memory_bytes", lambda device: 24 * MIB)
+    monkeypatch.setattr(planned_machine, "held_memory_bytes", lambda device: 10 * MIB)
+    cpu = torch.device("cpu")
+    assert planned_machine.machine_here(cpu, 4).available == 34 * MIB // 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert planned_machine.machine_here(cpu, 4).available == 16 * MIB
+
+
+def test_a_gpu_that_is_not_here_is_not_said_to_be_slow(capsys):
+    machine = planned_machine.Machine("cuda", "a GPU", 1, 2**34, None)
+    config = PlanConfig(precision="bf16")
+    assert plan_module._precision(config, machine, Choices()) == "bf16"
+    assert "asked for" in capsys.readouterr().err
 
 
 def test_the_figures_are_those_of_the_contract(fitting):

@@ -46,6 +46,8 @@ def test_it_is_the_largest_that_fits(held, row, bend, available, records, proces
     most = max(1, int(records / steps / processes))
     assert 1 <= size <= most
     assert choices.made[0]["value"] == str(size)
+    told = "even one row needs more" in choices.made[0]["reason"]
+    assert told == (needed(1) > room)
     if needed(1) > room:
         assert size == 1
     else:

@@ -1,12 +1,13 @@
 """The settings of `plan`: those of the training that is planned, and for which machine."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tuninglab.config.checks import check_positive
+from tuninglab.config.checks import check, check_positive
 from tuninglab.config.finetune import FinetuneConfig
 from tuninglab.config.flan_t5 import FlanT5Config
 from tuninglab.config.marks import Mark
+from tuninglab.errors import UserError
 
 Planned = Literal["auto", "cpu", "cuda"]
 
@@ -22,6 +23,25 @@ class _Machine:
     memory_gib: Annotated[float | None, Mark.CALL] = None
     """Plan for devices with so much memory. None: what is free on this machine."""
 
+    def _check_plan(self) -> None:
+        """Check for which machine is planned, and that it is the start of a run.
+
+        Raises:
+            UserError: naming the flag, the value given and what is expected.
+        """
+        check_positive(self, "processes", most=1_000_000)
+        memory, expected = self.memory_gib, "a number above 0 and at most 1,000,000"
+        check(memory is None or 0 < memory <= 1e6, "memory_gib", memory, expected)
+        settings: Any = self
+        for name in ("compare", "resume"):
+            if getattr(settings, name) is True:
+                raise UserError(
+                    f"--{name} has no use here: what is planned is a training from its start. "
+                    "Leave it out."
+                )
+        # `auto` may stand in a recipe, and wants a name that a plan does not need.
+        settings.resume = False
+
 
 @dataclass
 class PlanConfig(_Machine, FinetuneConfig):
@@ -33,7 +53,7 @@ class PlanConfig(_Machine, FinetuneConfig):
         Raises:
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
-        check_positive(self, "processes", most=1_000_000)
+        self._check_plan()
         super().validate()
 
 
@@ -47,5 +67,5 @@ class PlanTextConfig(_Machine, FlanT5Config):
         Raises:
             UserError: naming the flag, the value given, what is expected and the remedy.
         """
-        check_positive(self, "processes", most=1_000_000)
+        self._check_plan()
         super().validate()

@@ -186,7 +186,7 @@ class TrainingConfig(RunningConfig):
             # From Python nobody knows what was typed: a setting at its default reads as not given.
             silent = at_default if self.typed is None else name not in self.typed
             # `auto` asks for what the run decided when it was started.
-            left_open = name in decided and (at_default or value == "auto")
+            left_open = name in decided and value in (None, "auto")
             if silent or left_open or value == before[name]:
                 continue
             if name in changeable:

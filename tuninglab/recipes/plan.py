@@ -36,7 +36,7 @@ from tuninglab.recipes.planned_run import Models, plan_run, seen_side
 from tuninglab.recipes.recipe import Base
 from tuninglab.reporting.data_reader import open_reader
 from tuninglab.reporting.plan_text import text_of
-from tuninglab.training.hardware import choose_precision, use_threads
+from tuninglab.training.hardware import check_processes, choose_precision, use_threads
 
 ESTIMATE = "Tokens are counted by the tokenizer of the embedded base: a preset has none. "
 
@@ -65,6 +65,7 @@ def plan_text(config: PlanTextConfig) -> tuple[dict[str, Any], str, UserError | 
 def _planned(
     asked: PlanConfig | PlanTextConfig, recipe: type[TrainingConfig]
 ) -> tuple[dict[str, Any], str, UserError | None]:
+    check_processes()
     use_threads(asked.threads)
     models = Models(choices := Choices())
     machine = planned_machine(asked.device, asked.processes, asked.memory_gib)
@@ -79,9 +80,12 @@ def _planned(
 
 
 def _precision(config: TrainingConfig, machine: Machine, choices: Choices) -> Precision:
-    if config.precision == "auto" and machine.speed is None:
-        choices.add("precision", "bf16", "GPUs since 2020 compute in it; --precision says another")
-        return "bf16"
+    if machine.speed is None:
+        # A GPU that is not here: nothing to be asked.
+        usual = "GPUs since 2020 compute in it; --precision says another"
+        auto = config.precision == "auto"
+        found: Any = "bf16" if auto else config.precision
+        return choices.add("precision", found, usual if auto else "asked for")  # pyright: ignore
     chosen: Any = choose_precision(config.precision, machine.device, choices)
     return chosen
 

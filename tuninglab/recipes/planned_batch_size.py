@@ -29,7 +29,7 @@ def largest_batch(
         choices: where it is said and kept.
     """
     room = machine.available / (1 + MEMORY_ERROR)
-    low, high = 1, _most(config, data, machine)
+    low, high = 0, _most(config, data, machine)
     size, found, bisect = min(BATCH_SIZES[0], high), None, False
     while True:
         plan = plan_run(replace(config, batch_size=size), data, machine, models, quick=True)
@@ -51,8 +51,9 @@ def largest_batch(
             f"the plan needs {found.needed / MIB:,.0f} MiB of {machine.available / MIB:,.0f}, and "
             f"{MEMORY_ERROR:.0%} stay free"
         )
-    choices.add("batch size", str(low), f"--batch_size auto: {why}")
-    return low
+    chosen = max(1, low)
+    choices.add("batch size", str(chosen), f"--batch_size auto: {why}")
+    return chosen
 
 
 def _most(config: TrainingConfig, data: PlannedData, machine: Machine) -> int:

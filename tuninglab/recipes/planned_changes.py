@@ -170,10 +170,13 @@ def _int8(setting: Setting, plan: Plan) -> Change | None:
     config = setting.config
     if config.base_format != "none":
         return None
+    typed = config.typed or frozenset()
     changed = {"quantization": "int8", "enable_int8": True}
-    if config.savers == EXACT_SAVERS:
+    if config.savers == EXACT_SAVERS and "memory_savers" not in typed:
         changed["memory_savers"] = None
-    return _with(setting, "--enable_int8 true", changed, "a base rounded to 8 bits")
+    # Beside a --quantization that was given the switch would contradict it.
+    flags = "--quantization int8" if "quantization" in typed else "--enable_int8 true"
+    return _with(setting, flags, changed, "a base rounded to 8 bits")
 
 
 def _shorter(setting: Setting, plan: Plan) -> Change | None:

@@ -42,10 +42,12 @@ def machine_here(device: torch.device, processes: int) -> Machine:
         device: that computes.
         processes: of the run.
     """
-    available = free_memory_bytes(device) + held_memory_bytes(device)
+    free, held = free_memory_bytes(device), held_memory_bytes(device)
+    available = free + held
     if device.type != "cuda":
-        # Those on this machine share its memory.
-        available //= int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        # Processes of this machine share its memory. Those that were started hold theirs already.
+        started = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        available = free // started + held if started > 1 else available // processes
     return Machine(device.type, _name(device), processes, available, speed_of(device))
 
 
@@ -80,4 +82,5 @@ def planned_machine(asked: Planned, processes: int | None, memory_gib: float | N
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}"
