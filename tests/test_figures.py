@@ -9,6 +9,7 @@ from tests.documents import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INT8 = (ROOT / "docs" / "int8.md").read_text(encoding="utf-8")
+RUNS = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
@@ -326,3 +327,31 @@ def test_the_arithmetic_of_many_devices(kind):
         expected.append([kind, str(count), *found])
     rows = [row for row in tables(SCALING, "GiB a process")[0] if row[0] == kind]
     assert rows == expected
+
+
+def test_the_table_of_kills():
+    found = result("kills")
+    kinds = found["kinds"]
+    assert found["survived"] == found["tried"] == sum(kind["tried"] for kind in kinds.values())
+    expected = [[name, f"{kind['survived']} of {kind['tried']}"] for name, kind in kinds.items()]
+    rows = [cells for row in tables(RUNS, "run | survived")[0] for cells in (row[:2], row[2:])]
+    assert [row for row in rows if any(row)] == expected
+    assert f"{found['survived']} of {found['tried']} kills" in RUNS
+
+
+def test_the_table_of_plans():
+    found = result("plan")
+    expected = [
+        [
+            row["name"],
+            f"{row['planned_mib']:,.0f}",
+            f"{row['measured_mib']:,.0f}",
+            f"{row['memory_error']:+.0%}".replace("-", "−"),
+            f"{row['step_error']:+.0%}".replace("-", "−"),
+        ]
+        for row in found["rows"]
+    ]
+    assert tables(RUNS, "run | planned")[0] == expected and len(expected) == 12
+    assert all(abs(row["memory_error"]) <= 0.1 for row in found["rows"])
+    large = found["9B"]
+    assert f"{large['plan_s']:.0f} s and {large['plan_peak_mib'] / 1024:.1f} GiB" in RUNS

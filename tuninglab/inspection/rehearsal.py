@@ -55,8 +55,8 @@ MIB = 2**20
 KEPT_BY_HEAP = {"int8": 0.55, "fp32": 0.5, "bf16": 0.8, "fp16": 0.8}
 LARGEST = 32 * MIB  # DEFAULT_MMAP_THRESHOLD_MAX in glibc's malloc.c
 # What a run has that a plan has not: code that was paged in, libraries of pictures, and what
-# loading, validating and scoring left in the heap: of a Flamingo, and of a T5. And what oneDNN keeps
-# of each shape that it has multiplied in bf16. Fitted as KEPT_BY_HEAP.
+# loading, validating and scoring left in the heap (of a Flamingo, and of a T5); and what oneDNN
+# keeps of each shape that it has multiplied in bf16. Fitted as KEPT_BY_HEAP.
 RUN_BESIDES = {True: 130 * MIB, False: 40 * MIB}
 KEPT_PRODUCTS = 40 * MIB
 # Of cuBLAS on Hopper, which takes it from torch's allocator; on older GPUs a quarter.
