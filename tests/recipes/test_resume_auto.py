@@ -91,6 +91,15 @@ def test_a_kill_between_the_reports_leaves_no_page_of_a_run_that_runs(
     assert page.read_bytes() == whole[0]
 
 
+def test_a_report_without_its_figures_is_named(auto, run):
+    finetune(replace(auto, max_steps=1))
+    path = run / "report.json"
+    for train in ({}, [], {"first_loss": "x"}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"train": train}))
+        with pytest.raises(UserError, match=r"a/report.json lacks figures .* Delete it"):
+            finetune(replace(auto, max_steps=1))
+
+
 def test_it_is_typed_as_a_word_and_the_exit_of_an_ended_run_is_0(config, run, capsys):
     words = ["finetune", "--model", config.model, "--data", str(config.data), "--resume", "auto"]
     words += ["--output_dir", config.output_dir, "--run_name", "a", "--precision", "fp32"]

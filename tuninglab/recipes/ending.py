@@ -11,7 +11,7 @@ from tuninglab.console import is_main_process, say
 from tuninglab.errors import UserError, WorkError
 from tuninglab.recipes.recipe import Foreseen
 from tuninglab.reporting.tables import duration, looking, percent, size
-from tuninglab.untrusted import MIB
+from tuninglab.untrusted import MIB, shown
 
 
 def tell_training(figures: dict[str, Any]) -> None:
@@ -73,8 +73,15 @@ def ended_before(run: Path) -> dict[str, Any]:
 
     report: Any = read_final(run)  # it is there: by it a run is known to have ended
     say(f"{run} has ended. To go on with it, give more --max_steps or --epochs.")
-    tell_training(report["train"])
-    tell_validation(report["evaluation"])
+    try:
+        tell_training(report["train"])
+        tell_validation(report["evaluation"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{run / 'report.json'} lacks figures that every run writes, or holds others "
+            f"({type(error).__name__}: {shown(str(error))}). Delete it: then the same command "
+            "scores again and writes it anew."
+        ) from error
     if is_main_process():
         try:
             write_report(run)
