@@ -20,7 +20,7 @@ from tuninglab.console import Choices
 from tuninglab.inspection.cost import Shape
 from tuninglab.inspection.ledger import Ledger
 from tuninglab.inspection.planned_batch import batch_of
-from tuninglab.inspection.rehearsal import step_cost, weights_held
+from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held, step_cost, weights_held
 from tuninglab.int8 import rows
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.int8.quantiser import Int8Config
@@ -28,6 +28,7 @@ from tuninglab.kernels.shapes import current_shapes, without_numbers
 from tuninglab.models.weights import bytes_held, storage_key
 from tuninglab.recipes.common import wrap
 from tuninglab.recipes.planned_model import PlannedBase
+from tuninglab.training import hardware
 from tuninglab.training.hardware import DTYPES
 from tuninglab.training.loop import set_training_mode
 from tuninglab.training.step import batch_loss
@@ -259,3 +260,11 @@ def test_features_of_a_cache_spare_the_tower(small):
         base.vision_encoder = tower
     assert cost.operations["bf16"] < plain.operations["bf16"]
     assert not any("vision" in name for name in [*cost.held, *cost.step])
+
+
+def test_a_process_holds_what_the_system_says_in_pages_of_any_size(tmp_path, monkeypatch):
+    (tmp_path / "status").write_text("VmHWM:\t  9000 kB\nVmRSS:\t  5000 kB\n")
+    monkeypatch.setattr(hardware, "PROCESS", tmp_path)
+    loaded, planned = torch.nn.Linear(256, 999), torch.nn.Linear(256, 999, device="meta")
+    assert process_held(loaded) == 5000 * 2**10 - (256 * 999 + 999) * 4
+    assert process_held(planned) == 5000 * 2**10 + RUN_BESIDES[False]

@@ -1,7 +1,12 @@
 """Two processes of one machine: the first makes a model, both compute with it."""
 
+import errno
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +17,7 @@ from accelerate import Accelerator
 
 from tests.tiny import flamingo, flamingo_config
 from tests.worlds import all_well, in_world
+from tuninglab.models import loaded_once as module
 from tuninglab.models.loaded_once import loaded_once, once
 
 
@@ -22,6 +28,56 @@ def make():
 def test_alone_it_is_made_as_ever():
     made = object()
     assert once(lambda: made, lambda given: torch.nn.Linear(1, 1)) is made
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """The first process of a machine, which waits for no others; its temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "gather_object", list)
+    return tmp_path
+
+
+def test_a_disk_that_fills_while_it_is_written_leaves_the_model_as_it_was_made(
+    alone, monkeypatch, capsys
+):
+    def full(made, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    made = torch.nn.Linear(1, 1)
+    with loaded_once(0, 0):
+        assert once(lambda: made, lambda given: given) is made
+    assert "each process makes its own" in " ".join(capsys.readouterr().err.split())
+    assert not list(alone.iterdir())
+
+
+def test_what_cannot_be_written_for_another_reason_leaves_nothing(alone, monkeypatch):
+    def stopped(made, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stopped)
+    with loaded_once(0, 0), pytest.raises(KeyboardInterrupt):
+        once(lambda: torch.nn.Linear(1, 1), lambda given: given)
+    assert not list(alone.iterdir())
+
+
+def test_what_killed_processes_left_goes_with_the_next_start(alone):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = socket.gethostname()
+    names = (f"{host}-{gone.pid}", f"{host}-{os.getpid()}", f"{host}-{os.getppid()}")
+    names = (*names, f"else-{gone.pid}", f"{host}-word")
+    folders = [alone / f"tuninglab-base-{name}-x" for name in names]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model.pt").write_bytes(b"half")
+    with loaded_once(0, 0):
+        once(lambda: torch.nn.Linear(1, 1), lambda given: given)
+    # Those of processes that run, of another host, and of who knows whom.
+    assert sorted(alone.iterdir()) == sorted(folders[2:])
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from tuninglab.evaluation.texts import generate_texts
 from tuninglab.int8.linear import Int8Linear
 from tuninglab.models.text_to_text import TextToText, load_text_to_text
 from tuninglab.recipes import flan_t5 as module
+from tuninglab.recipes import planned_training
 from tuninglab.recipes.common import open_run, prepare
 from tuninglab.recipes.flan_t5 import flan_t5
 
@@ -126,6 +127,15 @@ def test_a_demonstration_has_ended_once_its_cost_is_in_the_report(config, monkey
     capsys.readouterr()
     assert flan_t5(config) == figures
     assert "has ended" in capsys.readouterr().err
+
+
+def test_without_a_plan_auto_is_the_size_of_the_recipe(config, monkeypatch, capsys):
+    monkeypatch.setattr(planned_training, "measure_data", lambda *args: 1 / 0)
+    report = flan_t5(replace(config, batch_size="auto", max_steps=1))
+    said = capsys.readouterr().err
+    assert "Not planned: ZeroDivisionError" in said and "batch size: 32 (the recipe's own)" in said
+    # All twelve pairs fit into one batch.
+    assert report["train"]["samples"] == 12
 
 
 def test_the_base_is_int8_unless_it_is_told_otherwise(config, pairs):

@@ -51,8 +51,9 @@ def run(config) -> Path:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """What would show that somebody wrote there."""
-    stats = {path: path.stat() for path in folder.rglob("*")}
+    """What would show that somebody wrote there, apart from the pages of the report."""
+    pages = ("report.html", "loss.png")
+    stats = {path: path.stat() for path in folder.rglob("*") if path.name not in pages}
     return {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
 
 
@@ -67,6 +68,36 @@ def test_the_same_command_starts_and_then_says_that_it_has_ended(auto, run, monk
     said = capsys.readouterr().err
     assert f"{run} has ended" in said and "Loss" in said and str(run / "adapter") in said
     assert state_of(run) == before
+
+
+def test_a_kill_between_the_reports_leaves_no_page_of_a_run_that_runs(
+    auto, run, monkeypatch, capsys
+):
+    finetune(replace(auto, max_steps=1))
+    page, picture = run / "report.html", run / "loss.png"
+    whole = page.read_bytes(), picture.read_bytes()
+    # As `report --watch` wrote it before the end.
+    page.write_text("It runs: step 1 of 1.")
+    picture.unlink()
+    monkeypatch.setattr(common, "prepare", killed)
+    finetune(replace(auto, max_steps=1))
+    assert (page.read_bytes(), picture.read_bytes()) == whole
+    # What cannot be written stays, and the run has ended all the same.
+    (run / "metrics.jsonl").write_text("[]\n")
+    capsys.readouterr()
+    finetune(replace(auto, max_steps=1))
+    said = capsys.readouterr().err
+    assert "Its page stays as it is: " in said and "Adapter: " in said
+    assert page.read_bytes() == whole[0]
+
+
+def test_a_report_without_its_figures_is_named(auto, run):
+    finetune(replace(auto, max_steps=1))
+    path = run / "report.json"
+    for train in ({}, [], {"first_loss": "x"}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"train": train}))
+        with pytest.raises(UserError, match=r"a/report.json lacks figures .* Delete it"):
+            finetune(replace(auto, max_steps=1))
 
 
 def test_it_is_typed_as_a_word_and_the_exit_of_an_ended_run_is_0(config, run, capsys):

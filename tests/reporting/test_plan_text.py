@@ -50,6 +50,14 @@ def test_it_keeps_to_the_width_of_the_terminal(columns, monkeypatch):
         assert part in words
 
 
+def test_what_looks_like_markup_is_shown_as_it_is():
+    device, suggestion = {"name": "GPU [red]x[/blue]"}, FIGURES["suggestions"][0]
+    flags = {**suggestion, "flags": "--targets [/a]"}
+    text = text_of({**FIGURES, "device": device, "note": "[b]n[/x]", "suggestions": [flags]})
+    words = " ".join(text.split())
+    assert "GPU [red]x[/blue]" in words and "[b]n[/x]" in words and "--targets [/a]" in words
+
+
 def test_small_parts_stand_together():
     text = text_of(FIGURES)
     assert "LoRA" not in text

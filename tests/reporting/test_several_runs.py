@@ -178,6 +178,13 @@ def test_runs_of_one_name_are_told_by_their_paths(make, capsys):
     assert compared.page == "" and "Give --out" in capsys.readouterr().err
 
 
+def test_the_page_lies_beside_the_runs_however_they_are_named(make, monkeypatch):
+    here, other = make("a"), make("b")
+    monkeypatch.chdir(here)
+    assert compare([".", "../b"], None).page == str(other.parent / "comparison.html")
+    assert (other.parent / "comparison.html").is_file() and not (here / "comparison.html").exists()
+
+
 def test_a_file_of_somebody_else_is_left_alone(make, tmp_path, capsys):
     runs = [str(make("a")), str(make("b"))]
     theirs = tmp_path / "runs" / "comparison.html"

@@ -8,7 +8,6 @@ what savers, checkpointing, frozen towers and int8 layers keep is what they woul
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -32,7 +31,7 @@ from tuninglab.kernels import attention
 from tuninglab.kernels.shapes import without_numbers
 from tuninglab.models.named_parts import SCOPE, part_namer
 from tuninglab.models.weights import bytes_held
-from tuninglab.training.hardware import DTYPES
+from tuninglab.training.hardware import DTYPES, held_memory_bytes
 from tuninglab.training.loop import set_training_mode
 from tuninglab.training.step import batch_loss
 
@@ -61,7 +60,6 @@ RUN_BESIDES = {True: 130 * MIB, False: 40 * MIB}
 KEPT_PRODUCTS = 40 * MIB
 # Of cuBLAS on Hopper, which takes it from torch's allocator; on older GPUs a quarter.
 GPU_WORKSPACE = 32 * MIB
-STATM = Path("/proc/self/statm")
 
 
 def step_cost(
@@ -133,14 +131,6 @@ def weights_held(model: Any) -> dict[str, int]:
     return {label: bytes_held(tensors) for label, tensors in groups.items()}
 
 
-def resident_bytes() -> int:
-    """What this process has in memory now."""
-    try:
-        return int(STATM.read_text(encoding="utf-8").split()[1]) * 4096
-    except (OSError, IndexError):
-        return 500 * MIB  # macOS: as measured on Linux
-
-
 def process_held(model: Any, resident: int | None = None) -> int:
     """Bytes of this process without the model's: the interpreter, its libraries, data.
 
@@ -150,7 +140,7 @@ def process_held(model: Any, resident: int | None = None) -> int:
         model: PEFT's, with weights or without.
         resident: what the process held at the moment that counts; None: now.
     """
-    resident = resident_bytes() if resident is None else resident
+    resident = held_memory_bytes(torch.device("cpu")) if resident is None else resident
     tensors = [*model.parameters(), *model.buffers()]
     loaded = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     if not loaded:

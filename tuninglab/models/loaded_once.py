@@ -4,7 +4,10 @@ A base in the format of its files needs none of this: each process maps these, a
 touch takes no memory. But one that is rounded or quantised as it is read would be made by each.
 """
 
+import glob
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +18,8 @@ import torch
 from accelerate.utils import gather_object
 
 from tuninglab.console import say
+from tuninglab.disk import is_running, whole_file
+from tuninglab.errors import WorkError
 from tuninglab.int8.quantiser import return_freed_memory
 
 Made = TypeVar("Made")
@@ -78,13 +83,39 @@ def once(read: Callable[[], Made], weights: Callable[[Made], torch.nn.Module]) -
 def _written(made: Any, model: torch.nn.Module) -> str | None:
     """The folder that a model was written to; None where the disk lacks room."""
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    folder = tempfile.mkdtemp(prefix="tuninglab-")
-    if shutil.disk_usage(folder).free < 1.1 * size:
+    _remove_left()
+    folder = tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-")
+    try:
+        enough = shutil.disk_usage(folder).free >= 1.1 * size
+        if enough:
+            with whole_file(Path(folder) / "model.pt") as path:
+                torch.save(made, path)
+    # Others write there, too; or there is a quota.
+    except WorkError:
+        enough = False
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    if not enough:
         shutil.rmtree(folder)
         say(
             f"{tempfile.gettempdir()} lacks {size / 2**30:.1f} GiB for one copy of the base: each "
             "process makes its own. TMPDIR names another folder."
         )
         return None
-    torch.save(made, Path(folder) / "model.pt")
     return folder
+
+
+def _prefix() -> str:
+    # Of this host alone are the numbers of processes known: the folder may be shared.
+    return f"tuninglab-base-{socket.gethostname()}-"
+
+
+def _remove_left() -> None:
+    """Delete the folders of processes that were killed: each holds a model."""
+    for left in Path(tempfile.gettempdir()).glob(f"{glob.escape(_prefix())}*"):
+        pid = left.name.removeprefix(_prefix()).partition("-")[0]
+        # In a container, numbers come again: this process has none of its own yet.
+        if pid.isdecimal() and (int(pid) == os.getpid() or not is_running(int(pid))):
+            # Not those of other users.
+            shutil.rmtree(left, ignore_errors=True)

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tuninglab.console import say
+from tuninglab.console import is_main_process, say
+from tuninglab.errors import UserError, WorkError
 from tuninglab.recipes.recipe import Foreseen
 from tuninglab.reporting.tables import duration, looking, percent, size
-from tuninglab.untrusted import MIB
+from tuninglab.untrusted import MIB, shown
 
 
 def tell_training(figures: dict[str, Any]) -> None:
@@ -62,15 +63,31 @@ def tell_validation(evaluation: dict[str, Any]) -> None:
 def ended_before(run: Path) -> dict[str, Any]:
     """Say of a run that it ended at an earlier start, and what it gave: the figures of its report.
 
+    Its page is written anew: it may be of one who watched, before a kill between the two reports.
+
     Raises:
         UserError: the report was damaged meanwhile.
     """
+    from tuninglab.reporting.report import write_report
     from tuninglab.reporting.run_files import read_final
 
     report: Any = read_final(run)  # it is there: by it a run is known to have ended
     say(f"{run} has ended. To go on with it, give more --max_steps or --epochs.")
-    tell_training(report["train"])
-    tell_validation(report["evaluation"])
+    try:
+        tell_training(report["train"])
+        tell_validation(report["evaluation"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{run / 'report.json'} lacks figures that every run writes, or holds others "
+            f"({type(error).__name__}: {shown(str(error))}). Delete it: then the same command "
+            "scores again and writes it anew."
+        ) from error
+    if is_main_process():
+        try:
+            write_report(run)
+        # It has ended all the same.
+        except (UserError, WorkError) as error:
+            say(f"Its page stays as it is: {error}")
     say(
         f"Adapter: {run / 'adapter'} ({report['adapter_bytes']:,} bytes). Report: {run}/report.html"
     )

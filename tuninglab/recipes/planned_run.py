@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from tuninglab.config import FinetuneConfig, TrainingConfig
 from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
-from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held, resident_bytes
+from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held
 from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
@@ -22,6 +24,7 @@ from tuninglab.recipes.planned_data import PlannedData
 from tuninglab.recipes.planned_machine import Machine
 from tuninglab.recipes.planned_model import planned_model
 from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, times_of
+from tuninglab.training.hardware import held_memory_bytes
 
 MIB = 2**20
 # What of a plan's figures is to be expected: see benchmarks/plan.py.
@@ -162,7 +165,7 @@ class Models:
         self.choices, self.rows, self.loaded = choices, rows, loaded
         self.made: dict[tuple[Any, ...], Any] = {}
         # Before the speed of the machine is measured, which leaves something in memory.
-        self._resident = resident_bytes()
+        self._resident = held_memory_bytes(torch.device("cpu"))
         # What steps of them cost.
         self.costs: dict[tuple[Any, ...], Cost] = {}
 

@@ -52,9 +52,11 @@ def with_batch_size(
 
     found = _planned(size, config, task, base, None, base.model)
     if is_main_process() and found is None:
-        # As without the flag.
-        usual = decide(replace(config, batch_size=None), base.model.num_parameters(), 1, choices)
-        found: Any = usual.batch_size
+        # As without the flag: what the recipe says, or what the size of the base does.
+        usual = replace(config, batch_size=type(config)().batch_size)
+        found: Any = decide(usual, base.model.num_parameters(), 1, choices).batch_size
+        if usual.batch_size is not None:
+            choices.add("batch size", str(found), "the recipe's own")
     # All processes take as many rows, though each has memory of its own.
     return replace(config, batch_size=broadcast_object_list([found])[0])
 

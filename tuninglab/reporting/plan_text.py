@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tuninglab.reporting.data_text import WIDTH, shows_colours
 from tuninglab.reporting.tables import duration, size
@@ -29,7 +31,8 @@ def text_of(figures: Mapping[str, Any]) -> str:
         console.print(table)
     for line in (*lines(figures), figures["note"]):
         if line:
-            console.print(line, soft_wrap=False)
+            # As text, not as markup: the name of a machine is foreign.
+            console.print(Text(line), soft_wrap=False)
     return out.getvalue().rstrip()
 
 
@@ -58,7 +61,7 @@ def _memory(figures: Mapping[str, Any]) -> Table:
         large["all else"] = rest
     table = _table("Highest moment of the training", "part", "memory", "")
     for name, mib in large.items():
-        table.add_row(name, _size(mib), _bar(mib / peak["total"]))
+        table.add_row(escape(name), _size(mib), _bar(mib / peak["total"]))
     table.add_section()
     table.add_row("total", _size(peak["total"]), "", style="bold")
     return table
@@ -69,7 +72,7 @@ def _phases(figures: Mapping[str, Any]) -> Table:
     for name, mib in figures["phases"].items():
         share = mib / figures["available_mib"] if figures["available_mib"] else 2.0
         style = "red" if share > 1 else None
-        table.add_row(name, _size(mib), f"{_bar(min(share, 1))} {share:.0%}", style=style)
+        table.add_row(escape(name), _size(mib), f"{_bar(min(share, 1))} {share:.0%}", style=style)
     return table
 
 
@@ -80,7 +83,7 @@ def _suggestions(figures: Mapping[str, Any]) -> Table:
     for one in figures["suggestions"]:
         flags = one["flags"] + (f"\n({one['price']})" if one["price"] else "")
         step = "–" if one["step_s"] is None else _step(one["step_s"], figures["step_s"])
-        table.add_row(flags, _size(one["needed_mib"]), step)
+        table.add_row(escape(flags), _size(one["needed_mib"]), step)
     return table
 
 

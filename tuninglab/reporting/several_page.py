@@ -162,11 +162,11 @@ def _state(run: Run) -> str:
 
 def _beside(runs: Sequence[Run]) -> Path | None:
     """Where the page goes by itself: into the folder of the runs; None where that cannot be."""
-    parents = {run.path.absolute().parent for run in runs}
+    parents = {run.path.resolve().parent for run in runs}
     if len(parents) > 1:
         say("The runs lie in several folders: no page is written. Give --out FILE.html.")
         return None
-    place = Path(runs[0].path).parent / NAME
+    place = parents.pop() / NAME
     try:
         _check_ours(place)
     except UserError as error:

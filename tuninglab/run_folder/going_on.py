@@ -20,7 +20,7 @@ def how_to_end(run: Path) -> str:
         return f"It saved nothing to go on from: start it again with --overwrite{place}"
     recipe = read_recipe(run / "config.yaml").recipe
     starts = read_starts(run)
-    # Order and loss depend on the number of processes: a checkpoint takes no other.
+    # As many as before: another number goes on too, where it can share out the rows of a step.
     processes = starts[-1].get("processes") if starts else 1
     command = f"{program()} {recipe}"
     if isinstance(processes, int) and processes > 1:
