@@ -10,7 +10,9 @@ from tuninglab.config import PlanConfig, PlanTextConfig
 from tuninglab.config.flags import parse
 from tuninglab.errors import UserError
 from tuninglab.inspection.machine_speed import Speed
+from tuninglab.models.build import load_flamingo
 from tuninglab.recipes import planned_changes, planned_machine, planned_run
+from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.plan import plan, plan_text
 
 SPEED = Speed({"fp32": 1e9, "bf16": 2e9}, {"fp32": 1e9, "bf16": 5e8}, 1e10, 1e-6, 0.05)
@@ -140,6 +142,20 @@ def test_the_largest_batch_is_planned(words):
     assert figures["largest_batches"][0]["rows"] == 9
     chosen = [one for one in figures["choices"] if one["choice"] == "batch size"]
     assert chosen[0]["value"] == "9"
+
+
+@pytest.mark.parametrize("more", [(), ("--tuning_config.train_perceiver", "true")])
+def test_a_base_counts_as_a_run_counts_it(more, words, tiny_bases, monkeypatch):
+    counted = []
+
+    def noted(config, parameters, *rest):
+        counted.append(parameters)
+        return decide(config, parameters, *rest)
+
+    monkeypatch.setattr("tuninglab.recipes.plan.decide", noted)
+    planned(words, *more)
+    model, _ = load_flamingo(tiny_bases["plain"])
+    assert counted == [model.num_parameters()]
 
 
 def test_a_flan_t5_is_planned(tmp_path):
