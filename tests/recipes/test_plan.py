@@ -137,6 +137,16 @@ def test_processes_share_rows_and_memory(words, fitting):
     assert figures["available_mib"] < 0.7 * fitting[0]["available_mib"]
 
 
+def test_a_base_that_is_rounded_as_it_is_read_is_whole_in_a_process(words):
+    def loading(precision, parallel):
+        more = ("--processes", "2", "--parallel", parallel, "--precision", precision)
+        return planned(words, *more)[0]["phases"]["load"]
+
+    # The base was saved in fp32: that is mapped by all, and each touches its share.
+    assert loading("fp32", "fsdp2") < loading("fp32", "ddp")
+    assert loading("bf16", "fsdp2") == loading("bf16", "ddp")
+
+
 def test_the_largest_batch_is_planned(words):
     figures, _, _ = planned(words, "--batch_size", "auto", "--max_steps", "2")
     assert figures["largest_batches"][0]["rows"] == 9

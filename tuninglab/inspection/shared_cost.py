@@ -18,7 +18,7 @@ from tuninglab.models.weights import bytes_held
 
 Parallel = Literal["ddp", "fsdp2"]
 # Held as many times as there are processes, whatever is shared.
-WHOLE = ("process",)
+WHOLE = ("process", "workspace")
 # Gathered at a time: the block that computes and the one that comes next.
 BLOCKS_AT_A_TIME = 2
 
