@@ -134,6 +134,10 @@ def test_processes_share_rows_and_memory(words, fitting):
     figures, _, _ = planned(words, "--processes", "2")
     assert figures["steps"] == 6
     assert figures["device"]["processes"] == 2
+    # Of two a ring sends as much as each holds of gradients, 2 x 1/2 times.
+    trained = figures["peak_memory_mib"]["LoRA"]
+    assert figures["sent_mib"] == pytest.approx(trained, abs=0.05)
+    assert fitting[0]["sent_mib"] is None
     assert figures["available_mib"] < 0.7 * fitting[0]["available_mib"]
 
 

@@ -43,6 +43,7 @@ class Plan:
         batches: of the training.
         machine: that it is planned for.
         note: what of it is an estimate; "" where nothing is.
+        sent: bytes that each process sends to others, a step.
     """
 
     parts: dict[str, int]
@@ -52,6 +53,7 @@ class Plan:
     batches: Batches
     machine: Machine
     note: str = ""
+    sent: int = 0
 
     @property
     def total(self) -> int:
@@ -117,7 +119,8 @@ def plan_run(
     times = None
     if machine.speed is not None:
         times = times_of(rehearse, data, batches, validation, quick)
-    return Plan(parts, largest.held, phases, times, batches, machine, data.note)
+    sent = largest.sent
+    return Plan(parts, largest.held, phases, times, batches, machine, data.note, sent)
 
 
 class _Bound(NamedTuple):
