@@ -12,8 +12,10 @@ from tuninglab.config.flags import parse
 from tuninglab.console import Choices
 from tuninglab.errors import UserError
 from tuninglab.inspection.machine_speed import Speed
+from tuninglab.models.build import load_flamingo
 from tuninglab.recipes import plan as plan_module
 from tuninglab.recipes import planned_changes, planned_machine, planned_run
+from tuninglab.recipes.defaults import decide
 from tuninglab.recipes.plan import plan, plan_text
 
 SPEED = Speed({"fp32": 1e9, "bf16": 2e9}, {"fp32": 1e9, "bf16": 5e8}, 1e10, 1e-6, 0.05)
@@ -170,7 +172,21 @@ def test_processes_share_rows_and_memory(words, fitting):
     figures, _, _ = planned(words, "--processes", "2")
     assert figures["steps"] == 6
     assert figures["device"]["processes"] == 2
+    # Of two a ring sends as much as each holds of gradients, 2 x 1/2 times.
+    trained = figures["peak_memory_mib"]["LoRA"]
+    assert figures["sent_mib"] == pytest.approx(trained, abs=0.05)
+    assert fitting[0]["sent_mib"] is None
     assert figures["available_mib"] < 0.7 * fitting[0]["available_mib"]
+
+
+def test_a_base_that_is_rounded_as_it_is_read_is_whole_in_a_process(words):
+    def loading(precision, parallel):
+        more = ("--processes", "2", "--parallel", parallel, "--precision", precision)
+        return planned(words, *more)[0]["phases"]["load"]
+
+    # The base was saved in fp32: that is mapped by all, and each touches its share.
+    assert loading("fp32", "fsdp2") < loading("fp32", "ddp")
+    assert loading("bf16", "fsdp2") == loading("bf16", "ddp")
 
 
 def test_the_largest_batch_is_planned(words):
@@ -178,6 +194,20 @@ def test_the_largest_batch_is_planned(words):
     assert figures["largest_batches"][0]["rows"] == 9
     chosen = [one for one in figures["choices"] if one["choice"] == "batch size"]
     assert chosen[0]["value"] == "9"
+
+
+@pytest.mark.parametrize("more", [(), ("--tuning_config.train_perceiver", "true")])
+def test_a_base_counts_as_a_run_counts_it(more, words, tiny_bases, monkeypatch):
+    counted = []
+
+    def noted(config, parameters, *rest):
+        counted.append(parameters)
+        return decide(config, parameters, *rest)
+
+    monkeypatch.setattr("tuninglab.recipes.plan.decide", noted)
+    planned(words, *more)
+    model, _ = load_flamingo(tiny_bases["plain"])
+    assert counted == [model.num_parameters()]
 
 
 def test_a_flan_t5_is_planned(tmp_path):

@@ -40,7 +40,7 @@ def measured(splits, base):
 
 
 def made(samples, config, processes, order=None):
-    """(rows, tokens, answers, pictures) of every pass that the loaders of all ranks make."""
+    """(rows, tokens, answers, pictures, documents) of every pass that all ranks' loaders make."""
     found, steps = [], 0
     for rank in range(processes):
         sampler = StepSampler(
@@ -57,7 +57,8 @@ def made(samples, config, processes, order=None):
                 tokens = max(sum(s.messages[0] for s in row) for row in rows)
                 answers = sum(s.messages[0] // 3 for row in rows for s in row)
                 pictures = max(sum(len(s.images) for s in row) for row in rows)
-                found.append((len(rows), tokens, answers, max(1, pictures)))
+                documents = max(map(len, rows)) if config.pack_tokens else 0
+                found.append((len(rows), tokens, answers, max(1, pictures), documents))
     return found, steps
 
 
@@ -83,12 +84,13 @@ def test_the_batches_are_those_that_loaders_make(count, size, accumulation, proc
         order = PackedOrder(Permutation(count), lengths, pictures, packed)
     found, steps = made(samples, config, processes, order)
     assert batches.steps == steps
-    assert batches.largest[0].rows * batches.largest[0].tokens == max(r * t for r, t, _, _ in found)
-    most = max(rows * pictures for rows, _, _, pictures in found)
+    assert batches.largest[0].rows * batches.largest[0].tokens == max(r * t for r, t, *_ in found)
+    most = max(rows * pictures for rows, _, _, pictures, _ in found)
     assert max(s.rows * s.pictures for s in batches.largest) == most
-    assert all(tuple(shape)[:4] in found for shape in batches.largest)
+    assert all((*shape[:4], shape.documents) in found for shape in batches.largest)
+    assert bool(batches.mean.documents) == bool(packed)
     means = np.mean(found, axis=0)
-    assert np.allclose(np.array(batches.mean)[[0, 1, 3]], means[[0, 1, 3]], atol=0.51)
+    assert np.allclose(np.array(batches.mean)[[0, 1, 3, 5]], means[[0, 1, 3, 4]], atol=0.51)
     assert batches.mean.answer_tokens == pytest.approx(means[2], rel=0.1, abs=1)
 
 

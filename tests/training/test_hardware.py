@@ -149,3 +149,17 @@ def test_free_memory_is_that_of_the_machine_or_of_its_container(monkeypatch, tmp
     (tmp_path / "memory.max").write_text(most)
     (tmp_path / "memory.current").write_text(str(1000 * 1024))
     assert hardware.free_memory_bytes(cpu) == free * 1024
+
+
+def test_pages_of_files_that_nobody_uses_are_free_in_a_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemAvailable: 3000 kB\n")
+    (tmp_path / "memory.max").write_text("1500000")
+    (tmp_path / "memory.current").write_text("1400000")
+    (tmp_path / "memory.stat").write_text("active_file 7\ntotal_inactive_file 9\nfile 5\n")
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 100_000
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 800000\nfile 5\n")
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 900_000
+    (tmp_path / "memory.stat").write_text("inactive_file\n")
+    assert hardware.free_memory_bytes(torch.device("cpu")) == 100_000

@@ -114,7 +114,9 @@ def step_cost(
     operations = {name: count * times for name, count in ledger.operations.items()}
     counted = {name: getattr(ledger, name) * times for name in ("moved", "streamed", "calls")}
     cost = Cost(held, step, operations, **counted)
-    return cost if processes == 1 else shared(cost, model, parallel, processes)
+    if processes == 1:
+        return cost
+    return shared(cost, model, parallel, processes, times, backward)
 
 
 def weights_held(model: Any) -> dict[str, int]:

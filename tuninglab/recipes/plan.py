@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuninglab.adapters.base_format import count_parameters
 from tuninglab.config import (
     FinetuneConfig,
     FlanT5Config,
@@ -32,6 +31,7 @@ from tuninglab.recipes.planned_changes import Setting, changes_that_fit
 from tuninglab.recipes.planned_data import PlannedData, measure_data
 from tuninglab.recipes.planned_figures import figures_of, too_large
 from tuninglab.recipes.planned_machine import Machine, planned_machine
+from tuninglab.recipes.planned_model import planned_base
 from tuninglab.recipes.planned_run import Models, plan_run, seen_side
 from tuninglab.recipes.recipe import Base
 from tuninglab.reporting.data_reader import open_reader
@@ -103,8 +103,9 @@ def _decided(
     splits = readable(config, task.splits, base)
     task.settle(splits, 0, base.answer_ids)
     model = models(config, measure_data(task, base))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    config = decide(config, count_parameters(model) - trained, len(task.splits.train), choices)
+    # As a run counts: the base alone, with what of it trains in full and a tower that is let go.
+    parameters = planned_base(config, Choices(aloud=False)).model.num_parameters()
+    config = decide(config, parameters, len(task.splits.train), choices)
     task.settle(splits, config.score_questions or 0, base.answer_ids)
     data = measure_data(task, base, seen_side(model), note)
     if config.batch_size == "auto":

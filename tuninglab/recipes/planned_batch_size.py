@@ -9,6 +9,7 @@ from tuninglab.recipes.defaults import BATCH_SIZES
 from tuninglab.recipes.planned_data import PlannedData
 from tuninglab.recipes.planned_machine import Machine
 from tuninglab.recipes.planned_run import MEMORY_ERROR, MIB, Models, Plan, plan_run
+from tuninglab.recipes.row_orders import train_order
 
 # A run of fewer steps learns little, however much fits.
 FEWEST_STEPS = 20
@@ -29,7 +30,8 @@ def largest_batch(
         choices: where it is said and kept.
     """
     room = machine.available / (1 + MEMORY_ERROR)
-    low, high = 0, _most(config, data, machine)
+    most = _most(config, data, machine)
+    low, high = 0, most
     size, found, bisect = min(BATCH_SIZES[0], high), None, False
     while True:
         plan = plan_run(replace(config, batch_size=size), data, machine, models, quick=True)
@@ -44,7 +46,7 @@ def largest_batch(
         size, bisect = min(high, max(low + 1, size)), not bisect
     if found is None:
         why = f"even one row needs more than the {room / MIB:,.0f} MiB that may be taken"
-    elif low == _most(config, data, machine):
+    elif low == most:
         why = f"more would leave fewer than {FEWEST_STEPS} steps; it fits"
     else:
         why = (
@@ -57,10 +59,14 @@ def largest_batch(
 
 
 def _most(config: TrainingConfig, data: PlannedData, machine: Machine) -> int:
-    records, epochs = len(data.train.tokens), config.epochs or 1
+    # By what trains together: packed rows are fewer than records. No order has more or less rows
+    # for the size that is looked for.
+    single, quiet = replace(config, batch_size=1), Choices(aloud=False)
+    order = train_order(data.splits.train, single, data.base, machine.processes, quiet)
+    entries, epochs = order.count(config.seed, 0), config.epochs or 1
     together = machine.processes * config.gradient_accumulation_steps
     steps = 1 if config.max_steps else FEWEST_STEPS / epochs
-    return max(1, int(records / steps / together))
+    return max(1, int(entries / steps / together))
 
 
 def _foreseen(plan: Plan, size: int, room: float) -> int:

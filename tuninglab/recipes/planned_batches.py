@@ -88,12 +88,16 @@ def val_batches(data: PlannedData, config: TrainingConfig, processes: int) -> Ba
 
 @dataclass
 class _Passes:
-    """Forward passes of all processes (G,): which pass of its process each is, and its sizes."""
+    """Forward passes of all processes (G,): which pass of its process each is, and its sizes.
+
+    Documents are those of the row that has most; 0 where rows are not packed.
+    """
 
     number: list[int]
     rows: Rows
     tokens: Rows
     pictures: Rows
+    documents: Rows
     members: Callable[[int], list[int]]
 
 
@@ -101,10 +105,10 @@ def _passes_of(lengths: Lengths, entries: Rows | Bins, sampler: StepSampler, ste
     """The forward passes that a `StepSampler` makes of the first steps of an epoch's entries."""
     tokens, pictures = lengths.tokens, lengths.pictures
     if isinstance(entries, Bins):
-        starts = entries.starts[:-1]
+        starts, documents = entries.starts[:-1], np.diff(entries.starts)
         tokens, pictures = (np.add.reduceat(a[entries.rows], starts) for a in (tokens, pictures))
     else:
-        tokens, pictures = tokens[entries], pictures[entries]
+        tokens, pictures, documents = tokens[entries], pictures[entries], np.zeros_like(entries)
     place = np.arange(min(len(tokens), steps * sampler.rows_per_step))
     step, inside = np.divmod(place, sampler.rows_per_step)
     micro, rank = inside // sampler.world_size // sampler.batch_size, inside % sampler.world_size
@@ -118,9 +122,11 @@ def _passes_of(lengths: Lengths, entries: Rows | Bins, sampler: StepSampler, ste
         chosen = laid[first[group] : first[group] + rows[group]].tolist()
         return [row for e in chosen for row in np.atleast_1d(entries[e]).tolist()]
 
-    longest, most = (np.maximum.reduceat(a[laid], first) for a in (tokens, pictures))
+    sizes = (np.maximum.reduceat(a[laid], first) for a in (tokens, pictures, documents))
+    longest, most, packed = sizes
     # Rows without a picture get a blank one (see Collator).
-    return _Passes(number[laid][first].tolist(), rows, longest, np.maximum(most, 1), members)
+    most = np.maximum(most, 1)
+    return _Passes(number[laid][first].tolist(), rows, longest, most, packed, members)
 
 
 def _batches(lengths: Lengths, made: list[_Passes], steps: int, passes: int) -> Batches:
@@ -131,18 +137,20 @@ def _batches(lengths: Lengths, made: list[_Passes], steps: int, passes: int) -> 
             group = int(np.lexsort(order)[-1])
             rows, tokens = int(one.rows[group]), int(one.tokens[group])
             answers = lengths.answers(one.members(group))
-            candidates.append(Shape(rows, tokens, answers, int(one.pictures[group])))
+            pictures, documents = int(one.pictures[group]), int(one.documents[group])
+            candidates.append(Shape(rows, tokens, answers, pictures, documents=documents))
     means = (
         np.concatenate([getattr(one, name) for one in made]).mean()
-        for name in ("rows", "tokens", "pictures")
+        for name in ("rows", "tokens", "pictures", "documents")
     )
     some = evenly(range(len(lengths.samples)), ANSWERED)
     each = lengths.answers(some) / max(1, len(some))
     # A packed row has several records.
     looked_at = [(one, group) for one in made for group in evenly(range(len(one.rows)), LOOKED_AT)]
     records = np.mean([len(one.members(group)) for one, group in looked_at])
-    mean_rows, mean_tokens, mean_pictures = map(round, means)
-    mean = Shape(mean_rows, mean_tokens, round(records * each), mean_pictures)
+    mean_rows, mean_tokens, pictures, documents = map(round, means)
+    answered = round(records * each)
+    mean = Shape(mean_rows, mean_tokens, answered, pictures, documents=documents)
     return Batches(_largest(candidates), mean, steps, max(1, passes))
 
 

@@ -26,6 +26,7 @@ def figures_of(plan: Plan, suggestions: Sequence[Suggestion], choices: Choices) 
         "available_mib": _mib(plan.machine.available),
         "needed_mib": _mib(plan.needed),
         "fits": plan.fits,
+        "sent_mib": _mib(plan.sent) if plan.machine.processes > 1 else None,
         "step_s": _seconds(times and times.step_s),
         "train_s": _seconds(times and times.train_s),
         "wall_s": _seconds(times and times.wall_s),

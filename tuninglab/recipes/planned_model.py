@@ -75,17 +75,10 @@ def planned_base(config: TrainingConfig, choices: Choices) -> PlannedBase:
             "bnb-int8's and about twice what bnb-nf4's do."
         )
     dtype = DTYPES[config.precision]
-    if isinstance(config, FinetuneConfig):
-        new = config.lang_encoder is not None
-        model_config = _flamingo_config(config)
-        quantization = base_format_of(config)
-        tuning: LoraTuning = config.tuning_config
-        tuning = train_fresh_bridge(tuning, choices) if new else tuning
-    else:
-        model_config = _text_config(config.model)
-        in_float = left_in_float(config.tuning_config, fresh_bridge=False)
-        quantization = quantization_config(config.base_format, dtype, in_float)
-        tuning = config.tuning_config
+    tuning: Any = config.tuning_config
+    if isinstance(config, FinetuneConfig) and config.lang_encoder is not None:
+        tuning = train_fresh_bridge(tuning, choices)
+    model_config, quantization = _read(config)
     options = quantised(quantization, model_config, config.model)
     model: Any = model_on_meta(model_config, dtype)
     saved = getattr(model_config, "quantization_config", None)
@@ -100,6 +93,32 @@ def planned_base(config: TrainingConfig, choices: Choices) -> PlannedBase:
         if type(wo) is nn.Linear:
             wo.float().__class__ = WideLinear
     return PlannedBase(model.eval(), tuning)
+
+
+def changes_as_read(config: TrainingConfig) -> bool:
+    """Whether frozen weights become others as they are read: rounded, or quantised.
+
+    Args:
+        config: settings of a run; its precision is decided.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    model_config, quantization = _read(config)
+    if quantised(quantization, model_config, config.model):
+        return True
+    # A Flamingo of parts was never saved: its language model was.
+    saved = model_config.dtype or model_config.get_text_config(decoder=True).dtype
+    return saved != DTYPES[config.precision]
+
+
+def _read(config: TrainingConfig) -> tuple[PreTrainedConfig, Any]:
+    """The configuration of a base, and how its frozen weights shall be quantised; None: not."""
+    if isinstance(config, FinetuneConfig):
+        return _flamingo_config(config), base_format_of(config)
+    in_float = left_in_float(config.tuning_config, fresh_bridge=False)
+    quantization = quantization_config(config.base_format, DTYPES[config.precision], in_float)
+    return _text_config(config.model), quantization
 
 
 def _flamingo_config(config: FinetuneConfig) -> PreTrainedConfig:

@@ -14,6 +14,7 @@ from tuninglab.console import Choices
 from tuninglab.evaluation.task import evenly
 from tuninglab.inspection.cost import Cost, Shape
 from tuninglab.inspection.rehearsal import RUN_BESIDES, process_held
+from tuninglab.inspection.shared_cost import WHOLE
 from tuninglab.models.named_parts import SCOPE
 from tuninglab.models.parts import DTYPES
 from tuninglab.models.weights import bytes_held
@@ -22,7 +23,7 @@ from tuninglab.recipes.guessing import TOKENS_FROM
 from tuninglab.recipes.planned_batches import Batches, train_batches, val_batches
 from tuninglab.recipes.planned_data import PlannedData
 from tuninglab.recipes.planned_machine import Machine
-from tuninglab.recipes.planned_model import planned_model
+from tuninglab.recipes.planned_model import changes_as_read, planned_model
 from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, times_of
 from tuninglab.training.hardware import held_memory_bytes
 
@@ -45,6 +46,7 @@ class Plan:
         batches: of the training.
         machine: that it is planned for.
         note: what of it is an estimate; "" where nothing is.
+        sent: bytes that each process sends to others, a step.
     """
 
     parts: dict[str, int]
@@ -54,6 +56,7 @@ class Plan:
     batches: Batches
     machine: Machine
     note: str = ""
+    sent: int = 0
 
     @property
     def total(self) -> int:
@@ -100,7 +103,7 @@ def plan_run(
     rehearse = Rehearsal(model, config, machine, models.costs, models.process_bytes)
     steps = [rehearse.step(shape) for shape in batches.largest]
     largest = max(steps, key=lambda cost: cost.peak)
-    phases = {"load": _loading(model, largest), "train": largest.peak}
+    phases = {"load": _loading(model, largest, config, machine), "train": largest.peak}
     parts = largest.held | largest.step
     validation = val_batches(data, config, machine.processes)
     could_exceed = _Bound(largest, batches.largest, config.checkpoint_interval is not None)
@@ -119,7 +122,8 @@ def plan_run(
     times = None
     if machine.speed is not None:
         times = times_of(rehearse, data, batches, validation, quick)
-    return Plan(parts, largest.held, phases, times, batches, machine, data.note)
+    sent = largest.sent
+    return Plan(parts, largest.held, phases, times, batches, machine, data.note, sent)
 
 
 class _Bound(NamedTuple):
@@ -212,12 +216,18 @@ def answer_rows(config: TrainingConfig, data: PlannedData) -> list[int]:
     return sorted({token for answer in answers for token in answer})
 
 
-def _loading(model: Any, cost: Cost) -> int:
+def _loading(model: Any, cost: Cost, config: TrainingConfig, machine: Machine) -> int:
     """Weights as they are read: all that stay, and one that is not yet in its format."""
-    weights = sum(size for name, size in cost.held.items() if name != "optimizer")
+    held = {name: size for name, size in cost.held.items() if name != "optimizer"}
+    sharded = config.parallel == "fsdp2" and machine.processes > 1
+    if sharded and machine.device == "cpu" and changes_as_read(config):
+        # The first process of a machine makes the whole base for all (models/loaded_once.py);
+        # on its way to a GPU that is in the memory of the machine.
+        held = {name: size for name, size in held.items() if name in WHOLE}
+        held["whole"] = bytes_held([*model.parameters(), *model.buffers()])
     largest = max(parameter.numel() for parameter in model.parameters())
     # As files have them, in 32 bits at most.
-    return weights + 4 * largest
+    return sum(held.values()) + 4 * largest
 
 
 def _saving(model: Any, cost: Cost, machine: Machine) -> int:
