@@ -23,11 +23,11 @@ class _Machine:
     memory_gib: Annotated[float | None, Mark.CALL] = None
     """Plan for devices with so much memory. None: what is free on this machine."""
 
-    def _check_plan(self) -> None:
-        """Check for which machine is planned, and that it is the start of a run.
+    def validate(self) -> None:
+        """Check for which machine is planned, that it is the start of a run, and the run.
 
         Raises:
-            UserError: naming the flag, the value given and what is expected.
+            UserError: naming the flag, the value given, what is expected and the remedy.
         """
         check_positive(self, "processes", most=1_000_000)
         memory, expected = self.memory_gib, "a number above 0 and at most 1,000,000"
@@ -41,31 +41,15 @@ class _Machine:
                 )
         # `auto` may stand in a recipe, and wants a name that a plan does not need.
         settings.resume = False
+        # Of the training, which stands beside this class in those below.
+        super().validate()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass
 class PlanConfig(_Machine, FinetuneConfig):
     """Say what memory and time a run would take, and whether it fits; `plan flan-t5` for a T5."""
 
-    def validate(self) -> None:
-        """Check every range.
-
-        Raises:
-            UserError: naming the flag, the value given, what is expected and the remedy.
-        """
-        self._check_plan()
-        super().validate()
-
 
 @dataclass
 class PlanTextConfig(_Machine, FlanT5Config):
     """Say what memory and time a run of flan-t5 would take, and whether it fits."""
-
-    def validate(self) -> None:
-        """Check every range.
-
-        Raises:
-            UserError: naming the flag, the value given, what is expected and the remedy.
-        """
-        self._check_plan()
-        super().validate()
