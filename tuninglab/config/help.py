@@ -32,16 +32,9 @@ GROUPS = {
         *("max_tokens", "prompt"),
     ),
     "Memory and speed": (
-        *(
-            "threads",
-            "parallel",
-            "precision",
-            "quantization",
-            "memory_savers",
-            "activation_checkpointing",
-        ),
-        *("checkpoint_every", "cache_features", "group_by_length", "pack_tokens", "pack_images"),
-        *("products", "compare", "rounds"),
+        *("threads", "parallel", "precision", "quantization", "memory_savers", "checkpoint_every"),
+        *("activation_checkpointing", "cache_features", "group_by_length", "pack_tokens"),
+        *("pack_images", "products", "compare", "rounds"),
     ),
     "How it is measured": (
         *("eval_steps", "score_questions", "eval_metric", "keep_best", "patience"),
