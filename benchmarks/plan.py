@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py
     python benchmarks/plan.py --only "embedded int8" "wide fp32"
+    python benchmarks/plan.py --plans_only    # beside what was measured last
 
 Each configuration is planned by `tuninglab plan` in one process and run for ten steps in another,
 as a user would; compared are train.peak_memory_mib of its report.json and the median of its steps.
@@ -168,6 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=[*CONFIGURATIONS])
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--plans_only", action="store_true")
     options = parser.parse_args()
     import torch
 
@@ -180,11 +182,20 @@ def main() -> None:
         "versions": {"torch": torch.__version__},
         "rows": [],
     }
+    before = {}
+    if options.plans_only:
+        last = json.loads(options.out.read_text(encoding="utf-8"))
+        # When and by what it was measured stays with the figures.
+        result |= {name: last[name] for name in ("command", "date", "machine", "versions")}
+        names = ("measured_mib", "measured_step_s")
+        before = {row["name"]: {name: row[name] for name in names} for row in last["rows"]}
+        result["planned_again"] = now()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
         for one in options.only:
-            row = {"name": one, **planned(one, folder), **run(one, folder)}
+            measured = before[one] if options.plans_only else run(one, folder)
+            row = {"name": one, **planned(one, folder), **measured}
             row["memory_error"] = round(row["planned_mib"] / row["measured_mib"] - 1, 3)
             row["step_error"] = round(row["planned_step_s"] / row["measured_step_s"] - 1, 3)
             result["rows"].append(row)
