@@ -202,6 +202,7 @@ def run_verb(name: str, argv: Sequence[str] | None = None) -> int:
     words = without_blanks(sys.argv[1:] if argv is None else argv)
 
     def parse_and_work() -> None:
+        """Settings from the words, then the work of the verb, or the settings as YAML."""
         row = _row_for(name, words)
         verb = VERBS[row]
         config = parse(f"{program()} {row}", verb.settings(), words)

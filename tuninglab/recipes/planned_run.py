@@ -28,8 +28,9 @@ from tuninglab.recipes.planned_times import Rehearsal, Times, asked_together, ti
 from tuninglab.training.hardware import held_memory_bytes
 
 MIB = 2**20
-# What of a plan's figures is to be expected: see benchmarks/plan.py.
-MEMORY_ERROR, TIME_ERROR = 0.1, 0.3
+# How far off plans were seen to be. Memory: twelve runs of benchmarks/plan.py, which it was fitted
+# to, within 0.1, a short one beside them 0.13. Time: nine of the twelve within 0.3, all about 0.5.
+MEMORY_ERROR, TIME_ERROR = 0.15, 0.5
 # Models have at least so many, of about one size.
 FEWEST_BLOCKS = 4
 
