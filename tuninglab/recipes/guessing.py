@@ -33,7 +33,10 @@ TOKENS_FROM = 20_000
 
 def chance_loss(model: Any) -> float:
     """Nats a token of guessing blindly: the logarithm of the vocabulary's size."""
-    return math.log(model.get_output_embeddings().weight.shape[0])
+    head = model.get_output_embeddings()
+    # Of a wrapped head PEFT would merge its trained rows into the weight first; FSDP2's shares of
+    # it cannot be merged so.
+    return math.log(getattr(head, "original_module", head).weight.shape[0])
 
 
 def untuned_loss(
