@@ -54,7 +54,9 @@ def kinds(settings, tiny_bases):
     """Settings of runs of ten rows a step, by name."""
     rows = replace(settings, model=str(tiny_bases["tied"]), tuning_config=MORE)
     int8 = replace(settings, enable_int8=True, activation_checkpointing=True)
-    return {"lora": settings, "rows": rows, "int8": int8}
+    # Of an untied head, as on own data with the embedded base.
+    untied = replace(settings, tuning_config=TuningConfig(train_answer_tokens="true"))
+    return {"lora": settings, "rows": rows, "untied rows": untied, "int8": int8}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,7 @@ def report(folder, name):
     return json.loads((folder / name / "report.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["lora", "rows", "int8"])
+@pytest.mark.parametrize("kind", ["lora", "rows", "untied rows", "int8"])
 def test_shards_tune_what_one_process_tunes(two, kinds, kind):
     expected = finetune(of(kinds[kind], f"{kind}-one", 1))
     got = report(two, f"{kind}-fsdp2")
